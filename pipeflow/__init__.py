@@ -1,0 +1,36 @@
+"""pipeflow trains a normalizing flow in gradient-isolated parts, one part per worker.
+
+    from pipeflow import Config, train
+    summary = train(Config.from_dict({"run": {"dir": "runs/mine"}, "schedule": {"mode": "concurrent"}}))
+
+What needs torch is imported when it is first used, so that a mistyped option is reported at once.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Config": "pipeflow.config",
+    "Flow": "pipeflow.flow",
+    "ImageData": "pipeflow.data",
+    "Layer": "pipeflow.flow",
+    "PipeflowError": "pipeflow.errors",
+    "glow": "pipeflow.flow",
+    "load_flow": "pipeflow.saved_flow",
+}
+__all__ = [*_PLACES, "train"]
+
+
+def train(config: Any, flow: Any = None, data: Any = None) -> dict:
+    """Trains as the configuration says; see `pipeflow.train.run.train`."""
+    from pipeflow.train.run import train as run
+
+    return run(config, flow, data)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'pipeflow' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -1,0 +1,7 @@
+"""Image data: where it comes from, and the batches that training and evaluation see."""
+
+from pipeflow.data.batches import Batches, dequantization_noise, dequantize
+from pipeflow.data.dead_leaves import dead_leaves
+from pipeflow.data.sources import ImageData, load_data
+
+__all__ = ["Batches", "ImageData", "dead_leaves", "dequantization_noise", "dequantize", "load_data"]

@@ -1,0 +1,161 @@
+"""The batches a run sees: their order, flips and noise derive from (seed, purpose, epoch, step), never from who asks.
+
+So a worker that holds no images can still make the noise of any batch, and any number of workers trains on the same
+numbers as one process.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from pipeflow.data.sources import ImageData
+from pipeflow.errors import ConfigError, DataError
+
+# The noise of evaluation is the same in every run, so that bits/dim of different runs compare.
+TEST_NOISE_SEED = 0
+
+
+def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """A CPU generator for one purpose at one position, usually (epoch, step), of a run.
+
+    Args:
+        seed: the run's seed, >= 0.
+        purpose: what the numbers are for; different purposes are independent of each other.
+        position: any number of integers >= 0.
+    """
+    # The purpose goes in by its CRC because Python's own hash of a string differs from process to process.
+    mixed = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), *position))
+    return torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
+
+
+def dequantization_noise(seed: int, purpose: str, epoch: int, step: int, shape: Sequence[int]) -> torch.Tensor:
+    """The uniform noise of one global batch, float32 in [0, 1), for `dequantize`.
+
+    Needs no images: a worker that got images a..b of a global batch takes `[a:b]` of the global batch's noise.
+
+    Args:
+        purpose: `train` for the noise that `Batches.train` adds.
+        shape: of the global batch, [batch, channels, height, width].
+    """
+    return torch.rand(tuple(shape), generator=generator(seed, f"noise of {purpose}", epoch, step))
+
+
+def dequantize(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """`x/256 - 1/2 + u/256` as in openai/glow, a new tensor.
+
+    The noise is cut to multiples of 2^-17, so that every operation is exact in float32: no value is rounded up to 0.5
+    or into the next of the 256 bins, which plain float32 arithmetic does for u close to 1.
+
+    Args:
+        images: uint8, [batch, ...].
+        noise: u, float32 in [0, 1), the shape of `images`.
+
+    Returns:
+        float32 in [-0.5, 0.5), the shape of `images`.
+    """
+    return images.to(torch.float32).sub_(128).div_(256).add_(torch.floor(noise * 2**17).mul_(2**-25))
+
+
+class Batches:
+    """The batches of one run.
+
+    Args:
+        data: the images.
+        seed: the run's seed.
+        batch_size: images in a training batch, over all workers.
+        flip: whether training images are mirrored left to right, each with probability 1/2.
+
+    Raises:
+        ConfigError: `batch_size` is below 1 or above the number of training images.
+        DataError: `flip` with images that are not [channels, height, width].
+    """
+
+    def __init__(self, data: ImageData, seed: int, batch_size: int, flip: bool) -> None:
+        if not 1 <= batch_size <= len(data.train):
+            raise ConfigError(
+                f"optim.batch_size is {batch_size}, but there are {len(data.train)} training images ({data.name}): "
+                f"it must be from 1 to {len(data.train)}."
+            )
+        if flip and len(data.shape) != 3:
+            raise DataError(
+                f"data.flip is on, but an image of {data.name} has the shape {list(data.shape)}, which has no left and "
+                f"right: set data.flip to false, or give images of [channels, height, width]."
+            )
+        self.data = data
+        self.seed = seed
+        self.batch_size = batch_size
+        self.flip = flip
+        self._order_epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches in an epoch; the last incomplete one is dropped."""
+        return len(self.data.train) // self.batch_size
+
+    def train_images(self, epoch: int, step: int) -> torch.Tensor:
+        """Training batch `step` of `epoch`, flipped where it is to be: uint8, [batch, ...].
+
+        Raises:
+            IndexError: `step` is not in 0 .. steps_per_epoch - 1.
+        """
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
+        if epoch != self._order_epoch:
+            self._order = torch.randperm(len(self.data.train), generator=generator(self.seed, "order", epoch))
+            self._order_epoch = epoch
+        images = self.data.train[self._order[step * self.batch_size : (step + 1) * self.batch_size]]
+        if self.flip:
+            mirrored = torch.rand(self.batch_size, generator=generator(self.seed, "flip", epoch, step)) < 0.5
+            images[mirrored] = images[mirrored].flip(-1)
+        return images
+
+    def train_noise(self, epoch: int, step: int) -> torch.Tensor:
+        """The noise of training batch `step` of `epoch`, float32 in [0, 1), [batch, ...]."""
+        return dequantization_noise(self.seed, "train", epoch, step, (self.batch_size, *self.data.shape))
+
+    def train(self, epoch: int, step: int) -> torch.Tensor:
+        """Training batch `step` of `epoch`, dequantized: float32 in [-0.5, 0.5), [batch, ...]."""
+        return dequantize(self.train_images(epoch, step), self.train_noise(epoch, step))
+
+    def initial(self) -> torch.Tensor:
+        """The one batch that layers are initialised on: training images, not flipped, float32 in [-0.5, 0.5)."""
+        chosen = torch.randperm(len(self.data.train), generator=generator(self.seed, "initial"))[: self.batch_size]
+        shape = (self.batch_size, *self.data.shape)
+        return dequantize(self.data.train[chosen], dequantization_noise(self.seed, "initial", 0, 0, shape))
+
+    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[torch.Tensor]:
+        """The first `num_images` test images (None: all), dequantized: float32 in [-0.5, 0.5), [<= batch, ...].
+
+        The last incomplete batch is kept. An image has the same noise whatever the run's seed, `num_images` and
+        `batch_size`.
+
+        Raises:
+            ConfigError: `num_images` is below 1 or above the number of test images.
+        """
+        num_images = self._num_test_images(num_images)
+        return self._test_batches(num_images, batch_size)
+
+    def num_test_batches(self, num_images: int | None, batch_size: int) -> int:
+        """How many batches `test_batches` gives. Raises what it raises."""
+        return -(-self._num_test_images(num_images) // batch_size)
+
+    def _num_test_images(self, num_images: int | None) -> int:
+        there = len(self.data.test)
+        if num_images is None:
+            return there
+        if not 1 <= num_images <= there:
+            raise ConfigError(
+                f"eval.num_images is {num_images}, but there are {there} test images ({self.data.name}): it must be "
+                f"from 1 to {there}, or null for all."
+            )
+        return num_images
+
+    def _test_batches(self, num_images: int, batch_size: int) -> Iterator[torch.Tensor]:
+        # One generator read on and on: what an image gets does not depend on where the batches are cut.
+        numbers = generator(TEST_NOISE_SEED, "noise of test")
+        for start in range(0, num_images, batch_size):
+            images = self.data.test[start : min(start + batch_size, num_images)]
+            yield dequantize(images, torch.rand(images.shape, generator=numbers))

@@ -1,0 +1,12 @@
+"""What is trained: layers, flows and parts. Single-device mathematics, nothing distributed."""
+
+from pipeflow.flow.flow import Flow
+from pipeflow.flow.glow import build_flow, glow
+from pipeflow.flow.layers import ActNorm, Coupling, FactorOut, FlowStep, InvertibleConv1x1, Layer, Squeeze
+from pipeflow.flow.parts import Part, cut_names, split_flow
+from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior
+
+__all__ = [
+    "ActNorm", "Coupling", "FactorOut", "Flow", "FlowStep", "GaussianPrior", "InvertibleConv1x1", "Layer", "Part",
+    "Prior", "Squeeze", "StandardPrior", "build_flow", "cut_names", "glow", "split_flow",
+]  # fmt: skip

@@ -1,0 +1,325 @@
+"""The transforms a flow is made of, under one contract.
+
+A layer takes `x` to `(y, contribution)`, where `contribution` ([batch], float32) is what the layer adds to log p(x): its
+log-determinant, or for `FactorOut` the log-prior of the half it takes out, which it returns as a third value. So log p(x)
+is one running sum over a list of layers, plus the prior of the last latent.
+
+Shapes of latents are [batch, channels, height, width]; a layer of one's own may use any [batch, ...]. Formulas are those
+of Kingma and Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018), as openai/glow computes them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeflow.flow.priors import diagonal_gaussian_log_prob
+
+Shape = tuple[int, ...]
+
+
+class Layer(nn.Module):
+    """Base of all transforms. A subclass gives `forward` and `inverse`; the rest has defaults for the simple case."""
+
+    num_taken_out = 0
+    """How many tensors `forward` returns after the contribution, and `inverse` takes after `y`."""
+    stays_with_next = False
+    """No cut may come right after this layer (a squeeze opens the block it stands before)."""
+    stays_with_previous = False
+    """No cut may come right before this layer (a factor-out closes the block it stands behind)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """`(y, contribution)`, contribution: [batch], and `num_taken_out` tensors more."""
+        raise TypeError(f"{type(self).__name__} has no forward: a layer returns (y, contribution).")
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The `x` that `forward` takes to `y`."""
+        raise TypeError(f"{type(self).__name__} has no inverse: write one to invert or sample the flow.")
+
+    def sample_inverse(self, y: Tensor, generator: torch.Generator | None, temperature: float) -> Tensor:
+        """`inverse`, with what the layer had taken out drawn anew."""
+        return self.inverse(y)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of one output for one input's shape, both without the batch. Raises ValueError where it cannot be."""
+        return shape
+
+    def multiply_adds(self, shape: Shape) -> int:
+        """Multiply-adds of `forward` for one input of this shape; elementwise work does not count.
+
+        Unless a layer says better, one for each parameter: right for dense nets, too few for convolutions.
+        """
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Sets what is initialised from data, once, from the first batch that arrives here."""
+
+
+class ActNorm(Layer):
+    """`y = (x + bias) * exp(3 log_scale)` for each channel, initialised to zero mean and unit variance of `y`.
+
+    `initialized` travels in the state dict and is read nowhere but in `initialize`: no forward waits for it.
+    """
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.log_scale = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def _channels_of(self, parameter: Tensor) -> Tensor:
+        return parameter.view(1, -1, 1, 1)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """`y` alone, for use inside a coupling net, where no log-determinant is asked for."""
+        return (x + self._channels_of(self.bias)) * torch.exp(3 * self._channels_of(self.log_scale))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logdet = 3 * self.log_scale.sum() * (x.shape[2] * x.shape[3])
+        return self.normalize(x), logdet.expand(x.shape[0])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y * torch.exp(-3 * self._channels_of(self.log_scale)) - self._channels_of(self.bias)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        if self.initialized:
+            return
+        mean = x.mean(dim=(0, 2, 3))
+        deviation = (x - self._channels_of(mean)).square().mean(dim=(0, 2, 3)).sqrt()
+        self.bias.copy_(-mean)
+        self.log_scale.copy_(-torch.log(deviation + 1e-6) / 3)
+        self.initialized.fill_(True)
+
+
+class InvertibleConv1x1(Layer):
+    """A learned mixing of the channels at each pixel, initialised to a random rotation.
+
+    form `lu`: `W = P L (U + diag(sign exp(log_s)))` with P and the signs fixed, so that the log-determinant is a sum;
+    form `plain`: `W` itself, with `slogdet` in every forward, which a GPU is slow at.
+    """
+
+    def __init__(self, num_channels: int, form: str = "lu"):
+        super().__init__()
+        self.form = form
+        rotation, _ = torch.linalg.qr(torch.randn(num_channels, num_channels, dtype=torch.float64))
+        if form == "plain":
+            self.weight = nn.Parameter(rotation.float())
+            return
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal()
+        self.register_buffer("permutation", permutation.float())
+        self.register_buffer("sign", diagonal.sign().float())
+        self.lower = nn.Parameter(lower.tril(-1).float())
+        self.upper = nn.Parameter(upper.triu(1).float())
+        self.log_s = nn.Parameter(diagonal.abs().log().float())
+
+    def matrix(self) -> Tensor:
+        """W, [channels, channels]: `y[:, :, i, j] = W x[:, :, i, j]`."""
+        if self.form == "plain":
+            return self.weight
+        lower = self.lower.tril(-1) + torch.eye(len(self.log_s), device=self.lower.device)
+        upper = self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_s))
+        return self.permutation @ lower @ upper
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logdet = torch.linalg.slogdet(self.weight)[1] if self.form == "plain" else self.log_s.sum()
+        y = functional.conv2d(x, self.matrix()[:, :, None, None])
+        return y, (logdet * (x.shape[2] * x.shape[3])).expand(x.shape[0])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        inverse = torch.linalg.inv(self.matrix().double()).to(y.dtype)
+        return functional.conv2d(y, inverse[:, :, None, None])
+
+    def multiply_adds(self, shape: Shape) -> int:
+        channels, height, width = shape
+        return channels * channels * height * width
+
+
+class ZeroConv(nn.Module):
+    """A 3x3 convolution that starts as 0: zero weights, and `exp(3 log_scale)` on each output channel."""
+
+    def __init__(self, num_inputs: int, num_outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(num_inputs, num_outputs, 3, padding=1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+        self.log_scale = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * torch.exp(3 * self.log_scale.view(1, -1, 1, 1))
+
+
+class CouplingNet(nn.Module):
+    """3x3 to `width`, 1x1, 3x3 zero convolution; ActNorm and ReLU after the first two.
+
+    `dtype` is the type its convolutions run in; what it returns is float32 in any case.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, width: int, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.dtype = dtype
+        self.conv_in = nn.Conv2d(num_inputs, width, 3, padding=1, bias=False)
+        self.norm_in = ActNorm(width)
+        self.conv_mid = nn.Conv2d(width, width, 1, bias=False)
+        self.norm_mid = ActNorm(width)
+        self.conv_out = ZeroConv(width, num_outputs)
+        nn.init.normal_(self.conv_in.weight, std=0.05)
+        nn.init.normal_(self.conv_mid.weight, std=0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            hidden = functional.relu(self.norm_in.normalize(self.conv_in(x)))
+            hidden = functional.relu(self.norm_mid.normalize(self.conv_mid(hidden)))
+            return self.conv_out(hidden).float()
+
+    def multiply_adds(self, shape: Shape) -> int:
+        weights = (self.conv_in.weight, self.conv_mid.weight, self.conv_out.conv.weight)
+        return sum(weight.numel() for weight in weights) * shape[1] * shape[2]
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        hidden = self.conv_in(x)
+        self.norm_in.initialize(hidden)
+        hidden = self.conv_mid(functional.relu(self.norm_in.normalize(hidden)))
+        self.norm_mid.initialize(hidden)
+
+
+class Coupling(Layer):
+    """Changes the second half of the channels by what a net makes of the first.
+
+    kind `affine`: `y2 = (x2 + t) * sigmoid(s + 2)`, with t and s the even and odd outputs of the net;
+    kind `additive`: `y2 = x2 + t`. With an odd number of channels the first half is the smaller.
+    """
+
+    def __init__(self, num_channels: int, width: int, kind: str = "affine", net_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        if num_channels < 2:
+            raise ValueError(f"a coupling needs 2 channels or more to halve, got {num_channels}")
+        self.kind = kind
+        self.num_kept = num_channels // 2
+        num_changed = num_channels - self.num_kept
+        num_outputs = 2 * num_changed if kind == "affine" else num_changed
+        self.net = CouplingNet(self.num_kept, num_outputs, width, net_dtype)
+
+    def _shift_and_log_scale(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.net(kept)
+        if self.kind == "additive":
+            return outputs, torch.zeros_like(outputs)
+        return outputs[:, 0::2], functional.logsigmoid(outputs[:, 1::2] + 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept, changed = x[:, : self.num_kept], x[:, self.num_kept :]
+        shift, log_scale = self._shift_and_log_scale(kept)
+        changed = (changed + shift) * torch.exp(log_scale)
+        return torch.cat([kept, changed], dim=1), log_scale.sum(dim=(1, 2, 3))
+
+    def inverse(self, y: Tensor) -> Tensor:
+        kept, changed = y[:, : self.num_kept], y[:, self.num_kept :]
+        shift, log_scale = self._shift_and_log_scale(kept)
+        return torch.cat([kept, changed * torch.exp(-log_scale) - shift], dim=1)
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.net.multiply_adds(shape)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        self.net.initialize(x[:, : self.num_kept])
+
+
+class FlowStep(Layer):
+    """ActNorm, invertible 1x1 convolution and coupling, one after the other."""
+
+    def __init__(self, actnorm: ActNorm, invconv: InvertibleConv1x1, coupling: Coupling):
+        super().__init__()
+        self.actnorm = actnorm
+        self.invconv = invconv
+        self.coupling = coupling
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x, from_actnorm = self.actnorm(x)
+        x, from_invconv = self.invconv(x)
+        x, from_coupling = self.coupling(x)
+        return x, from_actnorm + from_invconv + from_coupling
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self.actnorm.inverse(self.invconv.inverse(self.coupling.inverse(y)))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if shape[0] != len(self.actnorm.bias):
+            raise ValueError(f"a flow step made for {len(self.actnorm.bias)} channels meets {shape[0]}")
+        return shape
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.invconv.multiply_adds(shape) + self.coupling.multiply_adds(shape)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        for layer in (self.actnorm, self.invconv, self.coupling):
+            layer.initialize(x)
+            x, _ = layer(x)
+
+
+class Squeeze(Layer):
+    """Each 2x2 square of pixels becomes one pixel with four times the channels."""
+
+    stays_with_next = True
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.pixel_unshuffle(x, 2), x.new_zeros(x.shape[0], dtype=torch.float32)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return functional.pixel_shuffle(y, 2)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = shape
+        if height % 2 or width % 2:
+            raise ValueError(f"a squeeze halves height and width, which {height}x{width} does not allow")
+        return (4 * channels, height // 2, width // 2)
+
+
+class FactorOut(Layer):
+    """Takes the second half of the channels out of the flow, as Gaussian with mean and log-scale from the first half."""
+
+    num_taken_out = 1
+    stays_with_previous = True
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.num_kept = num_channels // 2
+        self.prior = ZeroConv(self.num_kept, 2 * (num_channels - self.num_kept))
+
+    def _mean_and_log_scale(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.prior(kept)
+        return outputs[:, 0::2], outputs[:, 1::2]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, taken_out = x[:, : self.num_kept].contiguous(), x[:, self.num_kept :]
+        mean, log_scale = self._mean_and_log_scale(kept)
+        return kept, diagonal_gaussian_log_prob(taken_out, mean, log_scale), taken_out
+
+    def inverse(
+        self,
+        y: Tensor,
+        taken_out: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Puts `taken_out` back behind `y`; without it, a draw from the prior at this temperature."""
+        if taken_out is None:
+            mean, log_scale = self._mean_and_log_scale(y)
+            noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+            taken_out = mean + torch.exp(log_scale) * temperature * noise
+        return torch.cat([y, taken_out], dim=1)
+
+    def sample_inverse(self, y: Tensor, generator: torch.Generator | None, temperature: float) -> Tensor:
+        return self.inverse(y, None, generator, temperature)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = shape
+        if channels % 2:
+            raise ValueError(f"a factor-out halves the channels, which {channels} does not allow")
+        return (channels // 2, height, width)
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.prior.conv.weight.numel() * shape[1] * shape[2]

@@ -1,0 +1,77 @@
+"""The entry of a run: `python -m pipeflow.launch`, alone or on each worker under torchrun.
+
+Options are checked before torch is imported. An error the user can mend is said once, by the worker it happened to,
+and ends all workers with exit code 1.
+"""
+
+import os
+import sys
+import threading
+
+from pipeflow.config import Config, describe_options, load, parse_arguments
+from pipeflow.errors import PipeflowError
+
+_USAGE = """usage: torchrun --nproc_per_node=N -m pipeflow.launch [--config FILE] [--section.option VALUE ...]
+       python -m pipeflow.launch [--config FILE] [--section.option VALUE ...]
+
+Trains a flow in gradient-isolated parts, one part or more per worker. Options, with their defaults in brackets:
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one worker; its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if "--help" in arguments or "-h" in arguments:
+        if rank == 0:
+            print(_USAGE, describe_options(), sep="\n")
+        return 0
+    try:
+        config = load_config(arguments, world_size)
+    except PipeflowError as error:
+        return _say_on_rank_0(error, rank)
+    return run(config, rank)
+
+
+def load_config(arguments: list[str], world_size: int) -> Config:
+    """The configuration that the command line asks for, checked as far as it can be without torch."""
+    path, overrides = parse_arguments(arguments)
+    config = load(path, overrides)
+    config.check_world_size(world_size)
+    return config
+
+
+def run(config: Config, rank: int) -> int:
+    """Trains; the exit code."""
+    from pipeflow.train.run import train
+
+    try:
+        train(config)
+    except PipeflowError as error:
+        if not error.said:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return _leave(1)
+    return 0
+
+
+def _say_on_rank_0(error: PipeflowError, rank: int) -> int:
+    """All workers find the same error and know nothing of each other yet: rank 0 says it.
+
+    The launcher ends all workers when the first of them fails, so the others wait for that instead of being first.
+    """
+    if rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        threading.Event().wait(10)
+    return 1
+
+
+def _leave(code: int) -> int:
+    """Ends the process now: threads that wait for a lost worker would keep it at the interpreter's exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""What is measured in a run, and rank 0's log of it: one JSON line an event, and TensorBoard scalars an epoch."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from pipeflow.errors import CheckpointError
+
+Number = TypeVar("Number", float, Tensor)
+
+WHOLE_FLOW_PHASES = ("finetune", "end_to_end")
+"""The phases that train the whole flow with one loss; in all others each part has its own."""
+
+
+def bits_per_dim(log_prob: Number, num_dims: int) -> Number:
+    """Bits per dimension of 8-bit data, `-(log p(x) - D ln 256) / (D ln 2) = 8 - log p(x) / (D ln 2)`.
+
+    Args:
+        log_prob: natural log-density of x = v/256 - 1/2 + u, where v is the 8-bit value and u ~ U(0, 1/256); a float
+            or a tensor of any shape. The result has the same type and precision.
+        num_dims: D, the number of values in an image.
+    """
+    return 8 - log_prob / (num_dims * math.log(2))
+
+
+def training_bytes(record: dict) -> int:
+    """Bytes that an epoch's training moved between workers: latents and gradients, not evaluation or control."""
+    sent = record["bytes"]
+    return sum(count for _, _, count in sent["latents"]) + sent["gradients"]
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Standard JSON, in which numbers that are not finite stand as "nan", "inf" and "-inf" (`float()` reads them)."""
+    return json.dumps(_finite(value), allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    return value
+
+
+class MetricsLog:
+    """Rank 0's log: `metrics.jsonl`, one line an event, and TensorBoard scalars for the events of kind "epoch".
+
+    Args:
+        run_dir: the run's folder; it must exist.
+        position: bytes of an earlier log to keep, as `position()` gave them when the checkpoint was taken. What comes
+            after them is cut off, since it will be done again; 0 starts a new log.
+
+    Raises:
+        CheckpointError: the log in the folder is shorter than `position`, or has no line ending there.
+    """
+
+    def __init__(self, run_dir: str | Path, position: int = 0):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
+
+        path = Path(run_dir) / "metrics.jsonl"
+        kept = path.read_bytes()[:position] if position and path.is_file() else b""
+        if len(kept) < position or (kept and not kept.endswith(b"\n")):
+            raise CheckpointError(
+                f"{path} is not the log this checkpoint was taken with: no line ends at byte {position}. "
+                f"Put the log back, or start the run again in another folder (run.dir)."
+            )
+        epochs = [event for event in map(json.loads, kept.splitlines()) if event["event"] == "epoch"]
+        self._bytes_sent = sum(training_bytes(record) for record in epochs)
+        next_epoch = epochs[-1]["epoch"] + 1 if epochs else 0
+        self._file = open(path, "r+b" if position else "wb")
+        self._file.truncate(position)
+        self._file.seek(position)
+        self._scalars = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=next_epoch)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append the line `{"event": kind, ...}`; it is on its way to the disk when this returns."""
+        self._file.write(to_json({"event": kind, **fields}).encode() + b"\n")
+        self._file.flush()
+        if kind == "epoch":
+            self._write_scalars(fields)
+
+    def position(self) -> int:
+        """Bytes written so far: what a checkpoint keeps, to continue the log from here."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        self._scalars.close()
+
+    def _write_scalars(self, record: dict) -> None:
+        self._bytes_sent += training_bytes(record)
+        whole = record["phase"] in WHOLE_FLOW_PHASES
+        scalars = {
+            f"train_loss/{'whole_flow' if whole else f'part_{part}'}": loss
+            for part, loss in record["train_loss"].items()
+        }
+        if record["test_bpd"] is not None:
+            scalars["bits_per_dim/test"] = record["test_bpd"]
+        for part, exit_bpd in enumerate(record["exit_bpd"] or []):
+            scalars[f"bits_per_dim/exit_of_part_{part}"] = exit_bpd
+        scalars["images_per_second"] = record["images"] / record["seconds"]
+        scalars["megabytes_sent"] = self._bytes_sent / 1e6
+        for tag, scalar in scalars.items():
+            self._scalars.add_scalar(tag, scalar, record["epoch"])
+        self._scalars.flush()

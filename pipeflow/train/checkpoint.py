@@ -1,0 +1,142 @@
+"""Checkpoints: safetensors and a JSON manifest, whole or not there at all, never pickled.
+
+    checkpoints/epoch-000012/worker-0.safetensors   model/<name>, optim.exp_avg/<name>, ema/<name>, ...
+                             worker-1.safetensors   names are the flow's own, so any cut and any world size can read them
+                             manifest.json          schedule position, history, counts, sha256 of each file; written last
+
+All is written in a folder with another name, which becomes `epoch-...` once the manifest is on the disk.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeflow.errors import CheckpointError
+
+_MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. Every worker writes its own file; rank 0 does the rest."""
+
+    def __init__(self, run_dir: Path, keep: int):
+        self.folder = Path(run_dir) / "checkpoints"
+        self.keep = keep
+
+    def write(self, epoch: int, rank: int, tensors: dict[str, Tensor]) -> dict:
+        """Writes one worker's file; its entry for the manifest. Raises CheckpointError where the disk does not let it."""
+        path = self._partial(epoch) / f"worker-{rank}.safetensors"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+            _sync(path)
+            return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        except (OSError, SafetensorError) as error:
+            raise self._not_written(epoch, error) from None
+
+    def commit(self, epoch: int, files: Sequence[dict], manifest: dict) -> Path:
+        """Makes the workers' files a checkpoint, and removes those that are too old."""
+        partial, final = self._partial(epoch), self.folder / f"epoch-{epoch:06d}"
+        try:
+            text = json.dumps({"format": FORMAT, "epoch": epoch, "files": list(files), **manifest}, allow_nan=False)
+            (partial / _MANIFEST).write_text(text)
+            _sync(partial / _MANIFEST)
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+            _sync(self.folder)
+        except OSError as error:
+            raise self._not_written(epoch, error) from None
+        for old in self._folders()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def clean(self) -> None:
+        """Removes what an interrupted run had begun to write."""
+        for partial in self.folder.glob("*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def newest(self) -> tuple[dict | None, list[str]]:
+        """The newest undamaged checkpoint's manifest (None: there is none), and what was wrong with newer ones.
+
+        The manifest gets `folder`, the name of the checkpoint's folder.
+        """
+        complaints = []
+        for folder in reversed(self._folders()):
+            try:
+                return {**_verified(folder), "folder": folder.name}, complaints
+            except CheckpointError as error:
+                complaints.append(str(error))
+        return None, complaints
+
+    def read(self, manifest: dict, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors whose names begin with one of the wanted layers or heads, from whichever files hold them."""
+        tensors = {}
+        for entry in manifest["files"]:
+            path = self.folder / manifest["folder"] / entry["file"]
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for key in file.keys():
+                        if key.split("/")[1].startswith(tuple(f"{name}." for name in wanted)):
+                            tensors[key] = file.get_tensor(key)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"checkpoint {path}: cannot be read ({error}).") from None
+        return tensors
+
+    def last_good(self) -> str:
+        """The newest checkpoint, in the words of a message."""
+        folders = self._folders()
+        return f"the last good checkpoint is {folders[-1]}" if folders else "there is no checkpoint yet"
+
+    def _partial(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:06d}.partial"
+
+    def _folders(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("epoch-??????") if path.is_dir())
+
+    def _not_written(self, epoch: int, error: Exception) -> CheckpointError:
+        shutil.rmtree(self._partial(epoch), ignore_errors=True)
+        return CheckpointError(
+            f"the checkpoint after {epoch} epochs could not be written to {self.folder}: {error}. Free some space or move "
+            f"the run folder, then start the same command again to resume: {self.last_good()}."
+        )
+
+
+def _verified(folder: Path) -> dict:
+    """The manifest of a checkpoint whose files are all there and unchanged."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        files = {entry["file"]: entry["sha256"] for entry in manifest["files"]}
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint {folder}: has format {manifest['format']}, this version reads {FORMAT}.")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged ({error}).") from None
+    for name, expected in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"checkpoint {folder}: {name} is missing.")
+        if _sha256(path) != expected:
+            raise CheckpointError(f"checkpoint {folder}: {name} is damaged (its sha256 is not the manifest's).")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

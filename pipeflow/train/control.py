@@ -1,0 +1,92 @@
+"""Control: phases, results and failures between rank 0 and the others, over a gloo group of its own.
+
+Values travel as JSON, never pickled. Each operation runs in a thread that may block for as long as it takes, while the
+caller waits through the alarm: a worker that waits for a fine-tuning of hours neither spins, times out, nor misses the
+loss of rank 0.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeflow.errors import WorkerError
+from pipeflow.train.liveness import Alarm, first_line
+from pipeflow.train.traffic import Traffic
+
+
+class Control:
+    """The control group of one worker. With one worker it hands values back and sends nothing."""
+
+    def __init__(self, rank: int, world_size: int, group: dist.ProcessGroup | None, traffic: Traffic, alarm: Alarm):
+        self.rank = rank
+        self.world_size = world_size
+        self.group = group
+        self._traffic = traffic
+        self._alarm = alarm
+        self._requests: queue.Queue = queue.Queue()
+        threading.Thread(target=self._serve, name="pipeflow-control", daemon=True).start()
+
+    def broadcast(self, value: Any = None) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.rank == 0:
+            for other in range(1, self.world_size):
+                self._send_json(value, other)
+            return value
+        return self._receive_json(0)
+
+    def gather(self, value: Any) -> list:
+        """Everybody's values in the order of ranks on rank 0, an empty list elsewhere."""
+        if self.rank != 0:
+            self._send_json(value, 0)
+            return []
+        return [value, *(self._receive_json(other) for other in range(1, self.world_size))]
+
+    def share(self, value: Any) -> list:
+        """Everybody's values in the order of ranks, on every rank."""
+        return self.broadcast(self.gather(value))
+
+    def send(self, tensor: Tensor, target: int, kind: str) -> None:
+        """Sends a tensor, whose size the target knows, counted under `kind`."""
+        self._traffic.add(kind, self.rank, target, tensor.nbytes)
+        staged = tensor.detach().cpu().contiguous()
+        self._call(lambda: dist.send(staged, target, group=self.group), target)
+
+    def receive(self, tensor: Tensor, source: int) -> Tensor:
+        """Receives into a CPU tensor, and returns it."""
+        self._call(lambda: dist.recv(tensor, source, group=self.group), source)
+        return tensor
+
+    def _send_json(self, value: Any, target: int) -> None:
+        payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        size = torch.tensor([payload.numel()])
+        self.send(size, target, "control")
+        self.send(payload, target, "control")
+
+    def _receive_json(self, source: int) -> Any:
+        size = int(self.receive(torch.empty(1, dtype=torch.int64), source))
+        return json.loads(self.receive(torch.empty(size, dtype=torch.uint8), source).numpy().tobytes())
+
+    def _call(self, operation: Callable[[], Any], peer: int) -> None:
+        answer: queue.Queue = queue.Queue()
+        self._requests.put((operation, answer))
+        error = self._alarm.get(answer, None, lambda: "")
+        if error is not None:
+            raise WorkerError(
+                f"worker {peer} was lost: its control connection to worker {self.rank} broke ({first_line(error)}). "
+                f"Start the same command again to resume."
+            )
+
+    def _serve(self) -> None:
+        while True:
+            operation, answer = self._requests.get()
+            try:
+                operation()
+                answer.put(None)
+            except RuntimeError as error:
+                answer.put(error)

@@ -1,0 +1,169 @@
+"""The gather, and end-to-end training after it.
+
+The parts' parameters, optimizer states and averages go to rank 0, by their global names, so that gathering is loading.
+There the whole flow is one part: the same worker loop trains it. Data-parallel, every worker then holds all of it, rank
+0 hands out the images of each batch, and torch's DistributedDataParallel averages the gradients.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeflow.config import Config
+from pipeflow.data import Batches, dequantization_noise, dequantize
+from pipeflow.errors import ConfigError
+from pipeflow.flow import Flow, split_flow
+from pipeflow.flow.layers import Shape
+from pipeflow.train.control import Control
+from pipeflow.train.schedule import Schedule
+from pipeflow.train.trainer import PartTrainer
+from pipeflow.train.world import World
+
+_SECTIONS = {"model": "parameters", "ema": "ema"}
+"""Kind under which a section of a trainer's tensors is counted; all else is the optimizer's."""
+
+State = tuple[dict[str, Tensor], dict[str, list[int]]]
+"""A trainer's tensors and counts."""
+
+
+def state_of(trainers: Sequence[PartTrainer]) -> State:
+    """What several parts hold, as one; heads that do not belong to the flow included."""
+    tensors: dict[str, Tensor] = {}
+    counts: dict[str, list[int]] = {}
+    for trainer in trainers:
+        tensors.update(trainer.tensors())
+        counts.update(trainer.counts())
+    return tensors, counts
+
+
+def without_heads(state: State) -> State:
+    """The flow's own part of a state: heads are thrown away at the gather."""
+    tensors, counts = state
+    return (
+        {key: value for key, value in tensors.items() if not key.split("/")[1].startswith("heads.")},
+        {owner: count for owner, count in counts.items() if not owner.startswith("heads.")},
+    )
+
+
+def gather(state: State, control: Control) -> State:
+    """All workers' states on rank 0, its own alone elsewhere. Counted as `parameters`, `optimizer` and `ema`."""
+    tensors, counts = state
+    layout = [[key, list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in tensors.items()]
+    everyone = control.gather({"layout": layout, "counts": counts})
+    if control.rank != 0:
+        for key, value in tensors.items():
+            control.send(value, 0, _kind(key))
+        return state
+    for source, theirs in enumerate(everyone[1:], start=1):
+        counts = {**counts, **theirs["counts"]}
+        for key, shape, dtype in theirs["layout"]:
+            tensors[key] = control.receive(torch.empty(shape, dtype=getattr(torch, dtype)), source)
+    return tensors, counts
+
+
+def spread(state: State, control: Control) -> State:
+    """Rank 0's state on every rank, counted as `gather` does."""
+    tensors, counts = state
+    layout = [[key, list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in tensors.items()]
+    shared = control.broadcast({"layout": layout, "counts": counts})
+    if control.rank == 0:
+        for value_of in shared["layout"]:
+            for target in range(1, control.world_size):
+                control.send(tensors[value_of[0]], target, _kind(value_of[0]))
+        return state
+    tensors = {
+        key: control.receive(torch.empty(shape, dtype=getattr(torch, dtype)), 0)
+        for key, shape, dtype in shared["layout"]
+    }
+    return tensors, shared["counts"]
+
+
+def _kind(key: str) -> str:
+    return _SECTIONS.get(key.split("/")[0], "optimizer")
+
+
+def is_data_parallel(config: Config, world: World) -> bool:
+    """Whether end-to-end epochs run on all workers."""
+    return config.finetune.parallel == "ddp" and world.size > 1
+
+
+def whole_flow_trainer(flow: Flow, config: Config, schedule: Schedule, world: World) -> PartTrainer:
+    """A trainer of the whole flow, data-parallel where `finetune.parallel` says so and there are workers for it."""
+    whole = split_flow(flow, [])[0]
+    lr = config.finetune.lr if config.finetune.lr is not None else config.optim.lr
+    kind = DataParallelTrainer if is_data_parallel(config, world) else PartTrainer
+    trainer = kind(whole, world.device, config.optim, lr, schedule.num_finetune_updates())
+    if isinstance(trainer, DataParallelTrainer):
+        trainer.join(world, config.optim.batch_size)
+    return trainer
+
+
+def share_of(batch_size: int, world_size: int, rank: int) -> slice:
+    """The images of a global batch that are this rank's; sizes differ by one at most."""
+    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
+class DataParallelTrainer(PartTrainer):
+    """A whole flow on each worker, trained on its share of the batch with averaged gradients."""
+
+    def join(self, world: World, batch_size: int) -> None:
+        """Wraps the forward. All workers hold the same weights by then, or load them before the first batch.
+
+        Raises ConfigError where there are more workers than images in a batch.
+        """
+        if batch_size < world.size:
+            raise ConfigError(
+                f"optim.batch_size: {batch_size} images cannot be shared by {world.size} workers (finetune.parallel ddp)."
+            )
+        share = share_of(batch_size, world.size, world.rank)
+        # DDP averages over workers, so shares of unequal size are weighted back to a mean over images.
+        self._weight = (share.stop - share.start) * world.size / batch_size
+        self._module = DistributedDataParallel(
+            self.part, process_group=world.gradient_group(), init_sync=False, broadcast_buffers=False
+        )
+        num_values = sum(parameter.numel() for parameter in self.part.parameters())
+        # A ring all-reduce sends 2 (n - 1) / n of the gradients from each of n workers; rank 0 counts for all.
+        self._ring_bytes = 2 * (world.size - 1) * num_values * 4 if world.rank == 0 else 0
+        self._traffic = world.traffic
+
+    def update(self, loss: Tensor) -> None:
+        super().update(loss * self._weight)
+        if self._ring_bytes:
+            self._traffic.add("gradients", 0, 0, self._ring_bytes)
+
+
+class SharedImages:
+    """Training images for data-parallel workers: rank 0 draws each global batch and hands out the shares.
+
+    They travel as uint8; each worker adds its slice of the global batch's noise.
+    """
+
+    def __init__(self, batches: Batches | None, seed: int, batch_size: int, shape: Shape, control: Control):
+        self._batches = batches
+        self._seed = seed
+        self._shape = (batch_size, *shape)
+        self._control = control
+
+    def train(self, epoch: int, step: int) -> Tensor:
+        """This worker's share of a global batch."""
+        control, batch_size = self._control, self._shape[0]
+        mine = share_of(batch_size, control.world_size, control.rank)
+        if self._batches is not None:
+            images = self._batches.train_images(epoch, step)
+            for target in range(1, control.world_size):
+                control.send(images[share_of(batch_size, control.world_size, target)], target, "images")
+            images = images[mine]
+        else:
+            images = control.receive(torch.empty((mine.stop - mine.start, *self._shape[1:]), dtype=torch.uint8), 0)
+        noise = dequantization_noise(self._seed, "train", epoch, step, self._shape)
+        return dequantize(images, noise[mine])
+
+    def initial(self) -> Tensor:
+        """The batch for the data-dependent initialisation, on rank 0."""
+        return self._batches.initial()
+
+    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
+        """Test images, on rank 0."""
+        return self._batches.test_batches(num_images, batch_size)

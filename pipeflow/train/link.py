@@ -1,0 +1,282 @@
+"""Links: the one-way channels that carry `(epoch, step, latent)` from a part to the next, and count every byte.
+
+This is the only file that sends or receives latents. A link has a sending and a receiving end and no way back:
+
+    part k --send--> [up to depth batches] --thread--> wire --thread--> [up to depth batches] --receive--> part k+1
+
+Both ends work in threads of their own, so that a batch travels while the parts compute, and so that a part that waits
+hears of a stop. Each latent is announced by a header on the CPU; the payload is received only once its header is there,
+so a waiting receive never holds up a GPU stream. Between parts of one worker the link is a queue with the same counts.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeflow.errors import WorkerError
+from pipeflow.flow.layers import Shape
+from pipeflow.train.liveness import Alarm, first_line
+from pipeflow.train.traffic import Traffic
+
+TRAINING, EVALUATION, INITIAL = "latents", "eval", "initial"
+_KINDS = (TRAINING, EVALUATION, INITIAL)
+_CLOSE = -1
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What both ends of a link know of it."""
+
+    index: int
+    """Of the part in front; the link goes to part `index + 1`."""
+    shape: Shape
+    """Of one latent, without the batch."""
+    dtype: torch.dtype
+    """In which training latents travel; all others travel as float32."""
+
+    def dtype_of(self, kind: str) -> torch.dtype:
+        """Type on the wire."""
+        return self.dtype if kind == TRAINING else torch.float32
+
+    def __str__(self) -> str:
+        return f"link {self.index} (part {self.index} to part {self.index + 1})"
+
+
+class LocalLink:
+    """A link between two parts of one worker."""
+
+    def __init__(self, channel: Channel, traffic: Traffic):
+        self.channel = channel
+        self._traffic = traffic
+        self._waiting: deque = deque()
+
+    def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
+        """Hands on a detached latent, [batch, *shape]."""
+        payload = _payload(self.channel, kind, latent)
+        self._traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
+        self._waiting.append(((kind, epoch, step), payload))
+
+    def receive(self, kind: str, epoch: int, step: int) -> Tensor:
+        """The latent of this batch, float32."""
+        label, payload = self._waiting.popleft()
+        _check_label(self.channel, label, (kind, epoch, step))
+        return payload.float()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Wire:
+    """Moves payloads of CPU tensors over gloo. `peer` is the other end's rank."""
+
+    def __init__(self, group: dist.ProcessGroup, peer: int):
+        self.group = group
+        self.peer = peer
+
+    def send_header(self, header: Sequence[int]) -> None:
+        dist.send(torch.tensor(header, dtype=torch.int64), self.peer, group=self.group)
+
+    def receive_header(self) -> list[int]:
+        header = torch.empty(4, dtype=torch.int64)
+        dist.recv(header, self.peer, group=self.group)
+        return header.tolist()
+
+    def ready(self) -> "torch.cuda.Event | None":
+        """Marks, on the computing thread, when the payload will have been computed."""
+        return None
+
+    def send(self, payload: Tensor, ready: "torch.cuda.Event | None") -> None:
+        dist.send(payload, self.peer, group=self.group)
+
+    def receive(self, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, "torch.cuda.Event | None"]:
+        payload = torch.empty(shape, dtype=dtype)
+        dist.recv(payload, self.peer, group=self.group)
+        return payload, None
+
+    def arrived(self, payload: Tensor, event: "torch.cuda.Event | None") -> None:
+        """Makes the computing thread's stream wait for the payload, not the thread."""
+
+
+class _StagedWire(_Wire):
+    """CUDA tensors over gloo, through pinned memory and on a stream beside the computing one."""
+
+    def __init__(self, group: dist.ProcessGroup, peer: int, device: torch.device):
+        super().__init__(group, peer)
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def ready(self) -> torch.cuda.Event:
+        return torch.cuda.current_stream(self.device).record_event()
+
+    def send(self, payload: Tensor, ready: torch.cuda.Event) -> None:
+        staged = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(ready)
+            staged.copy_(payload, non_blocking=True)
+            payload.record_stream(self.stream)
+        self.stream.synchronize()
+        dist.send(staged, self.peer, group=self.group)
+
+    def receive(self, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, torch.cuda.Event]:
+        staged = torch.empty(shape, dtype=dtype, pin_memory=True)
+        dist.recv(staged, self.peer, group=self.group)
+        with torch.cuda.stream(self.stream):
+            payload = staged.to(self.device, non_blocking=True)
+            return payload, self.stream.record_event()
+
+    def arrived(self, payload: Tensor, event: torch.cuda.Event) -> None:
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(event)
+        payload.record_stream(stream)
+
+
+class _NcclWire(_StagedWire):
+    """CUDA tensors over NCCL; headers stay on gloo, and bound how far the sender runs ahead."""
+
+    def __init__(self, group: dist.ProcessGroup, nccl: dist.ProcessGroup, peer: int, device: torch.device):
+        super().__init__(group, peer, device)
+        self.nccl = nccl
+
+    def send(self, payload: Tensor, ready: torch.cuda.Event) -> None:
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(ready)
+            dist.isend(payload, self.peer, group=self.nccl).wait()
+            payload.record_stream(self.stream)
+
+    def receive(self, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, torch.cuda.Event]:
+        with torch.cuda.stream(self.stream):
+            payload = torch.empty(shape, dtype=dtype, device=self.device)
+            dist.irecv(payload, self.peer, group=self.nccl).wait()
+            return payload, self.stream.record_event()
+
+
+class SendingEnd:
+    """The end of a link at the worker of the part in front."""
+
+    def __init__(
+        self, channel: Channel, wire: _Wire, depth: int, timeout: float, traffic: Traffic, alarm: Alarm, rank: int
+    ):
+        self.channel = channel
+        self._wire = wire
+        self._timeout = timeout
+        self._traffic = traffic
+        self._alarm = alarm
+        self._rank = rank
+        self._outbox: queue.Queue = queue.Queue(depth)
+        self._thread = threading.Thread(target=self._run, name=str(channel), daemon=True)
+        self._thread.start()
+
+    def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
+        """Hands on a detached latent, [batch, *shape]; waits while `depth` batches are on their way."""
+        payload = _payload(self.channel, kind, latent)
+        self._traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
+        item = ((_KINDS.index(kind), epoch, step, len(payload)), payload, self._wire.ready())
+        self._alarm.put(
+            self._outbox,
+            item,
+            self._timeout,
+            lambda: (
+                f"{self.channel}: worker {self._wire.peer} took nothing for {self._timeout:g} s (link.timeout_s) "
+                f"while worker {self._rank} waited to send the {kind} of epoch {epoch}, step {step}."
+            ),
+        )
+
+    def close(self) -> None:
+        """Sends what is still waiting, then the end."""
+        self._alarm.put(self._outbox, None, self._timeout, lambda: f"{self.channel}: could not be closed.")
+        self._thread.join(self._timeout)
+
+    def _run(self) -> None:
+        try:
+            while (item := self._outbox.get()) is not None:
+                header, payload, ready = item
+                self._wire.send_header(header)
+                self._wire.send(payload, ready)
+                self._traffic.add("control", self._rank, self._wire.peer, 8 * len(header))
+            self._wire.send_header((_CLOSE, 0, 0, 0))
+        except RuntimeError as error:
+            self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+
+
+class ReceivingEnd:
+    """The end of a link at the worker of the part behind."""
+
+    def __init__(self, channel: Channel, wire: _Wire, depth: int, timeout: float, alarm: Alarm, rank: int):
+        self.channel = channel
+        self._wire = wire
+        self._timeout = timeout
+        self._alarm = alarm
+        self._rank = rank
+        self._inbox: queue.Queue = queue.Queue()
+        self._room = threading.Semaphore(depth)
+        self._thread = threading.Thread(target=self._run, name=str(channel), daemon=True)
+        self._thread.start()
+
+    def receive(self, kind: str, epoch: int, step: int) -> Tensor:
+        """The latent of this batch, float32. Raises WorkerError when another comes, or none in time."""
+        label, payload, event = self._alarm.get(
+            self._inbox,
+            self._timeout,
+            lambda: (
+                f"{self.channel}: nothing came from worker {self._wire.peer} for {self._timeout:g} s "
+                f"(link.timeout_s) while worker {self._rank} waited for the {kind} of epoch {epoch}, step {step}."
+            ),
+        )
+        self._room.release()
+        _check_label(self.channel, label, (kind, epoch, step))
+        self._wire.arrived(payload, event)
+        return payload.float()
+
+    def close(self) -> None:
+        """Waits for the sender's end."""
+        self._thread.join(self._timeout)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._room.acquire()
+                kind, epoch, step, batch = self._wire.receive_header()
+                if kind == _CLOSE:
+                    return
+                label = (_KINDS[kind], epoch, step)
+                payload, event = self._wire.receive((batch, *self.channel.shape), self.channel.dtype_of(label[0]))
+                self._inbox.put((label, payload, event))
+        except RuntimeError as error:
+            self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+
+
+Link = LocalLink | SendingEnd | ReceivingEnd
+
+
+def make_wire(group: dist.ProcessGroup, nccl: dist.ProcessGroup | None, peer: int, device: torch.device) -> _Wire:
+    """The way payloads take: NCCL where there is a group for it, else gloo, staged for a GPU."""
+    if nccl is not None:
+        return _NcclWire(group, nccl, peer, device)
+    return _StagedWire(group, peer, device) if device.type == "cuda" else _Wire(group, peer)
+
+
+def _payload(channel: Channel, kind: str, latent: Tensor) -> Tensor:
+    assert not latent.requires_grad, "a latent on a link must be detached"
+    return latent.to(channel.dtype_of(kind)).contiguous()
+
+
+def _check_label(channel: Channel, label: tuple, expected: tuple) -> None:
+    if label != expected:
+        raise WorkerError(
+            f"{channel}: expected the {expected[0]} of epoch {expected[1]}, step {expected[2]}, but the {label[0]} of "
+            f"epoch {label[1]}, step {label[2]} came: the workers do not follow the same schedule. Start all with the "
+            f"same configuration."
+        )
+
+
+def _lost(channel: Channel, peer: int, rank: int, error: RuntimeError) -> WorkerError:
+    return WorkerError(
+        f"worker {peer} was lost: {channel} to worker {rank} broke ({first_line(error)}). "
+        f"Start the same command again to resume."
+    )

@@ -1,0 +1,148 @@
+"""How a worker learns that another one is gone or has failed: an alarm that every wait listens to, and heartbeats.
+
+Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's:
+a worker that waits for hours, while rank 0 fine-tunes, waits without a time-out and still hears of its end. The first
+failure is written into the store too, so that all stop for one reason and one of them says it.
+"""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from pipeflow.errors import PipeflowError, WorkerError
+from pipeflow.train.traffic import Traffic
+
+BEAT_SECONDS = 1.0
+LOST_AFTER_SECONDS = 20.0
+_POLL_SECONDS = 0.2
+_ENDED = "ended"
+
+
+class Alarm:
+    """The first error that any thread of this worker runs into; what waits, waits through it."""
+
+    def __init__(self) -> None:
+        self._error: PipeflowError | None = None
+        self._lock = threading.Lock()
+
+    def trip(self, error: PipeflowError) -> None:
+        """Makes every wait end with this error, unless one came before."""
+        with self._lock:
+            self._error = self._error or error
+
+    def check(self) -> None:
+        """Raises the error the alarm was tripped with."""
+        if self._error is not None:
+            raise self._error
+
+    def get(self, source: queue.Queue, timeout: float | None, late: Callable[[], str]) -> Any:
+        """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never)."""
+        return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late)
+
+    def put(self, target: queue.Queue, item: Any, timeout: float | None, late: Callable[[], str]) -> None:
+        """Adds to a bounded queue, waiting for room as `get` waits for an item."""
+        self._wait(lambda: target.put(item, timeout=_POLL_SECONDS), timeout, late)
+
+    def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str]) -> Any:
+        start = time.monotonic()
+        while True:
+            self.check()
+            try:
+                return attempt()
+            except (queue.Empty, queue.Full):
+                if timeout is not None and time.monotonic() - start > timeout:
+                    raise WorkerError(late()) from None
+
+
+class Monitor:
+    """This worker's heartbeat and its watch over others', in a thread with a store connection of its own."""
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int, alarm: Alarm, traffic: Traffic):
+        self.status: Callable[[], dict] = dict
+        """Gives what the beat carries: rank 0 shows it as the progress of the others."""
+        self.statuses: dict[int, dict] = {}
+        self._traffic = traffic
+        self._store = store
+        self._rank = rank
+        self._alarm = alarm
+        self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
+        self._last: dict[int, tuple[str, float]] = {}
+        self._count = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the watch; says to the others that this worker ended as it should."""
+        self._stopped.set()
+        self._thread.join()
+        self._store.set(self._beat_key(self._rank), _ENDED)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                self._beat()
+                self._look_for_failure()
+                for other in self._watched:
+                    self._watch(other)
+                self._stopped.wait(BEAT_SECONDS)
+        except (dist.DistError, RuntimeError) as error:
+            self._alarm.trip(
+                WorkerError(
+                    f"worker {self._rank}: the launcher's store does not answer any more ({first_line(error)}): rank 0 or "
+                    f"the launcher is gone. Start the same command again to resume."
+                )
+            )
+
+    def _beat_key(self, rank: int) -> str:
+        return f"beat/{rank}"
+
+    def _beat(self) -> None:
+        self._count += 1
+        key, value = self._beat_key(self._rank), json.dumps({"count": self._count, **self.status()})
+        self._store.set(key, value)
+        self._traffic.add("control", self._rank, 0, len(key) + len(value))
+
+    def _look_for_failure(self) -> None:
+        if self._store.check(["failure"]):
+            failure = json.loads(self._store.get("failure"))
+            if failure["rank"] != self._rank:
+                error = WorkerError(failure["message"])
+                error.said = True
+                self._alarm.trip(error)
+
+    def _watch(self, other: int) -> None:
+        key = self._beat_key(other)
+        if not self._store.check([key]):
+            return
+        value = self._store.get(key).decode()
+        previous, since = self._last.get(other, ("", 0.0))
+        now = time.monotonic()
+        if value != previous:
+            self._last[other] = (value, now)
+            if value != _ENDED:
+                self.statuses[other] = json.loads(value)
+        elif value != _ENDED and now - since > LOST_AFTER_SECONDS:
+            self._alarm.trip(
+                WorkerError(
+                    f"worker {other} was lost: worker {self._rank} has not heard its heartbeat for {now - since:.0f} s "
+                    f"(killed, stopped, or its machine is gone). Start the same command again to resume."
+                )
+            )
+
+
+def claim_failure(store: dist.Store, rank: int, message: str) -> bool:
+    """Writes the run's failure into the store; False where another worker's failure stands there already."""
+    mine = json.dumps({"rank": rank, "message": message})
+    return store.compare_set("failure", "", mine).decode() == mine
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a C++ error, without the place in torch where it was thrown."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.split("] ", 1)[-1][:160]

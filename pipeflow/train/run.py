@@ -1,0 +1,357 @@
+"""A whole run, the same on every worker: from a configuration to a finished run folder.
+
+open the folder -> data, flow, parts, workers -> initialise or resume
+  -> [ coordinator's next phase -> train -> evaluate -> checkpoint ]*   with the gather where the local phases end
+  -> test bits/dim of all images, model, samples, plots, summary
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeflow.config import Config
+from pipeflow.data import Batches, ImageData, load_data
+from pipeflow.data.batches import generator
+from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, TrainingStopped
+from pipeflow.flow import Flow, build_flow, cut_names, split_flow
+from pipeflow.flow.parts import balance
+from pipeflow.saved_flow import save_flow, to_images
+from pipeflow.train.finetune import (
+    SharedImages,
+    gather,
+    is_data_parallel,
+    share_of,
+    spread,
+    state_of,
+    whole_flow_trainer,
+    without_heads,
+)
+from pipeflow.train.record import Recorder
+from pipeflow.train.run_folder import RunFolder
+from pipeflow.train.schedule import Phase, Schedule, Stop
+from pipeflow.train.trainer import PartTrainer
+from pipeflow.train.worker import Worker, exit_bits_per_dim
+from pipeflow.train.world import World
+
+SAMPLE_TEMPERATURE = 0.7
+"""Of the grid of samples that a run leaves."""
+
+
+def train(config: Config, flow: Flow | None = None, data: ImageData | None = None) -> dict:
+    """Trains as the configuration says, as one of the workers that the launcher started; the run's summary.
+
+    flow: a flow of one's own instead of `model.name`. With several workers each builds it, to the same values: under
+    `torch.manual_seed`. data: images of one's own instead of `data.name`.
+
+    Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it.
+    """
+    world = World(config)
+    try:
+        with Run(world, config, flow, data) as run:
+            summary = run.execute()
+        world.close()
+        return summary
+    except PipeflowError as error:
+        error.said = world.fail(error)
+        raise
+
+
+class Run:
+    """One worker's view of the run."""
+
+    def __init__(self, world: World, config: Config, flow: Flow | None, data: ImageData | None):
+        self.world = world
+        self.control = world.control
+        self.config = config
+        self.folder = RunFolder(config)
+        self.is_main = world.rank == 0
+        self._resources = contextlib.ExitStack()
+        manifest = self._open_folder()
+        self.batches = self._load_data(data) if self.is_main else None
+        info = self.batches and {
+            "shape": list(self.batches.data.shape),
+            "steps": self.batches.steps_per_epoch,
+            "num_test": len(self.batches.data.test),
+        }
+        info = self.control.broadcast(info)
+        self.num_test = info["num_test"]
+        self.flow = self._build_flow(flow, tuple(info["shape"]))
+        self.parts = self._split()
+        self.schedule = Schedule(config, len(self.parts), info["steps"])
+        self.recorder = Recorder(config, self.folder, self.parts, world, manifest)
+        self.manifest = manifest
+        self.stage = ""
+        self.worker: Worker
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._resources.close()
+        self.recorder.close()
+
+    def execute(self) -> dict:
+        """Runs to the end; the summary, on every worker."""
+        recorder = self.recorder
+        self._start()
+        if self.is_main:
+            self._resources.enter_context(recorder.shown(lambda: self.worker.progress))
+        if self.manifest is None:
+            initial = self._evaluate(-1, self._num_eval_images())
+            recorder.started(initial, self._collect(None)[1])
+        while (phase := self._next_phase()) is not None:
+            if not phase.is_local and self.stage == "local":
+                self._gather()
+            self._run_phase(phase)
+        summary = self._finish()
+        return self.control.broadcast(summary)
+
+    # --- setting up ---------------------------------------------------------------------------------------------------
+
+    def _open_folder(self) -> dict | None:
+        """The manifest to resume from, on every worker, once all have been seen to share the folder."""
+        opened = None
+        if self.is_main:
+            manifest, notes = self.folder.open()
+            opened = [manifest, notes, self.folder.show_token()]
+            for note in notes:
+                print(note, flush=True)
+        manifest, _, token = self.control.broadcast(opened)
+        blind = [rank for rank, sees in enumerate(self.control.gather(self.folder.sees(token))) if not sees]
+        if self.is_main:
+            self.folder.remove_token(token)
+            if blind:
+                raise CheckpointError(
+                    f"run.dir: {self.folder.path} of rank 0 is not seen by worker {blind[0]}: choose a folder that all "
+                    f"workers share, by its full path."
+                )
+        return manifest
+
+    def _load_data(self, data: ImageData | None) -> Batches:
+        data = load_data(self.config.data) if data is None else data
+        return Batches(data, self.config.run.seed, self.config.optim.batch_size, self.config.data.flip)
+
+    def _build_flow(self, flow: Flow | None, shape: tuple[int, ...]) -> Flow:
+        if flow is None:
+            return build_flow(self.config, shape)
+        if flow.shape != shape:
+            raise ConfigError(f"flow: made for images of shape {flow.shape}, but the data has {shape}.")
+        values = [float(parameter.detach().double().sum()) for parameter in flow.parameters()]
+        if any(theirs != values for theirs in self.control.share(values)):
+            raise ConfigError("flow: its initial values differ between workers: build it under torch.manual_seed(...).")
+        return flow
+
+    def _split(self) -> list:
+        config = self.config
+        cuts = cut_names(self.flow, config.parts.split, config.parts.num)
+        num_parts = len(cuts) + 1
+        rates = config.optim.part_lr
+        if rates is not None and len(rates) != num_parts:
+            raise ConfigError(f"optim.part_lr: {len(rates)} rates for {num_parts} parts: give one for each part.")
+        if self.world.size > num_parts and not (is_data_parallel(config, self.world) and not config.num_local_epochs):
+            raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {num_parts} workers.")
+        return split_flow(self.flow, cuts, config.parts.head)
+
+    def _start(self) -> None:
+        """Into the stage of the checkpoint, or the first one, with everything loaded or initialised."""
+        manifest = self.manifest
+        history = self.recorder.history
+        next_is_local = len(history) < self.config.num_local_epochs
+        if next_is_local or (manifest is not None and manifest["stage"] == "local"):
+            self._start_local()
+        else:
+            self._start_whole()
+
+    def _start_local(self) -> None:
+        world, config = self.world, self.config
+        starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.size)
+        owners = [sum(part.index >= start for start in starts) - 1 for part in self.parts]
+        trainers = []
+        for part, owner in zip(self.parts, owners):
+            if owner == world.rank:
+                lr = config.optim.part_lr[part.index] if config.optim.part_lr else config.optim.lr
+                trainers.append(
+                    PartTrainer(part, world.device, config.optim, lr, self.schedule.num_updates(part.index))
+                )
+        links = world.make_links(self.parts, owners, config)
+        self.worker = self._make_worker(trainers, links, self.batches)
+        self.stage = "local"
+        self._load_or_initialize(trainers)
+
+    def _start_whole(self, state: tuple | None = None) -> None:
+        """state: what the gather brought together; None: from the checkpoint, or initialised here."""
+        world, config = self.world, self.config
+        data_parallel = is_data_parallel(config, world)
+        images, trainers = self.batches, []
+        if self.is_main or data_parallel:
+            trainers = [whole_flow_trainer(self.flow, config, self.schedule, world)]
+        if data_parallel:
+            images = SharedImages(self.batches, config.run.seed, config.optim.batch_size, self.flow.shape, self.control)
+        self.worker = self._make_worker(trainers, {}, images)
+        self.stage = "whole"
+        if state is None and self.is_main:
+            self._load_or_initialize(trainers)
+            state = state_of(trainers)
+        if data_parallel:
+            state = spread(state if self.is_main else ({}, {}), self.control)
+        if state is not None:
+            for trainer in trainers:
+                trainer.load_model(state[0])
+                trainer.load_training(*state, same_stage=True)
+
+    def _make_worker(self, trainers: list, links: dict, images: Any) -> Worker:
+        worker = Worker(trainers, links, images, self.world.device, self.config.optim.batch_size)
+        if self.world.monitor is not None:
+            self.world.monitor.status = lambda: worker.progress
+        return worker
+
+    def _load_or_initialize(self, trainers: list[PartTrainer]) -> None:
+        """Initialises on the first batch whatever the checkpoint, if there is one, does not bring."""
+        manifest, tensors = self.manifest, {}
+        if manifest is not None:
+            wanted = [owner for trainer in trainers for owner in trainer.part.owners()]
+            tensors = self.folder.checkpoints.read(manifest, wanted)
+        known = {} if manifest is None else manifest["counts"]
+        new_heads = [trainer.part.head_name for trainer in trainers if trainer.part.head_name not in known]
+        for trainer in trainers:
+            trainer.load_model(tensors)
+        if self.stage == "whole" or any(self.control.share(bool(new_heads))):
+            self.worker.initialize(new_heads)
+        same_stage = manifest is not None and manifest["stage"] == self.stage
+        for trainer in trainers:
+            trainer.load_training(tensors, known, same_stage)
+
+    # --- phases -------------------------------------------------------------------------------------------------------
+
+    def _next_phase(self) -> Phase | None:
+        """The coordinator's decision, made on rank 0."""
+        answer = None
+        if self.is_main:
+            decision = self.schedule.next_phase(self.recorder.history)
+            if isinstance(decision, Stop):
+                raise self._stopped(decision.reason)
+            answer = decision and decision.to_json()
+        answer = self.control.broadcast(answer)
+        return answer and Phase.from_json(answer)
+
+    def _run_phase(self, phase: Phase) -> None:
+        recorder = self.recorder
+        recorder.phase_begins(phase)
+        start = time.perf_counter()
+        try:
+            losses = self.worker.train(phase)
+        except TrainingStopped as error:
+            raise self._stopped(str(error)) from None
+        losses, traffic = self._collect(losses)
+        recorder.phase_trained(phase, self._merge_losses(losses), time.perf_counter() - start, traffic)
+        if phase.evaluate:
+            start = time.perf_counter()
+            result = self._evaluate(phase.epoch, self._num_eval_images())
+            recorder.evaluated(result, time.perf_counter() - start, self._collect(None)[1])
+        if phase.epoch == self.config.num_local_epochs - 1:
+            start = time.perf_counter()
+            result = self._evaluate(phase.epoch, self.num_test)
+            recorder.local_ended(result, time.perf_counter() - start, self._collect(None)[1])
+        recorder.phase_ends()
+        if phase.checkpoint:
+            self._checkpoint(phase.epoch + 1)
+
+    def _gather(self) -> None:
+        start = time.perf_counter()
+        self.world.close_links()
+        state = gather(without_heads(state_of(self.worker.trainers)), self.control)
+        # A new stage begins: warm-up and decay start over, while the optimizer's own counts go on.
+        state = (state[0], {owner: [0, count[1]] for owner, count in state[1].items()})
+        self._start_whole(state)
+        _, traffic = self._collect(None)
+        self.recorder.gathered(time.perf_counter() - start, traffic)
+
+    def _checkpoint(self, epoch: int) -> None:
+        """Everything a run is, after `epoch` epochs."""
+        start = time.perf_counter()
+        entry, counts = None, {}
+        if self.worker.trainers and (self.stage == "local" or self.is_main):
+            tensors, counts = state_of(self.worker.trainers)
+            entry = self.folder.checkpoints.write(epoch, self.world.rank, tensors)
+        written, traffic = self._collect([entry, counts])
+        if self.is_main:
+            files = [entry for entry, _ in written if entry is not None]
+            merged = {owner: count for _, each in written for owner, count in each.items()}
+            self.recorder.checkpointed(epoch, self.stage, files, merged, traffic, lambda: time.perf_counter() - start)
+
+    def _collect(self, value: Any) -> tuple[list, list]:
+        """Everybody's values on rank 0, and the bytes that all have sent since the last call."""
+        collected = self.control.gather([value, self.world.traffic.take()])
+        return [value for value, _ in collected], [entry for _, traffic in collected for entry in traffic]
+
+    def _merge_losses(self, losses: list[dict[str, float]]) -> dict[str, float]:
+        """Mean loss by part; of data-parallel workers the mean over the whole batch."""
+        merged: dict[str, float] = {}
+        for rank, each in enumerate(losses):
+            weight = 1.0
+            if self.stage == "whole" and is_data_parallel(self.config, self.world):
+                share = share_of(self.config.optim.batch_size, self.world.size, rank)
+                weight = (share.stop - share.start) / self.config.optim.batch_size
+            for part, loss in each.items():
+                key = "flow" if self.stage == "whole" else part
+                merged[key] = merged.get(key, 0.0) + weight * loss
+        return merged
+
+    def _stopped(self, reason: str) -> TrainingStopped:
+        return TrainingStopped(
+            f"{reason}: stopped all workers, {self.folder.checkpoints.last_good()}. Resume with a lower optim.lr or with "
+            f"optim.clip_norm."
+        )
+
+    # --- evaluation and the end -----------------------------------------------------------------------------------------
+
+    def _num_eval_images(self) -> int:
+        return min(self.config.eval.num_images or self.num_test, self.num_test)
+
+    def _evaluate(self, epoch: int, num_images: int) -> dict:
+        """Test bits/dim of the whole flow and exit bits/dim of the parts, with averaged weights where there are any."""
+        result = {}
+        if self.config.optim.ema > 0:
+            result["test_bpd_raw"] = self._evaluate_once(epoch, num_images)["test_bpd"]
+        with self._averaged():
+            return {**self._evaluate_once(epoch, num_images), **result}
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for trainer in self.worker.trainers:
+                stack.enter_context(trainer.averaged())
+            yield
+
+    def _evaluate_once(self, epoch: int, num_images: int) -> dict:
+        sums = {}
+        if self.stage == "local" or self.is_main:
+            sums = self.worker.evaluate(epoch, num_images)
+        everyone = self.control.gather(sums)
+        if not self.is_main:
+            return {"test_bpd": None, "exit_bpd": None}
+        merged = {int(part): values for each in everyone for part, values in each.items()}
+        exits = exit_bits_per_dim([merged[part] for part in sorted(merged)], num_images, self.flow.num_dims)
+        return {"test_bpd": exits[-1], "exit_bpd": exits if self.stage == "local" else None}
+
+    def _finish(self) -> dict | None:
+        """The last evaluation, the model, samples, plots and the summary, unless they are there already."""
+        done = self.control.broadcast(self.is_main and self.recorder.is_finished())
+        if done:
+            return self.folder.summary() if self.is_main else None
+        start = time.perf_counter()
+        result = self._evaluate(self.config.num_epochs, self.num_test)
+        _, traffic = self._collect(None)
+        self.recorder.final(result, time.perf_counter() - start, traffic)
+        if self.stage == "local":
+            self._gather()
+        if not self.is_main:
+            return None
+        with self._averaged(), torch.no_grad():
+            save_flow(self.flow, self.folder.path)
+            noise = generator(self.config.run.seed, "samples")
+            samples = self.flow.sample(64, noise, SAMPLE_TEMPERATURE)
+        return self.recorder.finish(to_images(samples))

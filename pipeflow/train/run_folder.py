@@ -1,0 +1,119 @@
+"""The run folder: what a run finds in it at its start, and what it leaves there.
+
+config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png
+"""
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+import yaml
+
+from pipeflow.config import Config
+from pipeflow.errors import CheckpointError
+from pipeflow.metrics import to_json
+from pipeflow.train.checkpoint import Checkpoints
+
+FIXED = ("model", "data", "run.seed", "optim.batch_size")
+"""What a resumed run must have in common with the run in the folder."""
+
+
+class RunFolder:
+    """The folder `run.dir`; rank 0 opens it, the others only write their checkpoint files and look whether it is there."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = Path(config.run.dir)
+        self.checkpoints = Checkpoints(self.path, config.checkpoint.keep)
+
+    def open(self) -> tuple[dict | None, list[str]]:
+        """Makes the folder ready: the manifest to resume from (None: a fresh run), and what the user should know.
+
+        Raises CheckpointError where the folder cannot be written, holds another model's run, or `run.resume must` finds
+        nothing to resume.
+        """
+        notes = []
+        resume = self.config.run.resume
+        if resume == "never" and self._holds_run():
+            notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._move_aside()}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"run.dir: {self.path} cannot be made ({error.strerror}): choose another.") from None
+        if not os.access(self.path, os.W_OK):
+            raise CheckpointError(f"run.dir: {self.path} cannot be written to: choose another.")
+        if self._holds_run():
+            self._check_same_run()
+        self.checkpoints.clean()
+        manifest, complaints = self.checkpoints.newest()
+        if complaints and manifest is None:
+            raise CheckpointError(
+                f"{complaints[0]} No other checkpoint is whole. Start anew with --run.resume never, which keeps the old "
+                f"folder aside."
+            )
+        notes += [f"{complaint} Taking the one before, {manifest['folder']}." for complaint in complaints]
+        if manifest is None and resume == "must":
+            raise CheckpointError(
+                f"run.resume: must, but {self.path} holds no checkpoint: check run.dir, or use --run.resume auto."
+            )
+        return manifest, notes
+
+    def write_config(self) -> None:
+        """Writes config.yaml: from here on the folder holds this run."""
+        (self.path / "config.yaml").write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False))
+
+    def show_token(self) -> str:
+        """Leaves a file that the other workers must see if the folder is shared."""
+        token = f".seen-by-rank-0-{secrets.token_hex(8)}"
+        (self.path / token).touch()
+        return token
+
+    def sees(self, token: str) -> bool:
+        """Whether this worker sees the file that rank 0 left."""
+        return (self.path / token).exists()
+
+    def remove_token(self, token: str) -> None:
+        """Takes the file away again."""
+        (self.path / token).unlink(missing_ok=True)
+
+    def summary(self) -> dict | None:
+        """The summary of a run that has ended."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_summary(self, summary: dict | None) -> None:
+        """Writes summary.json whole, or removes it where a run goes on."""
+        path = self.path / "summary.json"
+        if summary is None:
+            path.unlink(missing_ok=True)
+            return
+        partial = path.with_suffix(".partial")
+        partial.write_text(to_json(summary, indent=1) + "\n")
+        partial.replace(path)
+
+    def _holds_run(self) -> bool:
+        return (self.path / "config.yaml").exists()
+
+    def _move_aside(self) -> Path:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+    def _check_same_run(self) -> None:
+        try:
+            old = yaml.safe_load((self.path / "config.yaml").read_text())
+            old = Config.from_dict(old).to_dict()
+        except (ValueError, yaml.YAMLError, AttributeError) as error:
+            raise CheckpointError(f"run.dir: {self.path}/config.yaml is damaged ({error}): choose another.") from None
+        new = self.config.to_dict()
+        for name in FIXED:
+            section, _, only = name.partition(".")
+            for key in [only] if only else new[section]:
+                if old[section][key] != new[section][key]:
+                    raise CheckpointError(
+                        f"{section}.{key}: is {new[section][key]!r}, but the run in {self.path} has {old[section][key]!r}. "
+                        f"Set it back to resume that run, or choose another run.dir (or --run.resume never)."
+                    )

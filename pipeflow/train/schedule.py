@@ -1,0 +1,170 @@
+"""Schedules as data: which parts train on which batches, and the coordinator's decision of what comes next.
+
+With three parts, epochs to the right, `#` trains, `.` runs forward only, blank does not run:
+
+    sequential  part 0  ##                 alternate  part 0  # . # .         concurrent  part 0  ####
+                part 1    ##                          part 1   #. #.                      part 1  ####
+                part 2      ##                        part 2    #  #                      part 2  ####
+
+Nothing here knows of processes: a `Phase` can be printed, compared and sent as JSON.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeflow.config import Config, turn_length
+
+FINETUNE = ("finetune", "end_to_end")
+"""Modes of phases in which the gathered flow trains as one."""
+
+DIVERGED_BY = 5.0
+"""Bits per dimension by which a part's training loss may rise over its first epoch's before the run is stopped."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One pass over the data, and what is done after it.
+
+    Batch `step` trains the parts of turn `(first_turn + step // turn_steps)` of a rotation over `turns`, so that a phase
+    with a turn in each batch is as small a message as one with a single turn.
+    """
+
+    epoch: int
+    mode: str
+    """`sequential`, `alternate`, `concurrent`, or of the gathered flow `finetune`, `end_to_end`."""
+    steps: int
+    turns: tuple[tuple[int, ...], ...]
+    turn_steps: int
+    offset: int = 0
+    """Batches by which the rotation is ahead at the phase's first batch."""
+    evaluate: bool = False
+    checkpoint: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether parts train by themselves, before the gather."""
+        return self.mode not in FINETUNE
+
+    def training(self, step: int) -> tuple[int, ...]:
+        """The parts that train on this batch."""
+        return self.turns[(self.offset + step) // self.turn_steps % len(self.turns)]
+
+    @property
+    def trained(self) -> list[int]:
+        """All parts that train at some batch of the phase."""
+        turns = {self.training(step) for step in self._turn_starts()}
+        return sorted({part for turn in turns for part in turn})
+
+    def count_training(self, part: int) -> int:
+        """Batches of the phase that train this part: its updates."""
+        return self._count(lambda turn: part in turn)
+
+    def count_running(self, part: int) -> int:
+        """Batches on which this part runs at all: the others end before it."""
+        return self._count(lambda turn: part <= max(turn))
+
+    def _turn_starts(self) -> list[int]:
+        first_end = self.turn_steps - self.offset % self.turn_steps
+        return [0, *range(first_end, self.steps, self.turn_steps)]
+
+    def _count(self, holds) -> int:
+        starts = self._turn_starts()
+        lengths = [end - start for start, end in zip(starts, [*starts[1:], self.steps])]
+        return sum(length for start, length in zip(starts, lengths) if holds(self.training(start)))
+
+    def to_json(self) -> dict:
+        """As plain values, for the control group."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Phase":
+        """The phase that `to_json` wrote."""
+        return cls(**{**values, "turns": tuple(tuple(turn) for turn in values["turns"])})
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The coordinator's answer that ends a run before its time."""
+
+    reason: str
+
+
+class Schedule:
+    """All phases of a run, from its configuration, its number of parts and of batches in an epoch."""
+
+    def __init__(self, config: Config, num_parts: int, steps_per_epoch: int):
+        self.config = config
+        self.num_parts = num_parts
+        self.steps_per_epoch = steps_per_epoch
+
+    def phases(self) -> list[Phase]:
+        """Every phase from the first to the last, one for each epoch."""
+        return [self.phase(epoch) for epoch in range(self.config.num_epochs)]
+
+    def phase(self, epoch: int) -> Phase:
+        """The phase that is this epoch's."""
+        mode, steps = self.config.schedule.mode, self.steps_per_epoch
+        everyone = tuple(range(self.num_parts))
+        turns: tuple[tuple[int, ...], ...] = (everyone,)
+        turn_steps, offset = steps, 0
+        if epoch >= self.config.num_local_epochs:
+            mode = "end_to_end" if mode == "end_to_end" else "finetune"
+        elif mode == "sequential":
+            turns = ((self._sequential_part(epoch),),)
+        elif mode == "alternate":
+            turns = tuple((part,) for part in everyone)
+            turn_steps, offset = self._alternate(epoch)
+        last = epoch == self.config.num_epochs - 1 or epoch == self.config.num_local_epochs - 1
+        return Phase(
+            epoch=epoch,
+            mode=mode,
+            steps=steps,
+            turns=turns,
+            turn_steps=turn_steps,
+            offset=offset,
+            evaluate=last or (epoch + 1) % self.config.eval.every_epochs == 0,
+            checkpoint=last or (epoch + 1) % self.config.checkpoint.every_epochs == 0,
+        )
+
+    def next_phase(self, history: Sequence[dict]) -> Phase | Stop | None:
+        """What follows on the epochs of `history` (records as in `summary.json`); None when the run is at its end.
+
+        Stops a run in which a part's training loss has risen by `DIVERGED_BY` over that of the first epoch it trained in.
+        """
+        if history:
+            for part, loss in history[-1]["train_loss"].items():
+                stage = history[-1]["phase"] in FINETUNE
+                first = next(
+                    each["train_loss"][part]
+                    for each in history
+                    if part in each["train_loss"] and (each["phase"] in FINETUNE) == stage
+                )
+                if not loss < first + DIVERGED_BY:
+                    return Stop(
+                        f"the training loss of part {part} rose to {loss:.2f} bits/dim in epoch {history[-1]['epoch']}, "
+                        f"from {first:.2f} in the first epoch it trained"
+                    )
+        return self.phase(len(history)) if len(history) < self.config.num_epochs else None
+
+    def num_updates(self, part: int) -> int:
+        """Updates of a part in all local epochs, over which its learning rate decays."""
+        return sum(self.phase(epoch).count_training(part) for epoch in range(self.config.num_local_epochs))
+
+    def num_finetune_updates(self) -> int:
+        """Updates of the whole flow after the gather."""
+        return (self.config.num_epochs - self.config.num_local_epochs) * self.steps_per_epoch
+
+    def _sequential_part(self, epoch: int) -> int:
+        """Equal shares of the local epochs, the remainder to the first part."""
+        share, remainder = divmod(self.config.num_local_epochs, self.num_parts)
+        return 0 if epoch < share + remainder else (epoch - remainder) // share
+
+    def _alternate(self, epoch: int) -> tuple[int, int]:
+        """Length of a turn in batches, and where in the rotation the epoch begins: the last turn is the last part's."""
+        number, unit = turn_length(self.config.schedule.alternate_every)
+        turn_steps = number * self.steps_per_epoch if unit == "epochs" else number
+        num_turns = math.ceil(self.config.num_local_epochs * self.steps_per_epoch / turn_steps)
+        first_turn = -num_turns % self.num_parts
+        return turn_steps, first_turn * turn_steps + epoch * self.steps_per_epoch

@@ -1,0 +1,141 @@
+"""One part's training: its optimizer, learning rate, clipping and averaged weights. The whole flow is a part too."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pipeflow.config import OptimConfig
+from pipeflow.flow.parts import Part, PartOutput
+
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+
+
+def learning_rate(base: float, update: int, num_updates: int, warmup_steps: int, decay: str) -> float:
+    """The rate of update `update` (from 0) of `num_updates`: linear warm-up, then nothing or a cosine to 0."""
+    rate = base * min(1.0, (update + 1) / max(1, warmup_steps))
+    if decay == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, update / max(1, num_updates))))
+    return rate
+
+
+class PartTrainer:
+    """Updates one part. `forward`, hand the latent on, then `update`: the latent leaves before the backward begins."""
+
+    def __init__(
+        self,
+        part: Part,
+        device: torch.device,
+        optim: OptimConfig,
+        lr: float,
+        num_updates: int,
+    ):
+        """num_updates: of this part in this stage, over which the rate decays."""
+        self.part = part.to(device)
+        self.optim = optim
+        self.lr = lr
+        self.num_updates = num_updates
+        self.updates = 0
+        self._module: nn.Module = self.part
+        self._parameters = part.global_parameters()
+        self.optimizer = _OPTIMIZERS[optim.name](list(self._parameters.values()), lr=lr)
+        self.averages: dict[str, Tensor] = {}
+
+    def forward(self, latent: Tensor) -> PartOutput:
+        """With gradients, for an update."""
+        return self._module(latent)
+
+    @torch.no_grad()
+    def run(self, latent: Tensor) -> PartOutput:
+        """Without gradients: the part is frozen in this turn, or is evaluated."""
+        return self.part(latent)
+
+    def update(self, loss: Tensor) -> None:
+        """Backward, clip, step, and the average."""
+        rate = learning_rate(self.lr, self.updates, self.num_updates, self.optim.warmup_steps, self.optim.decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.optim.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm)
+        self.optimizer.step()
+        self.updates += 1
+        if self.averages:
+            self._average()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Towards the new weights; the first updates count more, so that the initial values are forgotten soon."""
+        decay = min(self.optim.ema, (1 + self.updates) / (10 + self.updates))
+        current = [self._parameters[name] for name in self.averages]
+        torch._foreach_lerp_(list(self.averages.values()), current, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones, for evaluation and sampling."""
+        trained = {name: self._parameters[name].data for name in self.averages}
+        try:
+            for name, average in self.averages.items():
+                self._parameters[name].data = average
+            yield
+        finally:
+            for name, value in trained.items():
+                self._parameters[name].data = value
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything there is to save, as `model/<name>`, `optim.<key>/<name>`, `ema/<name>`."""
+        tensors = {f"model/{name}": value for name, value in self.part.global_state().items()}
+        for name, parameter in self._parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if key != "step":
+                    tensors[f"optim.{key}/{name}"] = value
+        tensors.update({f"ema/{name}": value for name, value in self.averages.items()})
+        return tensors
+
+    def counts(self) -> dict[str, list[int]]:
+        """By layer and head: updates in this stage, and the optimizer's own count since the beginning."""
+        counts = {}
+        for owner in self.part.owners():
+            steps = [
+                int(self.optimizer.state[parameter]["step"])
+                for name, parameter in self._parameters.items()
+                if name.startswith(f"{owner}.") and parameter in self.optimizer.state
+            ]
+            counts[owner] = [self.updates, max(steps, default=0)]
+        return counts
+
+    @torch.no_grad()
+    def load_model(self, tensors: dict[str, Tensor]) -> None:
+        """Takes the parameters and buffers that `tensors` gave, of any cut; what is not there stays as it is."""
+        for name, value in self.part.global_state().items():
+            if f"model/{name}" in tensors:
+                value.copy_(tensors[f"model/{name}"])
+
+    @torch.no_grad()
+    def load_training(self, tensors: dict[str, Tensor], counts: dict[str, list[int]], same_stage: bool) -> None:
+        """Takes averages and optimizer state; averages that are not there begin at the present weights.
+
+        same_stage: whether the updates already made count against this stage's warm-up and decay.
+        """
+        if self.optim.ema > 0:
+            self.averages = {
+                name: tensors.get(f"ema/{name}", value.detach()).clone().to(value.device)
+                for name, value in self._parameters.items()
+            }
+        owners = [owner for owner in self.part.owners() if owner in counts]
+        if same_stage:
+            self.updates = max((counts[owner][0] for owner in owners), default=0)
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            section, name = key.split("/")
+            if section.startswith("optim."):
+                moments.setdefault(name, {})[section.removeprefix("optim.")] = value
+        state = self.optimizer.state_dict()
+        for index, name in enumerate(self._parameters):
+            owner = next((owner for owner in owners if name.startswith(f"{owner}.")), None)
+            if name in moments and owner is not None:
+                state["state"][index] = {"step": torch.tensor(float(counts[owner][1])), **moments[name]}
+        self.optimizer.load_state_dict(state)

@@ -1,0 +1,139 @@
+"""The workers of a run: who this one is, on which device, and how it reaches the others.
+
+Made from what torchrun and Ray Train both set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). One process
+alone is a world of size 1, without torch.distributed.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pipeflow.config import Config
+from pipeflow.errors import ConfigError, PipeflowError
+from pipeflow.flow.parts import Part
+from pipeflow.train.control import Control
+from pipeflow.train.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
+from pipeflow.train.liveness import Alarm, Monitor, claim_failure
+from pipeflow.train.traffic import Traffic
+
+_START_TIMEOUT = timedelta(minutes=10)
+_NO_TIMEOUT = timedelta(days=365)
+"""Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
+
+
+class World:
+    """This worker among the others. Close it at the end; `fail` tells the others of an error."""
+
+    def __init__(self, config: Config):
+        """Raises ConfigError for a device or a backend that is not there, and where parts are too few for workers."""
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        config.check_world_size(self.size)
+        self.device = _device(config, int(os.environ.get("LOCAL_RANK", 0)))
+        self.alarm = Alarm()
+        self.traffic = Traffic()
+        self.monitor: Monitor | None = None
+        self._store: dist.Store | None = None
+        self._links: list[Link] = []
+        group = self._connect() if self.size > 1 else None
+        self.control = Control(self.rank, self.size, group, self.traffic, self.alarm)
+        try:
+            self.backend = self._choose_backend(config)
+        except PipeflowError as error:
+            error.said = self.fail(error)
+            raise
+
+    def _connect(self) -> dist.ProcessGroup:
+        """The control group over gloo. Keys carry the launcher's attempt: a restart must not meet those before it."""
+        attempt = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
+        self._store = dist.PrefixStore(attempt, store)
+        own = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=30)
+        )
+        self.monitor = Monitor(dist.PrefixStore(attempt, own), self.rank, self.size, self.alarm, self.traffic)
+        dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
+        return dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
+
+    def _choose_backend(self, config: Config) -> str:
+        """NCCL where each worker has a GPU to itself, unless asked otherwise."""
+        asked = config.link.backend
+        if self.device.type != "cuda":
+            if asked == "nccl":
+                raise ConfigError(
+                    "link.backend: nccl moves CUDA tensors only, this run is on the CPU: use auto or gloo."
+                )
+            return "gloo"
+        gpu = str(torch.cuda.get_device_properties(self.device).uuid)
+        gpus = self.control.share([socket.gethostname(), gpu])
+        shared = len({tuple(each) for each in gpus}) < self.size
+        if asked == "nccl" and shared:
+            raise ConfigError("link.backend: nccl needs a GPU for each worker, here some share one: use auto or gloo.")
+        return "gloo" if shared or asked == "gloo" else "nccl"
+
+    def make_links(self, parts: Sequence[Part], owners: Sequence[int], config: Config) -> dict[int, Link]:
+        """This worker's ends of the links between parts, by the index of the part in front.
+
+        owners: the rank that holds each part. All workers call this together, as making groups asks for.
+        """
+        links: dict[int, Link] = {}
+        dtype = torch.bfloat16 if config.link.dtype == "bfloat16" else torch.float32
+        for part, source, target in zip(parts, owners, owners[1:]):
+            channel = Channel(part.index, part.output_shape, dtype)
+            if source == target:
+                if source == self.rank:
+                    links[part.index] = LocalLink(channel, self.traffic)
+                continue
+            group = dist.new_group([source, target], backend="gloo", timeout=_NO_TIMEOUT)
+            nccl = dist.new_group([source, target], backend="nccl") if self.backend == "nccl" else None
+            if self.rank not in (source, target):
+                continue
+            wire = make_wire(group, nccl, target if self.rank == source else source, self.device)
+            depth, timeout = config.link.depth, config.link.timeout_s
+            if self.rank == source:
+                links[part.index] = SendingEnd(channel, wire, depth, timeout, self.traffic, self.alarm, self.rank)
+            else:
+                links[part.index] = ReceivingEnd(channel, wire, depth, timeout, self.alarm, self.rank)
+        self._links = list(links.values())
+        return links
+
+    def gradient_group(self) -> dist.ProcessGroup:
+        """A group of all workers for data-parallel gradients."""
+        return dist.new_group(backend=self.backend, timeout=_NO_TIMEOUT)
+
+    def fail(self, error: PipeflowError) -> bool:
+        """Tells the others of this worker's error. True where another worker's came first and has been said there."""
+        if self._store is None or error.said:
+            return error.said
+        try:
+            return not claim_failure(self._store, self.rank, str(error))
+        except RuntimeError:
+            return self.rank != 0
+
+    def close_links(self) -> None:
+        """Ends this worker's links; those at their other ends do the same at the same point of the run."""
+        for link in self._links:
+            link.close()
+        self._links = []
+
+    def close(self) -> None:
+        """Ends links, heartbeat and groups, after all workers have come to the same end."""
+        self.close_links()
+        if self.monitor is not None:
+            self.control.share("end")
+            self.monitor.close()
+            dist.destroy_process_group()
+
+
+def _device(config: Config, local_rank: int) -> torch.device:
+    if config.run.device == "cpu" or (config.run.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("run.device: cuda, but torch finds no GPU here: use auto or cpu, or check the driver.")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

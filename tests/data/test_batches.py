@@ -1,0 +1,156 @@
+"""Batches: the same numbers for the same (seed, epoch, step), whoever asks and in whatever order."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeflow.data import Batches, ImageData, dequantization_noise, dequantize
+from pipeflow.data.batches import generator
+from pipeflow.errors import ConfigError, DataError
+
+
+def numbered(num_train: int, num_test: int = 5) -> ImageData:
+    """Images of [1, 2, 4] that tell their number and which way round they are: the last column is lighter by one."""
+    numbers = torch.arange(num_train, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    train = numbers.expand(-1, 1, 2, 4).clone()
+    train[..., -1] += 1
+    test = torch.arange(num_test, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 4).clone()
+    return ImageData(train, test, "numbered")
+
+
+def epoch_of(batches: Batches, epoch: int) -> torch.Tensor:
+    return torch.cat([batches.train_images(epoch, step) for step in range(batches.steps_per_epoch)])
+
+
+def numbers_of(images: torch.Tensor) -> list[int]:
+    return images.amin((1, 2, 3)).tolist()
+
+
+def test_an_epoch_covers_each_image_once_and_drops_the_remainder():
+    batches = Batches(numbered(100), seed=0, batch_size=8, flip=True)
+    assert batches.steps_per_epoch == 12
+    seen = numbers_of(epoch_of(batches, 0))
+    assert len(seen) == len(set(seen)) == 96
+    whole = Batches(numbered(100), seed=0, batch_size=10, flip=False)
+    assert sorted(numbers_of(epoch_of(whole, 0))) == list(range(100))
+    assert Batches(numbered(100), seed=0, batch_size=100, flip=False).steps_per_epoch == 1
+
+
+def test_order_differs_by_epoch_and_seed_and_not_by_who_asks():
+    batches = Batches(numbered(100), seed=0, batch_size=10, flip=True)
+    first, second = epoch_of(batches, 0), epoch_of(batches, 1)
+    assert numbers_of(first) != numbers_of(second)
+    assert numbers_of(first) != numbers_of(epoch_of(Batches(numbered(100), seed=1, batch_size=10, flip=True), 0))
+    other = Batches(numbered(100), seed=0, batch_size=10, flip=True)
+    for epoch, step, expected in ((1, 7, second), (0, 3, first), (1, 2, second)):
+        assert torch.equal(other.train_images(epoch, step), expected[step * 10 : step * 10 + 10])
+
+
+def test_flips_mirror_half_of_the_images_and_leave_the_data_alone():
+    data = numbered(200)
+    before = data.train.clone()
+    plain = epoch_of(Batches(data, seed=0, batch_size=10, flip=False), 0)
+    flipped = epoch_of(Batches(data, seed=0, batch_size=10, flip=True), 0)
+    mirrored = (flipped != plain).flatten(1).any(1)
+    assert 70 <= mirrored.sum() <= 130
+    assert torch.equal(flipped[mirrored], plain[mirrored].flip(-1))
+    assert torch.equal(data.train, before)
+    again = epoch_of(Batches(data, seed=0, batch_size=10, flip=True), 1)
+    order = torch.tensor(numbers_of(flipped)).argsort()
+    assert not torch.equal(flipped[order], again[torch.tensor(numbers_of(again)).argsort()])
+
+
+def test_flip_needs_a_left_and_a_right():
+    flat = ImageData(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(4, 6, dtype=torch.uint8), "flat")
+    assert Batches(flat, seed=0, batch_size=2, flip=False).train(0, 0).shape == (2, 6)
+    with pytest.raises(DataError, match="data.flip"):
+        Batches(flat, seed=0, batch_size=2, flip=True)
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_batch_size_that_cannot_be(batch_size):
+    with pytest.raises(ConfigError, match=f"optim.batch_size is {batch_size}.*10 training images"):
+        Batches(numbered(10), seed=0, batch_size=batch_size, flip=False)
+
+
+@pytest.mark.parametrize("step", [-1, 3])
+def test_step_outside_of_the_epoch(step):
+    with pytest.raises(IndexError):
+        Batches(numbered(10), seed=0, batch_size=3, flip=False).train_images(0, step)
+
+
+def test_dequantize_keeps_to_its_bin_for_any_noise():
+    images = torch.arange(256, dtype=torch.uint8)
+    before = images.clone()
+    largest = float(np.nextafter(np.float32(1), np.float32(0)))
+    for u in (0.0, 0.5, largest):
+        values = dequantize(images, torch.full((256,), u))
+        assert values.dtype == torch.float32 and -0.5 <= values.min() and values.max() < 0.5
+        # float64 holds the exact edges of the bins.
+        assert torch.equal(((values.double() + 0.5) * 256).floor(), images.double())
+        assert ((values.double() + 0.5) * 256 - images - u).abs().max() <= 2**-17
+    assert torch.equal(images, before)
+    plain = images.float() / 256 - 0.5 + torch.full((256,), largest) / 256
+    assert plain.max() == 0.5, "what dequantize is to avoid"
+
+
+def test_dequantize_changes_neither_images_nor_noise():
+    images = torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8)
+    noise = torch.rand(4, 3, 2, 2)
+    kept = images.clone(), noise.clone()
+    first = dequantize(images, noise)
+    assert torch.equal(images, kept[0]) and torch.equal(noise, kept[1])
+    assert torch.equal(first, dequantize(images, noise))
+
+
+def test_a_slice_of_a_batch_needs_no_more_than_a_slice_of_the_noise():
+    batches = Batches(numbered(50), seed=3, batch_size=12, flip=True)
+    noise = dequantization_noise(3, "train", 2, 1, (12, 1, 2, 4))
+    assert torch.equal(noise, batches.train_noise(2, 1))
+    part = dequantize(batches.train_images(2, 1)[4:9], noise[4:9])
+    assert torch.equal(part, batches.train(2, 1)[4:9])
+
+
+def test_noise_is_uniform_and_new_at_every_step():
+    noise = dequantization_noise(0, "train", 0, 0, (64, 3, 32, 32))
+    assert abs(noise.mean() - 0.5) < 0.003 and abs(noise.var() - 1 / 12) < 0.001
+    for other in ((1, "train", 0, 0), (0, "initial", 0, 0), (0, "train", 1, 0), (0, "train", 0, 1)):
+        assert not torch.equal(noise[:1], dequantization_noise(*other, (1, 3, 32, 32)))
+
+
+def test_generators_of_different_positions_differ():
+    positions = [(0, "a"), (0, "a", 0), (0, "a", 0, 0), (0, "a", 1), (1, "a"), (0, "b"), (0, "a", 0, 1), (0, "a", 1, 0)]
+    seeds = {generator(*position).initial_seed() for position in positions + [(2**40, "a"), (0, "a", 2**40)]}
+    assert len(seeds) == 10
+    # Written down, so that a run can be continued by another process and a later version.
+    assert generator(7, "order", 1).initial_seed() == 15659773195073666602
+
+
+def test_initial_batch_is_of_training_images_by_seed():
+    batches = Batches(numbered(100), seed=0, batch_size=20, flip=True)
+    initial = batches.initial()
+    assert torch.equal(initial, batches.initial())
+    images = ((initial.double() + 0.5) * 256).floor()
+    assert len(set(numbers_of(images))) == 20 and (images[..., -1] > images[..., 0]).all()
+    other = Batches(numbered(100), seed=1, batch_size=20, flip=True).initial()
+    assert not torch.equal(images, ((other.double() + 0.5) * 256).floor())
+
+
+def test_evaluation_is_the_same_whatever_the_run():
+    data = numbered(20, num_test=11)
+    whole = torch.cat(list(Batches(data, seed=0, batch_size=4, flip=True).test_batches(None, 11)))
+    assert numbers_of(((whole.double() + 0.5) * 256).floor()) == list(range(11))
+    other = Batches(data, seed=5, batch_size=7, flip=False)
+    for num_images, batch_size, sizes in ((None, 4, [4, 4, 3]), (7, 3, [3, 3, 1]), (8, 4, [4, 4]), (2, 64, [2])):
+        found = list(other.test_batches(num_images, batch_size))
+        assert [len(batch) for batch in found] == sizes
+        assert other.num_test_batches(num_images, batch_size) == len(sizes)
+        assert torch.equal(torch.cat(found), whole[: sum(sizes)])
+
+
+@pytest.mark.parametrize("num_images", [0, 12])
+def test_more_test_images_than_there_are(num_images):
+    batches = Batches(numbered(20, num_test=11), seed=0, batch_size=4, flip=False)
+    for ask in (batches.test_batches, batches.num_test_batches):
+        with pytest.raises(ConfigError, match=f"eval.num_images is {num_images}.*11 test images"):
+            ask(num_images, 4)

@@ -1,0 +1,223 @@
+"""A folder or a zip of images: what is read, what is kept, and what is said of a source that cannot be used."""
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeflow.data import load_data
+from pipeflow.errors import DataError
+
+
+def encode(pixels: np.ndarray, format: str = "PNG") -> bytes:
+    """`pixels`: uint8, [height, width, 3] or [height, width]."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format)
+    return file.getvalue()
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    """Eight training and three test images of 5 x 4 pixels, by path, not in the order of their paths."""
+    train = [f"train/{kind}/{i}.png" for kind in ("dog", "cat") for i in range(4)]
+    paths = train + [f"test/cat/{i}.png" for i in range(3)]
+    pixels = np.random.default_rng(0).integers(0, 256, (len(paths), 4, 5, 3), np.uint8)
+    return {path: encode(image) for path, image in zip(paths, pixels)}
+
+
+def write_zip(path: Path, files: dict[str, bytes]) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, contents in files.items():
+            archive.writestr(name, contents)
+    return str(path)
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> str:
+    for name, contents in files.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(contents)
+    return str(path)
+
+
+@pytest.fixture(params=[write_zip, write_folder], ids=["zip", "folder"])
+def write(request: pytest.FixtureRequest):
+    """Writes files as a zip or as a folder."""
+    return request.param
+
+
+def images_of(paths: list[str], files: dict[str, bytes]) -> set[bytes]:
+    """The pixels of the files at `paths`, each as the bytes of [3, height, width]."""
+    return {np.asarray(Image.open(io.BytesIO(files[path]))).transpose(2, 0, 1).tobytes() for path in paths}
+
+
+def same(first, second) -> bool:
+    return torch.equal(first.train, second.train) and torch.equal(first.test, second.test)
+
+
+def test_reads_every_image_into_its_part(files, write, options, tmp_path):
+    data = load_data(options(path=write(tmp_path / "source", files)))
+    assert data.train.shape == (8, 3, 4, 5) and data.test.shape == (3, 3, 4, 5) and data.shape == (3, 4, 5)
+    assert {i.numpy().tobytes() for i in data.train} == images_of([p for p in files if p.startswith("train")], files)
+    assert {i.numpy().tobytes() for i in data.test} == images_of([p for p in files if p.startswith("test")], files)
+
+
+def test_zip_and_folder_give_the_same_in_any_order_of_files(files, options, tmp_path):
+    forward = load_data(options(path=write_zip(tmp_path / "a.zip", files)))
+    backward = load_data(options(path=write_zip(tmp_path / "b.zip", dict(reversed(files.items())))))
+    folder = load_data(options(path=write_folder(tmp_path / "folder", files)))
+    assert same(forward, backward) and same(forward, folder)
+
+
+def test_one_common_folder_in_front_and_macos_twins_and_other_files(files, write, options, tmp_path):
+    plain = load_data(options(path=write(tmp_path / "plain", files)))
+    wrapped = {f"my.images/{path}": contents for path, contents in files.items()}
+    extra = {"my.images/labels.txt": b"x", "__MACOSX/train/._0.png": b"x", "my.images/train/cat/._0.png": b"x"}
+    assert same(plain, load_data(options(path=write(tmp_path / "wrapped", wrapped | extra))))
+
+
+def test_any_depth_format_and_mode(options, write, tmp_path):
+    grey = np.full((4, 5), 200, np.uint8)
+    transparent = np.full((4, 5, 4), 200, np.uint8)
+    files = {
+        "train/0.PNG": encode(grey),
+        "train/a/b/c/1.Jpeg": encode(grey, "JPEG"),
+        "train/2.bmp": encode(grey, "BMP"),
+        "train/3.png": encode(transparent),
+        "test/4.WEBP": encode(np.full((4, 5, 3), 200, np.uint8), "WEBP"),
+    }
+    data = load_data(options(path=write(tmp_path / "source", files)))
+    assert len(data.train) == 4 and len(data.test) == 1
+    assert (data.train.int() - 200).abs().max() <= 2 and (data.test.int() - 200).abs().max() <= 2
+
+
+def damage_pixels(path: str, files: dict[str, bytes]) -> None:
+    """Destroy every image of a source in a way that leaves its listing (names, sizes, CRCs, times) as it was."""
+    for name, contents in files.items():
+        if zipfile.is_zipfile(path):
+            whole = Path(path).read_bytes()
+            Path(path).write_bytes(whole.replace(contents, bytes(len(contents))))
+        else:
+            file = Path(path, name)
+            times = file.stat()
+            file.write_bytes(bytes(len(contents)))
+            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_decoded_once(files, write, options, tmp_path):
+    path = write(tmp_path / "source", files)
+    first = load_data(options(path=path))
+    damage_pixels(path, files)
+    assert same(first, load_data(options(path=path)))
+
+
+def test_a_changed_source_is_decoded_anew(files, write, options, tmp_path):
+    first = load_data(options(path=write(tmp_path / "source", files)))
+    files["train/cat/0.png"] = encode(np.zeros((4, 5, 3), np.uint8))
+    second = load_data(options(path=write(tmp_path / "source", files)))
+    assert not same(first, second) and (second.train.flatten(1) == 0).all(1).sum() == 1
+
+
+def flip_a_bit(contents: bytes) -> bytes:
+    return contents[:-1] + bytes([contents[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("images.npy", flip_a_bit),
+        ("images.npy", lambda contents: contents[: len(contents) // 2]),
+        ("images.npy", lambda contents: contents.replace(b"(11, 3", b"(99, 3")),
+        ("images.json", lambda contents: contents[:-5]),
+        ("images.json", lambda contents: contents.replace(b'"num_train": 8', b'"num_train": 7')),
+        ("images.json", lambda contents: b"[]"),
+    ],
+    ids=["bit", "half", "header", "half json", "other json", "no object"],
+)
+def test_a_damaged_cache_is_decoded_anew_and_repaired(name, damage, files, options, tmp_path, cache):
+    path = write_zip(tmp_path / "source.zip", files)
+    first = load_data(options(path=path))
+    (stored,) = cache.rglob(name)
+    intact = stored.read_bytes()
+    stored.write_bytes(damage(intact))
+    assert stored.read_bytes() != intact
+    assert same(first, load_data(options(path=path)))
+    assert stored.read_bytes() == intact
+    assert sorted(file.name for file in stored.parent.iterdir()) == ["images.json", "images.npy"]
+
+    stored.write_bytes(damage(intact))
+    damage_pixels(path, files)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        load_data(options(path=path))
+
+
+def test_goes_on_without_a_cache_that_cannot_be_written(files, write, options, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    path = write(tmp_path / "source", files)
+    assert same(load_data(options(path=path)), load_data(options(path=path)))
+
+
+def error_of(options, path) -> str:
+    with pytest.raises(DataError) as caught:
+        load_data(options(path=path))
+    return str(caught.value)
+
+
+def test_no_path_no_source_no_zip(options, tmp_path):
+    assert "data.path is not set" in error_of(options, None)
+    assert f"data.path: there is no {tmp_path / 'gone'}" in error_of(options, str(tmp_path / "gone"))
+    (tmp_path / "text.zip").write_text("no zip")
+    message = error_of(options, str(tmp_path / "text.zip"))
+    assert "data.path" in message and "text.zip is not a zip" in message
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_part_without_images(part, files, write, options, tmp_path):
+    files = {path: contents for path, contents in files.items() if not path.startswith(part)} | {f"{part}/a.txt": b""}
+    message = error_of(options, write(tmp_path / "source", files))
+    assert "data.path" in message and f"no images in {part}/" in message
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG whose header announces an image that is not there."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    whole = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    pixels = b"IDAT" + zlib.compress(bytes(100))
+    return whole + struct.pack(">I", len(pixels) - 4) + pixels + struct.pack(">I", zlib.crc32(pixels))
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda good: good[: len(good) // 2], ["cannot be decoded", "replace or remove"]),
+        (lambda good: b"GIF89a", ["cannot be decoded", "replace or remove"]),
+        (lambda good: encode(np.zeros((5, 4, 3), np.uint8)), ["4x5", "5x4", "resize or remove"]),
+        (lambda good: encode(np.zeros((4, 5), np.uint16)), ["more than 8 bits", "save it with 8 bits"]),
+        (lambda good: png_of_size(5000, 5000), ["more than 16,000,000 pixels"]),
+        (lambda good: png_of_size(10_000, 10_000), ["more than 16,000,000 pixels"]),
+        (lambda good: png_of_size(100_000, 100_000), ["more than 16,000,000 pixels"]),
+        (lambda good: bytes(64_000_001), ["64,000,001 bytes", "remove it"]),
+    ],
+    ids=["truncated", "no image", "another size", "16 bits", "large", "warned of", "bomb", "large file"],
+)
+def test_a_file_that_cannot_be_used_is_named(make, says, files, write, options, tmp_path, cache, recwarn):
+    files["train/dog/2.png"] = make(files["train/dog/2.png"])
+    message = error_of(options, write(tmp_path / "source", files))
+    assert "data.path" in message and "train/dog/2.png" in message and "source" in message
+    assert all(words in message for words in says), message
+    assert not cache.exists() and not recwarn.list
+
+
+def test_a_member_that_fails_its_checksum_is_named(files, options, tmp_path):
+    path = write_zip(tmp_path / "source.zip", files)
+    damage_pixels(path, {"train/dog/2.png": files["train/dog/2.png"]})
+    message = error_of(options, path)
+    assert "train/dog/2.png" in message and "cannot be decoded" in message

@@ -1,0 +1,227 @@
+"""`load_data`: subsets, the official CIFAR-10, a user's function, and what is said of options that cannot be met."""
+
+import hashlib
+import pickle
+import sys
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeflow.data import ImageData, dead_leaves, load_data
+from pipeflow.errors import DataError
+
+SOURCE = """
+import numpy as np, torch
+from pipeflow.data import ImageData
+
+train = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+
+def arrays(data):
+    return train, train[:50]
+
+def tensors(data):
+    return [torch.from_numpy(train), torch.from_numpy(train[:int(data.path)])]
+
+def ready(data):
+    return ImageData(torch.from_numpy(train), torch.from_numpy(train[:50]), "mine")
+
+def nothing(data):
+    pass
+
+def floats(data):
+    return train / 255, train
+
+number = 1
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch) -> str:
+    """The name of a module in the current folder, which is not on the path."""
+    name = f"user_{hashlib.md5(str(tmp_path).encode()).hexdigest()}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    (tmp_path / f"{name}_broken.py").write_text("import a_package_that_is_not_there")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    return name
+
+
+def error_of(data) -> str:
+    with pytest.raises(DataError) as caught:
+        load_data(data)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("function", ["arrays", "tensors", "ready"])
+def test_function_of_the_users(function, module, options):
+    data = load_data(options(name=f"{module}:{function}", path="50"))
+    assert sorted(data.train.flatten().tolist()) == list(range(100))
+    assert sorted(data.test.flatten().tolist()) == list(range(50))
+    assert data.name == ("mine" if function == "ready" else f"{module}:{function}")
+
+
+def test_subsets_are_the_first_of_one_permuted_order(module, options):
+    whole = load_data(options(name=f"{module}:arrays"))
+    assert whole.train.flatten().tolist() != sorted(whole.train.flatten().tolist())
+    assert whole.test.flatten().tolist() != sorted(whole.test.flatten().tolist())
+    few = load_data(options(name=f"{module}:arrays", num_train=30, num_test=7))
+    assert torch.equal(few.train, whole.train[:30]) and torch.equal(few.test, whole.test[:7])
+    assert torch.equal(load_data(options(name=f"{module}:arrays", num_train=100)).train, whole.train)
+
+
+@pytest.mark.parametrize(
+    "option, num, says",
+    [
+        ("num_train", 101, "only 100"),
+        ("num_test", 51, "only 50"),
+        ("num_train", 0, "at least 1"),
+        ("num_test", -1, "at least 1"),
+    ],
+)
+def test_numbers_that_cannot_be(option, num, says, module, options):
+    message = error_of(options(name=f"{module}:arrays", **{option: num}))
+    assert f"data.{option} is {num}" in message and says in message
+
+
+def test_names_that_cannot_be(module, options):
+    message = error_of(options(name="cifar"))
+    assert "data.name is 'cifar'" in message and "cifar10, images, dead_leaves or module:function" in message
+    assert "no module 'not_there'" in error_of(options(name="not_there:f"))
+    assert "no module 'not.there'" in error_of(options(name="not.there:f"))
+    for function in ("missing", "number"):
+        message = error_of(options(name=f"{module}:{function}"))
+        assert f"has no function '{function}'" in message and f"{module}.py" in message
+
+
+def test_wrong_returns(module, options):
+    assert "returned NoneType" in error_of(options(name=f"{module}:nothing"))
+    assert "train images are torch.float64" in error_of(options(name=f"{module}:floats"))
+
+
+def test_a_module_that_itself_lacks_one_keeps_its_traceback(module, options):
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        load_data(options(name=f"{module}_broken:f"))
+
+
+@pytest.mark.parametrize(
+    "train, test, says",
+    [
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "train images are torch.float32"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), np.zeros((2, 3, 4, 4), np.uint8), "test images are ndarray"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 5, dtype=torch.uint8), "[3, 4, 5]"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "at least one image"),
+        (torch.zeros(2, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8), "[2]"),
+    ],
+)
+def test_image_data_says_what_is_wrong(train, test, says):
+    with pytest.raises(DataError) as caught:
+        ImageData(train, test, "mine")
+    assert says in str(caught.value) and "mine" in str(caught.value) and "give" in str(caught.value)
+
+
+def test_dead_leaves_by_number(options):
+    data = load_data(options(name="dead_leaves", num_train=6, num_test=5))
+    assert data.train.shape == (6, 3, 32, 32) and data.test.shape == (5, 3, 32, 32)
+    assert not {i.numpy().tobytes() for i in data.train} & {i.numpy().tobytes() for i in data.test}
+    assert torch.equal(data.train, load_data(options(name="dead_leaves", num_train=6, num_test=1)).train)
+
+
+def test_dead_leaves_are_deterministic_and_fewer_are_the_first_of_more():
+    images = dead_leaves(6, seed=3)
+    assert torch.equal(images[:4], dead_leaves(4, seed=3))
+    assert not torch.equal(images, dead_leaves(6, seed=4))
+    assert len({image.numpy().tobytes() for image in images}) == 6
+    assert dead_leaves(1, seed=3, size=16).shape == (1, 3, 16, 16)
+
+
+def test_dead_leaves_have_the_statistics_of_photographs():
+    """Neighbours are alike, values are spread, colour varies less than brightness, flat areas are not quite flat."""
+    images = dead_leaves(200, seed=0).float()
+    deviation = (images - images.mean()).flatten()
+    neighbours = (images[..., 1:] - images.mean()).flatten() * (images[..., :-1] - images.mean()).flatten()
+    assert neighbours.mean() / (deviation**2).mean() > 0.7
+    assert 40 < images.std() < 70 and 90 < images.mean() < 140
+    assert (images - images.mean(1, keepdim=True)).std() < 0.4 * images.mean(1).std()
+    saturated = ((images == 0) | (images == 255)).float().mean()
+    equal = (images[..., 1:] == images[..., :-1]).float().mean()
+    assert saturated < 0.05 and equal < 0.12
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """torchvision's CIFAR10, expecting a small archive of the official layout; its network is a closed port."""
+    from torchvision.datasets import CIFAR10
+
+    source = tmp_path / "source" / "cifar-10-batches-py"
+    source.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 3072), np.uint8)
+
+    def dump(name: str, contents: dict) -> str:
+        (source / name).write_bytes(pickle.dumps(contents))
+        return hashlib.md5((source / name).read_bytes()).hexdigest()
+
+    batches = {f"data_batch_{i + 1}": pixels[4 * i : 4 * i + 4] for i in range(5)} | {"test_batch": pixels[20:]}
+    sums = [[name, dump(name, {"data": part, "labels": [0] * len(part)})] for name, part in batches.items()]
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": dump("batches.meta", {"label_names": ["cat"]})}
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, source.name)
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    return archive, pixels.reshape(30, 3, 32, 32)
+
+
+def test_cifar10_from_the_official_archive(official, options, tmp_path, capfd):
+    archive, pixels = official
+    root = tmp_path / "root"
+    root.mkdir()
+    archive.rename(root / archive.name)
+    data = load_data(options(name="cifar10", path=str(root)))
+    assert {i.numpy().tobytes() for i in data.train} == {i.tobytes() for i in pixels[:20]}
+    assert {i.numpy().tobytes() for i in data.test} == {i.tobytes() for i in pixels[20:]}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cifar10_is_downloaded_without_a_word(official, options, tmp_path, monkeypatch, capfd):
+    from torchvision.datasets import CIFAR10
+
+    archive, _ = official
+    site = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        data = load_data(options(name="cifar10", path=str(tmp_path / "root")))
+        server.shutdown()
+    assert len(data.train) == 20
+    assert (tmp_path / "root" / archive.name).exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cifar10_lies_in_data_unless_said_otherwise(official, options, tmp_path, monkeypatch):
+    archive, _ = official
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    archive.rename(f"data/{archive.name}")
+    assert len(load_data(options(name="cifar10")).test) == 10
+
+
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_cifar10_not_to_be_had(corrupt, official, options, tmp_path, capfd):
+    root = tmp_path / "root"
+    root.mkdir()
+    if corrupt:
+        (root / "cifar-10-python.tar.gz").write_bytes(b"no archive")
+    message = error_of(options(name="cifar10", path=str(root)))
+    assert len(message.splitlines()) <= 2 and str(root) in message
+    assert "cifar-10-python.tar.gz" in message and "data.path" in message and "data.name images" in message
+    assert capfd.readouterr() == ("", "")

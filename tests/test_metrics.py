@@ -1,0 +1,123 @@
+import json
+import math
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeflow.errors import CheckpointError, PipeflowError
+from pipeflow.metrics import MetricsLog, bits_per_dim, to_json, training_bytes
+
+
+def epoch(number: int, test_bpd: float | None = 5.0, phase: str = "concurrent") -> dict:
+    return {
+        "epoch": number, "phase": phase, "trained": [0, 1], "steps": 4,
+        "train_loss": {"0": -3.0, "1": 2.5} if phase == "concurrent" else {"0": 4.0},
+        "test_bpd": test_bpd, "exit_bpd": None if test_bpd is None else [test_bpd + 0.5, test_bpd],
+        "seconds": 2.0, "images": 100, "macs": 1e9,
+        "bytes": {"latents": [[0, 1, 1_000_000]], "eval": 7, "gradients": 500_000, "control": 3},
+    }  # fmt: skip
+
+
+def lines(run_dir) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars(run_dir) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    return {tag: [(s.step, s.value) for s in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_uniform_pixels_cost_eight_bits():
+    # u ~ U(0, 1/256) under a uniform density on [-1/2, 1/2): log p(x) = 0.
+    assert bits_per_dim(0.0, 3072) == 8.0
+
+
+def test_bits_per_dim_is_the_definition():
+    log_prob, dims = torch.tensor([9000.0, -120.5], dtype=torch.float64), 3072
+    expected = -(log_prob - dims * math.log(256)) / (dims * math.log(2))
+    result = bits_per_dim(log_prob, dims)
+    assert result.dtype == torch.float64
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-13)
+    assert isinstance(bits_per_dim(9000.0, dims), float)
+
+
+def test_training_bytes_leaves_out_evaluation_and_control():
+    assert training_bytes(epoch(0)) == 1_500_000
+
+
+def test_events_are_lines_in_order_and_on_disk_at_once(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.event("start", initial_bpd=7.1, parts=[])
+    log.event("checkpoint", path="é")
+    assert lines(tmp_path) == [
+        {"event": "start", "initial_bpd": 7.1, "parts": []}, {"event": "checkpoint", "path": "é"}
+    ]  # fmt: skip
+    assert log.position() == (tmp_path / "metrics.jsonl").stat().st_size
+    log.close()
+
+
+def test_numbers_that_are_not_finite_are_standard_json():
+    text = to_json({"a": [math.nan, (math.inf, -math.inf)], "b": 1.5, "c": None})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": ["nan", ["inf", "-inf"]], "b": 1.5, "c": None}
+
+
+def test_resume_does_again_what_came_after_the_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.event("start", initial_bpd=7.1)
+    log.event("epoch", **epoch(0, 6.0))
+    position = log.position()
+    log.event("epoch", **epoch(1, 99.0))
+    log.close()
+
+    log = MetricsLog(tmp_path, position=position)
+    assert log.position() == position
+    log.event("epoch", **epoch(1, 5.0))
+    log.close()
+
+    assert [event.get("test_bpd") for event in lines(tmp_path)] == [None, 6.0, 5.0]
+    written = scalars(tmp_path)
+    assert written["bits_per_dim/test"] == [(0, 6.0), (1, 5.0)]
+    assert written["megabytes_sent"] == [(0, 1.5), (1, 3.0)]
+
+
+def test_a_new_log_does_not_keep_an_old_one(tmp_path):
+    for _ in range(2):
+        log = MetricsLog(tmp_path)
+        log.event("start", initial_bpd=7.1)
+        log.close()
+    assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("position", [5, 10_000])
+def test_a_log_that_is_not_the_checkpoints_is_refused_and_left_alone(tmp_path, position):
+    log = MetricsLog(tmp_path)
+    log.event("start", initial_bpd=7.1)
+    log.close()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=f"byte {position}"):
+        MetricsLog(tmp_path, position=position)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_log_that_is_gone_is_an_error_the_user_can_act_on(tmp_path):
+    with pytest.raises(PipeflowError):
+        MetricsLog(tmp_path, position=100)
+
+
+def test_tensorboard_has_every_scalar_of_an_epoch(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.event("epoch", **epoch(0))
+    log.event("epoch", **epoch(1, test_bpd=None))
+    log.event("epoch", **{**epoch(2, phase="finetune"), "exit_bpd": None})
+    log.close()
+    assert scalars(tmp_path) == {
+        "bits_per_dim/test": [(0, 5.0), (2, 5.0)],
+        "bits_per_dim/exit_of_part_0": [(0, 5.5)],
+        "bits_per_dim/exit_of_part_1": [(0, 5.0)],
+        "train_loss/part_0": [(0, -3.0), (1, -3.0)],
+        "train_loss/part_1": [(0, 2.5), (1, 2.5)],
+        "train_loss/whole_flow": [(2, 4.0)],
+        "images_per_second": [(0, 50.0), (1, 50.0), (2, 50.0)],
+        "megabytes_sent": [(0, 1.5), (1, 3.0), (2, 4.5)],
+    }

@@ -1,0 +1,145 @@
+import io
+import threading
+
+import pytest
+from rich.console import Console
+
+from pipeflow import progress
+from pipeflow.progress import Progress, clock
+
+
+def record(number: int = 3, phase: str = "alternate", trained: tuple[int, ...] = (1,), **changes) -> dict:
+    return {
+        "epoch": number, "phase": phase, "trained": list(trained), "steps": 78,
+        "train_loss": {str(part): 5.1 for part in trained}, "test_bpd": 4.52, "exit_bpd": [5.13, 4.62, 4.52],
+        "seconds": 11.6, "images": 4988, "macs": 1e12,
+        "bytes": {"latents": [[0, 1, 20_000_000], [1, 2, 4_600_000]], "eval": 9, "gradients": 0, "control": 120},
+        **changes,
+    }  # fmt: skip
+
+
+def begin(number: int = 3, phase: str = "alternate", trained: tuple[int, ...] = (1,)) -> dict:
+    return {"epoch": number, "phase": phase, "trained": list(trained), "steps": 78}
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The clock, in a list of one."""
+    time = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: time[0])
+    return time
+
+
+def plain() -> Console:
+    return Console(file=io.StringIO(), width=40)  # narrow: a line must not be broken all the same
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
+
+
+def test_clock():
+    assert [clock(seconds) for seconds in (0, 59.6, 200, 3725)] == ["0:00", "1:00", "3:20", "1:02:05"]
+
+
+def test_plain_lines_are_a_start_an_epoch_and_what_is_said(now):
+    console = plain()
+    with Progress(18, 3, console=console) as display:
+        display.phase(begin())
+        display.update(40, {1: 5.2}, 430.0, 12_000_000)
+        now[0] += 14.3
+        display.epoch(record())
+        display.say("checkpoint [epoch 4] taken")
+    assert console.file.getvalue().splitlines() == [
+        "18 epochs, 3 parts",
+        "epoch 4/18 alternate part 1 | loss 1: 5.10 | test 4.52 bits/dim (exits 5.13 4.62 4.52) | 11.6 s, 430 images/s"
+        " | 24.6 MB sent | 3:20 left",
+        "checkpoint [epoch 4] taken",
+    ]
+
+
+def test_the_line_of_an_epoch_without_evaluation_says_nothing_of_it(now):
+    console = plain()
+    with Progress(4, 2, console=console) as display:
+        display.epoch(record(0, "concurrent", (0, 1), test_bpd=None, exit_bpd=None))
+    line = console.file.getvalue().splitlines()[1]
+    assert line.startswith("epoch 1/4 concurrent parts 0 1 | loss 0: 5.10 1: 5.10 | 11.6 s")
+
+
+def test_the_line_of_a_finetune_epoch_names_no_part(now):
+    console = plain()
+    with Progress(4, 2, console=console) as display:
+        display.epoch(record(3, "finetune", (0, 1), train_loss={"0": "nan"}, exit_bpd=None))
+    line = console.file.getvalue().splitlines()[1]
+    assert line.startswith("epoch 4/4 finetune | loss nan | test 4.52 bits/dim | ")
+
+
+def test_time_left_goes_by_the_epochs_of_this_process(now):
+    console = plain()
+    with Progress(10, 3, console=console) as display:  # resumed: 6 epochs were done before
+        display.phase(begin(6))
+        now[0] += 100
+        display.phase(begin(7))  # the first part runs ahead of the last one's record
+        display.epoch(record(6))
+        now[0] += 20
+        display.epoch(record(7))
+    assert [line.split(" | ")[-1] for line in console.file.getvalue().splitlines()[1:]] == ["5:00 left", "2:00 left"]
+
+
+def test_a_terminal_shows_the_phase_live(now):
+    console = terminal()
+    with Progress(18, 3, console=console) as display:
+        display.phase(begin())
+        now[0] += 10
+        display.update(39, {1: 5.25}, 430.0, 24_600_000)
+        shown = console.file.getvalue()
+        for text in (
+            "18 epochs, 3 parts", "epoch 4 of 18", "alternate part 1", "step 39 of 78", "part 0", "part 2",
+            "loss 5.250", "loss -", "430 images/s", "24.6 MB sent", "4:50 left",
+        ):  # fmt: skip
+            assert text in shown
+        display.phase(begin(12, "finetune", (0, 1, 2)))
+        display.update(1, {0: 4.4}, 200.0, 24_600_000)
+        assert "whole flow  loss 4.400" in console.file.getvalue()
+    assert console.file.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_the_display_is_taken_away_when_the_run_fails(now):
+    console = terminal()
+    with pytest.raises(KeyError), Progress(18, 3, console=console) as display:
+        display.phase(begin())
+        raise KeyError
+    assert console.file.getvalue().count("\x1b[?25h") == 1
+    display.close()  # twice does no harm
+
+
+@pytest.mark.parametrize("make_console", [plain, terminal])
+def test_calls_from_several_threads_neither_fail_nor_wait_for_each_other(make_console):
+    console, failures = make_console(), []
+
+    def run(*calls):
+        try:
+            for step in range(1, 40):
+                for call in calls:
+                    call(step)
+        except Exception as error:
+            failures.append(error)
+
+    with Progress(10_000, 3, console=console) as display:
+        display.phase(begin(0))
+        threads = [
+            threading.Thread(target=run, args=(call,), daemon=True)
+            for call in (
+                lambda step: display.update(step, {0: 1.0, 1: 2.0}, 10.0, step),
+                lambda step: display.epoch(record(step)),
+                lambda step: display.phase(begin(step, *(("finetune", (0, 1)) if step % 2 else ()))),
+                lambda step: display.say(f"said {step}"),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert not any(thread.is_alive() for thread in threads)
+    assert not failures
+    assert all(f"said {step}" in console.file.getvalue() for step in range(1, 40))
