@@ -24,8 +24,8 @@ __all__ = [*_PLACES, "train"]
 
 
 def train(config: Any, flow: Any = None, data: Any = None) -> dict:
-    """Trains as the configuration says; see `pipeflow.train.run.train`."""
-    from pipeflow.train.run import train as run
+    """Trains as the configuration says; see `pipeflow.training.run.train`."""
+    from pipeflow.training.run import train as run
 
     return run(config, flow, data)
 

@@ -43,7 +43,7 @@ def load_config(arguments: list[str], world_size: int) -> Config:
 
 def run(config: Config, rank: int) -> int:
     """Trains; the exit code."""
-    from pipeflow.train.run import train
+    from pipeflow.training.run import train
 
     try:
         train(config)

@@ -10,66 +10,8 @@ from rich.console import Console
 
 from pipeflow.errors import CheckpointError, PipeflowError
 from pipeflow.metrics import MetricsLog, to_json
-from pipeflow.report import (
-    AXES, bytes_by_phase, duration, exit_curves, phases, plots, read_run, report, sample_grid, size, spans,
-)  # fmt: skip
+from pipeflow.report import AXES, duration, exit_curves, phases, read_run, report, size, spans
 from pipeflow.report import test_curve as whole_flow_curve  # a test_ name that pytest is not to collect
-
-GATHER = {"parameters": 400, "optimizer": 800, "ema": 0}
-
-
-def epochs(schedule: list[tuple[str, list[int]]], latents: int = 1000) -> list[dict]:
-    result = []
-    for number, (phase, trained) in enumerate(schedule):
-        local = phase != "finetune"
-        bpd = 6.0 - 0.1 * number
-        result.append({
-            "epoch": number, "phase": phase, "trained": trained, "steps": 4,
-            "train_loss": {str(part): 1.0 for part in trained},
-            "test_bpd": bpd, "exit_bpd": [bpd + 1, bpd + 0.5, bpd] if local else None,
-            "seconds": 2.0, "images": 100, "macs": 1e9,
-            "bytes": {
-                "latents": [[0, 1, 2 * latents], [1, 2, latents]] if local else [],
-                "eval": 50, "gradients": 0 if local else 300, "control": 5,
-            },
-        })  # fmt: skip
-    return result
-
-
-ALTERNATE = epochs([("alternate", [part]) for part in (0, 1, 2)] + [("finetune", [0, 1, 2])] * 2)
-
-
-def summary(name: str, records: list[dict], gather: dict | None = None) -> dict:
-    gather = GATHER if gather is None else gather
-    forward = [sum(r["bytes"]["latents"][link][2] for r in records if r["bytes"]["latents"]) for link in (0, 1)]
-    return {
-        "name": name, "test_bpd": 5.55, "initial_bpd": 7.0, "exit_bpd": [6.8, 6.3, 5.8], "epochs": records,
-        "num_epochs": len(records), "parts": [{}, {}, {}], "train_macs": 1e9 * len(records),
-        "seconds": {"gather": 0.5},
-        "bytes": {
-            "forward": forward, "backward": [0, 0], "eval": 50 * len(records), "gather": gather, "finetune": 700,
-            "control": 5 * len(records), "total": 12_345_678,
-        },
-    }  # fmt: skip
-
-
-def write(folder, records: list[dict] = ALTERNATE, **changes):
-    folder.mkdir(parents=True)
-    (folder / "summary.json").write_text(to_json({**summary(folder.name, records), **changes}))
-    return folder
-
-
-def write_log(folder, records: list[dict], *more: tuple[str, dict]):
-    folder.mkdir()
-    log = MetricsLog(folder)
-    log.event("start", initial_bpd=7.0, parts=[{}, {}, {}])
-    for record in records:
-        log.event("epoch", **record)
-    for kind, fields in more:
-        log.event(kind, **fields)
-    log.close()
-    return folder
-
 
 def printed(run_dirs, width: int = 160, **options) -> str:
     console = Console(file=io.StringIO(), width=width)
@@ -146,16 +88,6 @@ def test_phases_in_words():
     assert phases({"epochs": []}) == "none yet"
 
 
-def test_bytes_by_phase_count_everything_once(tmp_path):
-    by_phase = bytes_by_phase(read_run(write(tmp_path / "a")))
-    local = {"latents 0 → 1": 2000, "latents 1 → 2": 1000, "evaluation": 50, "control": 5}
-    assert by_phase == {
-        **{f"alternate: part {part}": local for part in (0, 1, 2)},
-        "gather": {"gather: parameters": 400, "gather: optimizer": 800},
-        "fine-tuning": {"gradients": 600, "evaluation": 100, "control": 10, "images handed out": 100},
-    }
-
-
 def test_units_suit_the_values():
     assert [duration(seconds) for seconds in (45.12, 200, 7500)] == ["45.1 s", "3 min 20 s", "2 h 05 min"]
     assert [size(count) for count in (0, 120, 24_600_000)] == ["0 bytes", "120 bytes", "24.6 MB"]
@@ -196,66 +128,6 @@ def test_a_narrow_console_loses_nothing(tmp_path):
 def test_a_run_that_has_not_ended_is_marked(tmp_path):
     text = printed([write_log(tmp_path / "live", ALTERNATE[:2])])
     assert "5.900*" in text and "has not ended" in text
-
-
-EDGES = {
-    "no_epoch": ([], {}),
-    "one_epoch": (epochs([("concurrent", [0, 1, 2])]), GATHER),
-    "no_bytes": (epochs([("concurrent", [0, 1, 2])] * 2, latents=0), {}),
-    "not_a_number": (
-        [{**record, "test_bpd": math.nan, "exit_bpd": [math.nan] * 3} for record in ALTERNATE[:2]],
-        GATHER,
-    ),  # fmt: skip
-    "more_parts_than_colours": (epochs([("sequential", [part]) for part in range(12)]), GATHER),
-}
-
-
-def write_edge(folder, name: str):
-    records, gather = EDGES[name]
-    return write(folder / name, records, bytes=summary("", records, gather)["bytes"])
-
-
-@pytest.mark.parametrize("name", EDGES)
-def test_a_run_at_the_edge_is_drawn(tmp_path, name):
-    assert all(path.is_file() for path in plots(write_edge(tmp_path, name)))
-
-
-def test_runs_at_the_edge_are_compared(tmp_path):
-    folders = [write_edge(tmp_path, name) for name in EDGES]
-    assert len(report(folders, tmp_path, Console(file=io.StringIO()))) == 4
-    silent = [folders[2], write_edge(tmp_path / "again", "no_bytes")]
-    paths = report(silent, tmp_path, Console(file=io.StringIO()))
-    assert [path.name[:8] for path in paths] == ["compare_"] * 4
-
-
-# Samples
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sample_grid_puts_every_image_in_its_place(tmp_path, channels):
-    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, channels, 4, 6) * 20
-    sample_grid(images, tmp_path / "grid.png", columns=3)
-    grid = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert grid.shape == (2 * 12 + 2, 3 * 18 + 4) + ((3,) if channels == 3 else ())
-    for index in range(5):
-        top, left = index // 3 * 14, index % 3 * 20
-        assert (grid[top : top + 12, left : left + 18] == 20 * index).all()
-    assert (grid[12:14] == 255).all() and (grid[:, 18:20] == 255).all() and (grid[14:, 40:] == 255).all()
-
-
-def test_sample_grid_keeps_rows_columns_and_colours(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (1, 3, 5, 7), dtype=np.uint8)
-    sample_grid(image, tmp_path / "grid.png")
-    grid = np.asarray(Image.open(tmp_path / "grid.png"))
-    np.testing.assert_array_equal(grid[1::3, 1::3], image[0].transpose(1, 2, 0))
-
-
-@pytest.mark.parametrize(
-    "images", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8), np.zeros((3, 4, 4), np.uint8)]
-)
-def test_sample_grid_refuses_what_is_no_images(tmp_path, images):
-    with pytest.raises(ValueError, match="uint8"):
-        sample_grid(images, tmp_path / "grid.png")
 
 
 def test_to_json_round_trips_a_summary(tmp_path):

@@ -59,6 +59,17 @@ def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
     return images[: len(train)], images[len(train) :]
 
 
+def measure_images(path: str) -> tuple[tuple[int, int, int], int, int]:
+    """Shape of an image, number of training and of test images of a source, of which only the first is decoded.
+
+    Raises:
+        DataError: what `load_images` raises of the source and of that image.
+    """
+    with _open(Path(path)) as members:
+        train, test = _split(members, path)
+        return _decode_one(train[0], path).shape, len(train), len(test)
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[list[Member]]:
     """The image files of a source; they can be read for as long as the context is open."""

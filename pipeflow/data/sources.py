@@ -18,7 +18,7 @@ from pipeflow.errors import DataError
 # Which images a subset takes is no part of a run's randomness: runs with different seeds see the same ones.
 SUBSET_SEED = 0
 DEAD_LEAVES_SEEDS = {"train": 1, "test": 2}
-DEAD_LEAVES_NUM = {"train": 5000, "test": 1000}
+DEAD_LEAVES_NUM = {"train": 2560, "test": 512}
 
 
 class DataOptions(Protocol):

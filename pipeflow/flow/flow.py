@@ -30,11 +30,12 @@ class Flow(nn.Module):
             raise ValueError("a flow needs at least one layer")
         self.shape = tuple(shape)
         self.names = list(layers)
+        reserved = {PRIOR, "heads", "shapes", *dir(self)}
         for name, layer in layers.items():
             if not isinstance(layer, Layer):
                 raise ValueError(f"layer {name!r} is a {type(layer).__name__}: layers derive from pipeflow.flow.Layer")
-            if name.split(".")[0] in (PRIOR, "heads"):
-                raise ValueError(f"layer {name!r}: names that begin with 'prior' or 'heads' are taken")
+            if name.split(".")[0] in reserved:
+                raise ValueError(f"layer {name!r}: names that begin with {name.split('.')[0]!r} are taken")
             _register(self, name, layer)
         self.shapes = _shapes(self.named_layers(), self.shape)
         self.prior = GaussianPrior(self.shapes[-1]) if prior is None else prior

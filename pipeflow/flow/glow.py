@@ -61,6 +61,11 @@ def build_flow(config: Config, shape: Shape) -> Flow:
             raise ConfigError(
                 f"model.name: {config.model.name} returned a {type(flow).__name__}: return a list of layers or a Flow."
             )
+        if flow.shape != tuple(shape):
+            raise ConfigError(
+                f"model.name: {config.model.name} returned a flow for images of shape {flow.shape}, "
+                f"but the data has {tuple(shape)}."
+            )
         return flow
 
 

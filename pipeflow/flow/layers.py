@@ -55,6 +55,13 @@ class Layer(nn.Module):
         """Sets what is initialised from data, once, from the first batch that arrives here."""
 
 
+def _check_channels(shape: Shape, num_channels: int) -> Shape:
+    """`shape`, where it is what a layer for this many channels takes; one channel too many would broadcast unseen."""
+    if len(shape) != 3 or shape[0] != num_channels:
+        raise ValueError(f"it was made for images of {num_channels} channels")
+    return shape
+
+
 class ActNorm(Layer):
     """`y = (x + bias) * exp(3 log_scale)` for each channel, initialised to zero mean and unit variance of `y`.
 
@@ -80,6 +87,12 @@ class ActNorm(Layer):
 
     def inverse(self, y: Tensor) -> Tensor:
         return y * torch.exp(-3 * self._channels_of(self.log_scale)) - self._channels_of(self.bias)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _check_channels(shape, len(self.bias))
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return 0
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -130,6 +143,9 @@ class InvertibleConv1x1(Layer):
     def inverse(self, y: Tensor) -> Tensor:
         inverse = torch.linalg.inv(self.matrix().double()).to(y.dtype)
         return functional.conv2d(y, inverse[:, :, None, None])
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _check_channels(shape, len(self.matrix()))
 
     def multiply_adds(self, shape: Shape) -> int:
         channels, height, width = shape
@@ -197,6 +213,7 @@ class Coupling(Layer):
         if num_channels < 2:
             raise ValueError(f"a coupling needs 2 channels or more to halve, got {num_channels}")
         self.kind = kind
+        self.num_channels = num_channels
         self.num_kept = num_channels // 2
         num_changed = num_channels - self.num_kept
         num_outputs = 2 * num_changed if kind == "affine" else num_changed
@@ -218,6 +235,9 @@ class Coupling(Layer):
         kept, changed = y[:, : self.num_kept], y[:, self.num_kept :]
         shift, log_scale = self._shift_and_log_scale(kept)
         return torch.cat([kept, changed * torch.exp(-log_scale) - shift], dim=1)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _check_channels(shape, self.num_channels)
 
     def multiply_adds(self, shape: Shape) -> int:
         return self.net.multiply_adds(shape)
@@ -246,8 +266,8 @@ class FlowStep(Layer):
         return self.actnorm.inverse(self.invconv.inverse(self.coupling.inverse(y)))
 
     def output_shape(self, shape: Shape) -> Shape:
-        if shape[0] != len(self.actnorm.bias):
-            raise ValueError(f"a flow step made for {len(self.actnorm.bias)} channels meets {shape[0]}")
+        for layer in (self.actnorm, self.invconv, self.coupling):
+            shape = layer.output_shape(shape)
         return shape
 
     def multiply_adds(self, shape: Shape) -> int:
@@ -286,6 +306,7 @@ class FactorOut(Layer):
 
     def __init__(self, num_channels: int):
         super().__init__()
+        self.num_channels = num_channels
         self.num_kept = num_channels // 2
         self.prior = ZeroConv(self.num_kept, 2 * (num_channels - self.num_kept))
 
@@ -316,7 +337,7 @@ class FactorOut(Layer):
         return self.inverse(y, None, generator, temperature)
 
     def output_shape(self, shape: Shape) -> Shape:
-        channels, height, width = shape
+        channels, height, width = _check_channels(shape, self.num_channels)
         if channels % 2:
             raise ValueError(f"a factor-out halves the channels, which {channels} does not allow")
         return (channels // 2, height, width)

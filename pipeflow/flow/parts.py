@@ -206,6 +206,8 @@ def _across_blocks(flow: Flow, num: int) -> list[str]:
             f"parts.num: {num} parts across blocks need {num - 1} blocks to cut in, this flow has {len(blocks)}."
         )
     steps = [[name for name in names if ".steps." in name] for names in blocks[: num - 1]]
+    if not all(steps):
+        raise ConfigError("parts.split: 'across' needs layers called blocks.B.steps.S: use 'balanced' or names of layers.")
     return [names[len(names) // 2] for names in steps]
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pipeflow.errors import WorkerError
 from pipeflow.flow.layers import Shape
-from pipeflow.train.liveness import Alarm, first_line
-from pipeflow.train.traffic import Traffic
+from pipeflow.training.liveness import Alarm, first_line
+from pipeflow.training.traffic import Traffic
 
 TRAINING, EVALUATION, INITIAL = "latents", "eval", "initial"
 _KINDS = (TRAINING, EVALUATION, INITIAL)

@@ -5,6 +5,7 @@ There the whole flow is one part: the same worker loop trains it. Data-parallel,
 0 hands out the images of each batch, and torch's DistributedDataParallel averages the gradients.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,10 +17,10 @@ from pipeflow.data import Batches, dequantization_noise, dequantize
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, split_flow
 from pipeflow.flow.layers import Shape
-from pipeflow.train.control import Control
-from pipeflow.train.schedule import Schedule
-from pipeflow.train.trainer import PartTrainer
-from pipeflow.train.world import World
+from pipeflow.training.control import Control
+from pipeflow.training.schedule import Schedule
+from pipeflow.training.trainer import PartTrainer
+from pipeflow.training.world import World
 
 _SECTIONS = {"model": "parameters", "ema": "ema"}
 """Kind under which a section of a trainer's tensors is counted; all else is the optimizer's."""
@@ -120,8 +121,11 @@ class DataParallelTrainer(PartTrainer):
         share = share_of(batch_size, world.size, world.rank)
         # DDP averages over workers, so shares of unequal size are weighted back to a mean over images.
         self._weight = (share.stop - share.start) * world.size / batch_size
+        # Buffers never change here. torch 2.15 renamed the option that keeps them from being sent in every forward.
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+        no_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         self._module = DistributedDataParallel(
-            self.part, process_group=world.gradient_group(), init_sync=False, broadcast_buffers=False
+            self.part, process_group=world.gradient_group(), init_sync=False, **no_buffers
         )
         num_values = sum(parameter.numel() for parameter in self.part.parameters())
         # A ring all-reduce sends 2 (n - 1) / n of the gradients from each of n workers; rank 0 counts for all.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeflow.errors import TrainingStopped
-from pipeflow.train.link import EVALUATION, INITIAL, TRAINING, Link
-from pipeflow.train.schedule import Phase
-from pipeflow.train.trainer import PartTrainer
+from pipeflow.training.link import EVALUATION, INITIAL, TRAINING, Link
+from pipeflow.training.schedule import Phase
+from pipeflow.training.trainer import PartTrainer
 
 LARGEST_LOSS = 1e4
 """Bits per dimension beyond which a loss counts as diverged at once."""

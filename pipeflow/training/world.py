@@ -4,6 +4,7 @@ Made from what torchrun and Ray Train both set (RANK, WORLD_SIZE, LOCAL_RANK, MA
 alone is a world of size 1, without torch.distributed.
 """
 
+import itertools
 import os
 import socket
 from collections.abc import Sequence
@@ -15,14 +16,17 @@ import torch.distributed as dist
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError, PipeflowError
 from pipeflow.flow.parts import Part
-from pipeflow.train.control import Control
-from pipeflow.train.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
-from pipeflow.train.liveness import Alarm, Monitor, claim_failure
-from pipeflow.train.traffic import Traffic
+from pipeflow.training.control import Control
+from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
+from pipeflow.training.liveness import Alarm, Monitor, claim_failure
+from pipeflow.training.traffic import Traffic
 
 _START_TIMEOUT = timedelta(minutes=10)
 _NO_TIMEOUT = timedelta(days=365)
 """Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
+
+
+_RUNS = itertools.count()
 
 
 class World:
@@ -48,8 +52,12 @@ class World:
             raise
 
     def _connect(self) -> dist.ProcessGroup:
-        """The control group over gloo. Keys carry the launcher's attempt: a restart must not meet those before it."""
-        attempt = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        """The control group over gloo.
+
+        Keys in the store carry the launcher's attempt and the number of this process's run: a restart, or a second
+        `train` in the same workers, must not meet the keys of the one before.
+        """
+        attempt = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
         store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
         self._store = dist.PrefixStore(attempt, store)
         own = dist.TCPStore(

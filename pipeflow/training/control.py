@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeflow.errors import WorkerError
-from pipeflow.train.liveness import Alarm, first_line
-from pipeflow.train.traffic import Traffic
+from pipeflow.training.liveness import Alarm, first_line
+from pipeflow.training.traffic import Traffic
 
 
 class Control:

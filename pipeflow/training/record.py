@@ -19,9 +19,9 @@ from pipeflow.config import Config
 from pipeflow.flow import Part
 from pipeflow.metrics import MetricsLog
 from pipeflow.progress import Progress
-from pipeflow.train.run_folder import RunFolder
-from pipeflow.train.schedule import Phase
-from pipeflow.train.world import World
+from pipeflow.training.run_folder import RunFolder
+from pipeflow.training.schedule import Phase
+from pipeflow.training.world import World
 
 _SECONDS = ("local", "gather", "finetune", "eval", "checkpoint", "total")
 _GATHER = ("parameters", "optimizer", "ema")
@@ -211,7 +211,8 @@ class Recorder:
     @_on_rank_0
     def finish(self, samples: Tensor) -> dict:
         """Writes summary, samples and plots; the summary."""
-        from pipeflow.report import plots, sample_grid  # matplotlib is slow to import, and wanted only here
+        from pipeflow.figures import plots  # matplotlib is slow to import, and wanted only here
+        from pipeflow.sample import sample_grid
 
         self.state["seconds"]["total"] = time.perf_counter() - self._began
         summary = self._summary()

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeflow.errors import PipeflowError, WorkerError
-from pipeflow.train.traffic import Traffic
+from pipeflow.training.traffic import Traffic
 
 BEAT_SECONDS = 1.0
 LOST_AFTER_SECONDS = 20.0

@@ -19,7 +19,7 @@ from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, Trainin
 from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.parts import balance
 from pipeflow.saved_flow import save_flow, to_images
-from pipeflow.train.finetune import (
+from pipeflow.training.finetune import (
     SharedImages,
     gather,
     is_data_parallel,
@@ -29,12 +29,12 @@ from pipeflow.train.finetune import (
     whole_flow_trainer,
     without_heads,
 )
-from pipeflow.train.record import Recorder
-from pipeflow.train.run_folder import RunFolder
-from pipeflow.train.schedule import Phase, Schedule, Stop
-from pipeflow.train.trainer import PartTrainer
-from pipeflow.train.worker import Worker, exit_bits_per_dim
-from pipeflow.train.world import World
+from pipeflow.training.record import Recorder
+from pipeflow.training.run_folder import RunFolder
+from pipeflow.training.schedule import Phase, Schedule, Stop
+from pipeflow.training.trainer import PartTrainer
+from pipeflow.training.worker import Worker, exit_bits_per_dim
+from pipeflow.training.world import World
 
 SAMPLE_TEMPERATURE = 0.7
 """Of the grid of samples that a run leaves."""

@@ -13,7 +13,7 @@ import yaml
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.metrics import to_json
-from pipeflow.train.checkpoint import Checkpoints
+from pipeflow.training.checkpoint import Checkpoints
 
 FIXED = ("model", "data", "run.seed", "optim.batch_size")
 """What a resumed run must have in common with the run in the folder."""

@@ -1,0 +1,83 @@
+"""Which schedule learns most for the same epochs, multiply-adds and bytes? The small_* runs, one after the other.
+
+    python benchmarks/schedules/run.py --data path/to/cifar10.zip      # or leave it out to download CIFAR-10
+
+Runs each configuration with three workers under torchrun into RUNS, resuming what was interrupted, and writes table.md,
+results.json and the comparison figures beside this file.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeflow.figures import comparison
+from pipeflow.report import read_run
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "configs" / "cifar10"
+RUNS = {
+    "small_glow": "end to end",
+    "small_alternate3": "alternate, a turn an epoch",
+    "small_alternate3_steps": "alternate, a turn a batch",
+    "small_concurrent3": "concurrent",
+    "small_sequential3": "sequential",
+}
+
+
+def main() -> None:
+    """Trains what is not there yet and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="a zip or folder of images laid out as train/ and test/; else CIFAR-10 is fetched")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders go")
+    parser.add_argument("--workers", type=int, default=3)
+    options = parser.parse_args()
+    folders = []
+    for name in RUNS:
+        folder = options.runs / name
+        folders.append(folder)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.workers}"]
+        command += ["-m", "pipeflow.launch", "--config", str(CONFIGS / f"{name}.yaml"), "--run.dir", str(folder)]
+        command += ["--data.name", "images", "--data.path", options.data] if options.data else []
+        print(" ".join(command), flush=True)
+        subprocess.run(command, check=True)
+    summaries = {name: read_run(folder) for name, folder in zip(RUNS, folders)}
+    write_table(summaries)
+    comparison({RUNS[name]: summary for name, summary in summaries.items()}, HERE)
+
+
+def write_table(summaries: dict[str, dict]) -> None:
+    """table.md and results.json."""
+    end_to_end = summaries["small_glow"]["train_macs"]
+    rows = [
+        "| run | final bits/dim | exit bits/dim of parts 0, 1, 2 before the gather | multiply-adds (end to end = 1) "
+        "| MB forward | MB back | MB gathered | training seconds, local + end to end |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    results = {}
+    for name, summary in summaries.items():
+        sent, seconds = summary["bytes"], summary["seconds"]
+        exits = ", ".join(f"{value:.3f}" for value in summary["exit_bpd"] or []) or "-"
+        rows.append(
+            f"| {RUNS[name]} | {summary['test_bpd']:.3f} | {exits} | {summary['train_macs'] / end_to_end:.2f} "
+            f"| {sum(sent['forward']) / 1e6:.0f} | {sum(sent['backward']) / 1e6:.0f} "
+            f"| {sum(sent['gather'].values()) / 1e6:.1f} | {seconds['local']:.0f} + {seconds['finetune']:.0f} |"
+        )
+        results[name] = {key: value for key, value in summary.items() if key != "epochs"}
+        results[name]["curve"] = [[each["epoch"], each["phase"], each["test_bpd"]] for each in summary["epochs"]]
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    (HERE / "results.json").write_text(json.dumps({"machine": machine, "runs": results}, indent=1) + "\n")
+    (HERE / "table.md").write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""What a configuration will do and cost, before anything is trained: its parts, its schedule, and what travels.
+
+No image is loaded for the data that comes along, and of a folder or a zip only the first is decoded.
+"""
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeflow.config import Config
+from pipeflow.data import load_data
+from pipeflow.data.images import measure_images
+from pipeflow.data.sources import DEAD_LEAVES_NUM
+from pipeflow.errors import ConfigError, DataError
+from pipeflow.flow import Part, build_flow, cut_names, split_flow
+from pipeflow.flow.layers import Shape
+from pipeflow.report import size
+from pipeflow.training.record import training_macs
+from pipeflow.training.schedule import Phase, Schedule
+
+SMALL_IMAGE = (3, 32, 32)
+"""Shape of the images of cifar10 and dead_leaves."""
+
+CIFAR10_NUM = {"train": 50_000, "test": 10_000}
+
+NO_BREAK = "\u00a0"
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+# ------------------------------------------------------------------------------------------------------ the formulas
+
+
+def latent_bytes(part: Part, num_images: int, dtype: str) -> int:
+    """Bytes of what a part hands to the next, for this many images in a type of `link.dtype`."""
+    return num_images * math.prod(part.output_shape) * _BYTES[dtype]
+
+
+def phase_link_bytes(phase: Phase, parts: Sequence[Part], batch_size: int, dtype: str) -> list[int]:
+    """Bytes over each link in a phase's training. A link carries a batch when the part behind it runs on it."""
+    return [
+        latent_bytes(part, batch_size, dtype) * (phase.count_running(part.index + 1) if phase.is_local else 0)
+        for part in parts[:-1]
+    ]
+
+
+def eval_link_bytes(parts: Sequence[Part], num_images: int) -> list[int]:
+    """Bytes over each link in one evaluation before the gather, which is in float32 whatever `link.dtype` is."""
+    return [latent_bytes(part, num_images, "float32") for part in parts[:-1]]
+
+
+def gather_bytes(parts: Sequence[Part], owners: Sequence[int], trained: Collection[int], ema: bool) -> dict[str, int]:
+    """Bytes that the gather sends to rank 0, by kind. Heads stay behind; what rank 0 holds is there already.
+
+    Args:
+        owners: rank of the worker that holds each part.
+        trained: indices of the parts that have been updated, and so have two moments for each parameter.
+        ema: whether there are averaged weights.
+    """
+    counts = {"parameters": 0, "optimizer": 0, "ema": 0}
+    for part, owner in zip(parts, owners):
+        if owner == 0:
+            continue
+        counts["parameters"] += sum(tensor.nbytes for tensor in _without_head(part.global_state(), part).values())
+        parameters = sum(tensor.nbytes for tensor in _without_head(part.global_parameters(), part).values())
+        counts["optimizer"] += 2 * parameters * (part.index in trained)
+        counts["ema"] += parameters * ema
+    return counts
+
+
+def gradient_bytes(parts: Sequence[Part], num_workers: int, steps: int) -> int:
+    """Bytes that a ring of data-parallel workers sends to average the whole flow's gradients, float32."""
+    parameters = sum(
+        tensor.nbytes for part in parts for tensor in _without_head(part.global_parameters(), part).values()
+    )
+    return 2 * (num_workers - 1) * parameters * steps
+
+
+def _without_head(tensors: dict, part: Part) -> dict:
+    """The last part's head is the flow's own prior, and stays."""
+    head = f"{part.head_name}." if part.head_name.startswith("heads.") else None
+    return {name: tensor for name, tensor in tensors.items() if head is None or not name.startswith(head)}
+
+
+def training_share(phases: Sequence[Phase], parts: Sequence[Part]) -> float:
+    """Training multiply-adds of all phases, as a share of the same epochs end to end."""
+    whole = 3 * sum(part.multiply_adds() for part in parts)
+    return sum(training_macs(phase, parts, 1) for phase in phases) / sum(phase.steps * whole for phase in phases)
+
+
+# ---------------------------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is yet to be made, with a worker for each part."""
+
+    config: Config
+    parts: list[Part]
+    phases: list[Phase]
+    num_test: int
+
+    @property
+    def forward(self) -> list[int]:
+        """Bytes over each link in all of training."""
+        optim, dtype = self.config.optim, self.config.link.dtype
+        by_phase = [phase_link_bytes(phase, self.parts, optim.batch_size, dtype) for phase in self.phases]
+        return [sum(link) for link in zip(*by_phase)]
+
+    @property
+    def evaluation(self) -> int:
+        """Bytes over the links in all evaluations before the gather: twice, where there are averaged weights."""
+        local = [phase for phase in self.phases if phase.is_local]
+        if not local:
+            return 0
+        num_images = min(self.config.eval.num_images or self.num_test, self.num_test)
+        in_training = num_images * (1 + sum(phase.evaluate for phase in local))
+        in_full = self.num_test * (1 if len(local) < len(self.phases) else 2)
+        return sum(eval_link_bytes(self.parts, in_training + in_full)) * (2 if self.config.optim.ema > 0 else 1)
+
+    @property
+    def gather(self) -> dict[str, int]:
+        """Bytes of the gather, by kind; before data-parallel epochs rank 0 also sends everything to all others."""
+        local = [phase for phase in self.phases if phase.is_local]
+        trained = {part for phase in local for part in phase.trained}
+        ema = self.config.optim.ema > 0
+        counts = Counter(gather_bytes(self.parts, range(len(self.parts)), trained, ema) if local else {})
+        if self._is_data_parallel:
+            for _ in self.parts[1:]:
+                counts.update(gather_bytes(self.parts, [1] * len(self.parts), trained, ema))
+        return dict(counts)
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of gradients in data-parallel epochs."""
+        steps = sum(phase.steps for phase in self.phases if not phase.is_local)
+        return gradient_bytes(self.parts, len(self.parts), steps) if self._is_data_parallel else 0
+
+    @property
+    def _is_data_parallel(self) -> bool:
+        return self.config.finetune.parallel == "ddp" and not self.phases[-1].is_local
+
+
+def make_plan(config: Config) -> Plan:
+    """Builds the flow and the schedule, without images.
+
+    Raises:
+        ConfigError: the parts, the model or the batch size cannot be.
+        DataError: the images are not there, or fewer than asked for.
+    """
+    shape, num_train, num_test = _measure_data(config)
+    if config.optim.batch_size > num_train:
+        raise ConfigError(
+            f"optim.batch_size is {config.optim.batch_size}, but there are {num_train} training images: it must be "
+            f"from 1 to {num_train}."
+        )
+    if config.model.name == "python":
+        raise ConfigError("model.name is python: a flow given from Python cannot be planned from a configuration.")
+    flow = build_flow(config, shape)
+    parts = split_flow(flow, cut_names(flow, config.parts.split, config.parts.num), config.parts.head)
+    phases = Schedule(config, len(parts), num_train // config.optim.batch_size).phases()
+    return Plan(config, parts, phases, num_test)
+
+
+def _measure_data(config: Config) -> tuple[Shape, int, int]:
+    """Shape of an image, number of training and of test images."""
+    data = config.data
+    if data.name == "python":
+        raise DataError("data.name is python: images given from Python cannot be planned from a configuration.")
+    if data.name == "dead_leaves":
+        return SMALL_IMAGE, data.num_train or DEAD_LEAVES_NUM["train"], data.num_test or DEAD_LEAVES_NUM["test"]
+    if data.name == "cifar10":
+        shape, train, test = SMALL_IMAGE, CIFAR10_NUM["train"], CIFAR10_NUM["test"]
+    elif data.name == "images":
+        shape, train, test = measure_images(data.path)
+    else:
+        images = load_data(data)
+        shape, train, test = images.shape, len(images.train), len(images.test)
+    for option, num, there in (("num_train", data.num_train, train), ("num_test", data.num_test, test)):
+        if num is not None and num > there:
+            raise DataError(
+                f"data.{option} is {num}, but there are only {there} images; lower it, or set null for all."
+            )
+    return shape, data.num_train or train, data.num_test or test
+
+
+# ------------------------------------------------------------------------------------------------------ how it prints
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """A table of the parts, and the schedule and its costs in a few lines."""
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    for heading, text in _schedule(plan):
+        lines.add_row(heading, text)
+    console.print(_parts_table(plan), "", lines, sep="\n")
+
+
+def print_phases(plan: Plan, console: Console) -> None:
+    """A table with one row a phase."""
+    table = _table(
+        1, "epoch", "mode", "trains", "forward\nonly", "idle", "batches", "eval", "check-\npoint", "MB sent\nby link"
+    )
+    for phase in plan.phases:
+        table.add_row(*map(Text, _phase_row(plan, phase)))
+    turns = any(" for " in _trains(phase).replace(NO_BREAK, " ") for phase in plan.phases)
+    console.print(table, "")
+    console.print("Epochs and parts count from 0." + " '2 for 50' is part 2 for 50 batches." * turns)
+
+
+def _table(gap: int, *headings: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
+    for heading in headings:
+        words = heading in ("mode", "trains", "layers")
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+    return table
+
+
+def _parts_table(plan: Plan) -> Table:
+    batch_size, dtype = plan.config.optim.batch_size, plan.config.link.dtype
+    epoch = plan.phases[0].steps * batch_size
+    whole = sum(part.multiply_adds() for part in plan.parts)
+    table = _table(
+        2, "part", "layers", "parameters", "multiply-adds\nan image", "latent\nout", "bytes a batch,\nan epoch"
+    )
+    for part in plan.parts:
+        about = part.describe()
+        layers = f"{part.names[0]}\nto {part.names[-1]}" if len(part.names) > 1 else part.names[0]
+        is_last = part is plan.parts[-1]
+        table.add_row(
+            str(part.index),
+            Text(layers),
+            f"{about['parameters']:,}",
+            f"{part.multiply_adds() / 1e6:,.1f} M\n{part.multiply_adds() / max(1, whole):.1%}",
+            "x".join(map(str, part.output_shape)),
+            "-" if is_last else "\n".join(size(latent_bytes(part, images, dtype)) for images in (batch_size, epoch)),
+        )
+    return table
+
+
+def _schedule(plan: Plan) -> Iterator[tuple[str, str]]:
+    config, parts, steps = plan.config, plan.parts, plan.phases[0].steps
+    batch_size = config.optim.batch_size
+    modes = [(mode, len(list(group))) for mode, group in groupby(phase.mode for phase in plan.phases)]
+    epochs = " + ".join(f"{num} {mode}" for mode, num in modes)
+    yield "epochs", f"{epochs}, {_count(steps, 'batch', 'es')} of {_count(batch_size, 'image')}"
+    local = [phase for phase in plan.phases if phase.is_local]
+    updates = [f"{sum(phase.count_training(part.index) for phase in local):,}" for part in parts]
+    of_parts = f"{updates[0]} of each part" if len(set(updates)) == 1 else f"{', '.join(updates)} of the parts"
+    of_flow = f"{(len(plan.phases) - len(local)) * steps:,} of the whole flow"
+    yield "updates", " + ".join([of_parts] * bool(local) + [of_flow] * (len(local) < len(plan.phases)))
+    macs = f"{sum(training_macs(phase, parts, batch_size) for phase in plan.phases):.2e}".replace("e+", "e")
+    share = training_share(plan.phases, parts)
+    yield "training", f"{macs} multiply-adds, {share:.3f} of {_count(len(plan.phases), 'epoch')} end to end"
+    gather = sum(plan.gather.values())
+    if not any([*plan.forward, gather, plan.gradients]):
+        yield "sent", "nothing"
+        return
+    links = " + ".join(map(size, plan.forward))
+    yield "forward", _sum(sum(plan.forward), f"{links} by link" if len(parts) > 2 else "") + ", nothing backward"
+    yield "gather", _sum(gather, " + ".join(f"{size(count)} {kind}" for kind, count in plan.gather.items() if count))
+    if plan.gradients:
+        yield "gradients", f"{size(plan.gradients)} to average them, all workers together"
+    yield "evaluation", f"{size(plan.evaluation)} before the gather"
+    yield "", f"with {len(parts)} workers, one for each part"
+
+
+def _sum(total: int, terms: str) -> str:
+    return f"{size(total)} ({terms})" if total and terms else size(total)
+
+
+def _phase_row(plan: Plan, phase: Phase) -> list[str]:
+    parts = [part.index for part in plan.parts]
+    running = [part for part in parts if not phase.is_local or phase.count_running(part) > 0]
+    link_bytes = phase_link_bytes(phase, plan.parts, plan.config.optim.batch_size, plan.config.link.dtype)
+    return [
+        str(phase.epoch),
+        phase.mode,
+        _fill(_trains(phase), 19) if phase.is_local else "whole flow",
+        _fill(_numbers([part for part in running if phase.is_local and part not in phase.trained]), 7),
+        _fill(_numbers([part for part in parts if part not in running]), 7),
+        str(phase.steps),
+        "yes" if phase.evaluate else "-",
+        "yes" if phase.checkpoint else "-",
+        _fill(", ".join(f"{count / 1e6:.3g}" for count in link_bytes), 13) if any(link_bytes) else "-",
+    ]
+
+
+def _trains(phase: Phase) -> str:
+    """The parts that train, and in which turns where there are several in the phase."""
+    turns = [(turn, len(list(group))) for turn, group in groupby(range(phase.steps), key=phase.training)]
+    if len(turns) == 1:
+        return _numbers(turns[0][0])
+    if len(turns) > len(phase.turns) + 1:
+        order = f"{' '.join(_numbers(turn) for turn, _ in turns[: len(phase.turns)])} ..."
+        return f"turns of {_keep(_count(phase.turn_steps, 'batch', 'es'))}: {_keep(order)}"
+    return ", ".join(_keep(f"{_numbers(turn)} for {length:,}") for turn, length in turns)
+
+
+def _keep(text: str) -> str:
+    """The text, not to be broken by `_fill`."""
+    return text.replace(" ", NO_BREAK)
+
+
+def _fill(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_long_words=False).replace(NO_BREAK, " ")
+
+
+def _numbers(parts: Sequence[int]) -> str:
+    return " ".join(map(str, parts)) or "-"
+
+
+def _count(number: int, thing: str, plural: str = "s") -> str:
+    return f"{number:,} {thing}{plural if number != 1 else ''}"

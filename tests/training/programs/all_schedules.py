@@ -1,0 +1,24 @@
+"""Every schedule in turn, in the same workers: python all_schedules.py FOLDER, alone or under torchrun."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from small_runs import small_config
+
+from pipeflow import train
+
+SCHEDULES = {
+    "sequential": {"mode": "sequential"},
+    "alternate": {"mode": "alternate"},
+    "alternate_steps": {"mode": "alternate", "alternate_every": "2 steps"},
+    "concurrent": {"mode": "concurrent"},
+    "end_to_end": {"mode": "end_to_end"},
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name, schedule in SCHEDULES.items():
+        train(small_config(Path(sys.argv[1]) / name, schedule=schedule))

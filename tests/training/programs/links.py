@@ -1,0 +1,133 @@
+"""Both ends of a real link over gloo: links.py order | depth | wrong_step | late | lost. Prints 'passed on rank R'."""
+
+import os
+import sys
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+from pipeflow.errors import WorkerError
+from pipeflow.training.link import EVALUATION, TRAINING, Channel, ReceivingEnd, SendingEnd, make_wire
+from pipeflow.training.liveness import Alarm
+from pipeflow.training.traffic import Traffic
+
+CHANNEL = Channel(0, (2, 3), torch.bfloat16)
+DEPTH = 3
+CPU = torch.device("cpu")
+
+
+def ends(rank: int, timeout: float = 60.0):
+    group = dist.new_group([0, 1], backend="gloo")
+    wire, alarm, traffic = make_wire(group, None, 1 - rank, CPU), Alarm(), Traffic()
+    if rank == 0:
+        return SendingEnd(CHANNEL, wire, DEPTH, timeout, traffic, alarm, rank), alarm, traffic
+    return ReceivingEnd(CHANNEL, wire, DEPTH, timeout, alarm, rank), alarm, traffic
+
+
+def latent(step: int) -> torch.Tensor:
+    return torch.full((step % 4 + 1, 2, 3), float(step))
+
+
+def order(rank: int) -> None:
+    """Many batches of different sizes arrive in order, as float32; bytes are counted where they are sent."""
+    link, _, traffic = ends(rank)
+    for step in range(50):
+        if rank == 0:
+            link.send(TRAINING, 1, step, latent(step))
+        else:
+            assert torch.equal(link.receive(TRAINING, 1, step), latent(step))
+    if rank == 0:
+        link.send(EVALUATION, 1, 0, latent(2) / 3)
+    else:
+        assert torch.equal(link.receive(EVALUATION, 1, 0), latent(2) / 3)
+    link.close()
+    sent = {entry[0]: entry[1:] for entry in traffic.take()}
+    if rank == 0:
+        values = sum(latent(step).numel() for step in range(50))
+        assert sent["latents"] == [0, 1, 2 * values] and sent["eval"] == [0, 1, 4 * latent(2).numel()]
+        assert sent["control"] == [0, 1, 51 * 32]
+    else:
+        assert sent == {}, "nothing ever goes back"
+
+
+def depth(rank: int) -> None:
+    """The sender runs ahead by `depth` batches at each end and one between, then waits for the receiver."""
+    link, _, _ = ends(rank)
+    if rank == 0:
+        sent = []
+
+        def run() -> None:
+            for step in range(40):
+                link.send(TRAINING, 0, step, latent(step))
+                sent.append(step)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while len(sent) < 2 * DEPTH:  # so far it must come without anything being received
+            time.sleep(0.01)
+        dist.barrier()
+        thread.join(1.0)
+        assert thread.is_alive() and len(sent) <= 2 * DEPTH + 2, len(sent)
+        dist.barrier()
+        thread.join()
+        assert len(sent) == 40
+    else:
+        dist.barrier()
+        dist.barrier()
+        for step in range(40):
+            link.receive(TRAINING, 0, step)
+    link.close()
+
+
+def wrong_step(rank: int) -> None:
+    """The receiver checks that it gets the step it expects."""
+    link, _, _ = ends(rank)
+    if rank == 0:
+        link.send(TRAINING, 0, 3, latent(3))
+        dist.barrier()
+    else:
+        try:
+            link.receive(TRAINING, 0, 4)
+        except WorkerError as error:
+            assert "step 4" in str(error) and "step 3" in str(error)
+        else:
+            raise AssertionError("took the wrong step")
+        dist.barrier()
+
+
+def late(rank: int) -> None:
+    """A latent that does not come in time names the link, the worker and what was waited for."""
+    link, _, _ = ends(rank, timeout=0.5)
+    if rank == 1:
+        try:
+            link.receive(TRAINING, 2, 9)
+        except WorkerError as error:
+            assert all(text in str(error) for text in ("link 0", "worker 0", "0.5 s", "epoch 2, step 9")), error
+        else:
+            raise AssertionError("waited for ever")
+    dist.barrier()
+
+
+def lost(rank: int) -> None:
+    """A worker that is gone is named at once by whoever waits for it."""
+    link, _, _ = ends(rank)
+    if rank == 0:
+        print("passed on rank 0", flush=True)
+        os._exit(0)
+    try:
+        link.receive(TRAINING, 0, 0)
+    except WorkerError as error:
+        assert "worker 0 was lost" in str(error), error
+    else:
+        raise AssertionError("received from a lost worker")
+    print("passed on rank 1", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    globals()[sys.argv[1]](dist.get_rank())
+    print(f"passed on rank {dist.get_rank()}", flush=True)
+    os._exit(0)

@@ -1,0 +1,56 @@
+"""Links: in order, bounded, one way, every byte counted; between processes and inside one."""
+
+import pytest
+import torch
+from small_runs import PROGRAMS, errors_in, finish
+
+from pipeflow.errors import WorkerError
+from pipeflow.training.link import EVALUATION, TRAINING, Channel, LocalLink
+from pipeflow.training.traffic import Traffic
+
+
+def local_link(dtype=torch.float32) -> tuple[LocalLink, Traffic]:
+    traffic = Traffic()
+    return LocalLink(Channel(2, (3, 4, 4), dtype), traffic), traffic
+
+
+def test_a_local_link_hands_on_what_was_sent_and_counts_its_bytes():
+    link, traffic = local_link()
+    latent = torch.randn(5, 3, 4, 4)
+    link.send(TRAINING, 1, 7, latent)
+    assert torch.equal(link.receive(TRAINING, 1, 7), latent)
+    assert traffic.take() == [["latents", 2, 3, 5 * 3 * 4 * 4 * 4]]
+    assert traffic.take() == []
+
+
+def test_bfloat16_halves_the_bytes_of_training_and_leaves_evaluation_alone():
+    link, traffic = local_link(torch.bfloat16)
+    latent = torch.randn(5, 3, 4, 4)
+    link.send(TRAINING, 0, 0, latent)
+    link.send(EVALUATION, 0, 0, latent)
+    received = link.receive(TRAINING, 0, 0)
+    assert received.dtype == torch.float32 and torch.equal(received, latent.bfloat16().float())
+    assert torch.equal(link.receive(EVALUATION, 0, 0), latent)
+    assert traffic.take() == [["eval", 2, 3, 960], ["latents", 2, 3, 480]]
+
+
+def test_another_step_than_expected_is_an_error_that_names_both():
+    link, _ = local_link()
+    link.send(TRAINING, 0, 1, torch.zeros(1, 3, 4, 4))
+    with pytest.raises(WorkerError, match=r"link 2.*epoch 0, step 2.*epoch 0, step 1"):
+        link.receive(TRAINING, 0, 2)
+
+
+def test_a_latent_with_a_gradient_cannot_be_sent():
+    link, _ = local_link()
+    with pytest.raises(AssertionError, match="detached"):
+        link.send(TRAINING, 0, 0, torch.zeros(1, 3, 4, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("program", ["order", "depth", "wrong_step", "late", "lost"])
+def test_between_processes(launch, program):
+    process = launch(2, str(PROGRAMS / "links.py"), program)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert "passed on rank 0" in output and "passed on rank 1" in output, output
+    assert not errors_in(output)

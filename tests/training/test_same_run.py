@@ -1,0 +1,44 @@
+"""Any number of processes is the same run: parameters, optimizer states, losses and bits/dim, bit for bit (CPU)."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import PROGRAMS, assert_same_tensors, checkpoint_tensors, finish, learned, small_config, torchrun
+
+sys.path.insert(0, str(PROGRAMS))
+
+from all_schedules import SCHEDULES
+
+from pipeflow import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[int, Path]:
+    """Run folders of all schedules by number of workers."""
+    folders = {num: tmp_path_factory.mktemp(f"workers{num}") for num in (1, 2, 3)}
+    for num in (2, 3):
+        process = torchrun(num, str(PROGRAMS / "all_schedules.py"), str(folders[num]))
+        output = finish(process)
+        assert process.returncode == 0, output
+    for name, schedule in SCHEDULES.items():
+        train(small_config(folders[1] / name, schedule=schedule))
+    return folders
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_workers_do_not_change_the_run(runs, name, num_workers):
+    assert_same_tensors(runs[1] / name, runs[num_workers] / name)
+    assert learned(runs[1] / name) == learned(runs[num_workers] / name)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_optimizer_and_averages_are_among_what_is_compared(runs, name):
+    sections = {key.split()[1].split("/")[0] for key in checkpoint_tensors(runs[1] / name) if "/" in key}
+    assert sections == {"model", "ema", "optim.exp_avg", "optim.exp_avg_sq"}
+
+
+def test_another_seed_is_another_run(runs, tmp_path):
+    train(small_config(tmp_path, run={"seed": 1}, schedule=SCHEDULES["concurrent"]))
+    assert learned(runs[1] / "concurrent") != learned(tmp_path)

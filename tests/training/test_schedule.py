@@ -1,0 +1,123 @@
+"""Schedules as tables: which parts train in which epoch or on which batch, without a process group."""
+
+import pytest
+
+from pipeflow.config import Config
+from pipeflow.training.schedule import DIVERGED_BY, Phase, Schedule, Stop
+
+
+def make(steps: int = 10, parts: int = 3, **schedule) -> Schedule:
+    config = Config.from_dict({"parts": {"num": parts}, "schedule": {"finetune_epochs": 2, **schedule}})
+    return Schedule(config, parts, steps)
+
+
+def table(schedule: Schedule) -> list[tuple[str, list[int]]]:
+    return [(phase.mode, phase.trained) for phase in schedule.phases()]
+
+
+FINETUNE = [("finetune", [0, 1, 2])] * 2
+
+
+def test_sequential_gives_equal_shares_and_the_remainder_to_the_first():
+    expected = [0, 0, 0, 0, 1, 1, 2, 2]
+    assert table(make(mode="sequential", local_epochs=8)) == [("sequential", [part]) for part in expected] + FINETUNE
+
+
+def test_sequential_with_fewer_epochs_than_parts_trains_the_first():
+    assert table(make(mode="sequential", local_epochs=2)) == [("sequential", [0])] * 2 + FINETUNE
+
+
+def test_alternate_by_epoch_ends_with_the_last_part():
+    expected = [2, 0, 1, 2, 0, 1, 2]
+    assert table(make(mode="alternate", local_epochs=7)) == [("alternate", [part]) for part in expected] + FINETUNE
+
+
+def test_alternate_by_several_epochs():
+    schedule = make(mode="alternate", local_epochs=6, alternate_every="2 epochs")
+    assert table(schedule) == [("alternate", [part]) for part in [0, 0, 1, 1, 2, 2]] + FINETUNE
+
+
+def test_alternate_by_steps_runs_on_over_the_end_of_an_epoch():
+    schedule = make(mode="alternate", local_epochs=2, alternate_every="3 steps")
+    turns = [[phase.training(step)[0] for step in range(10)] for phase in schedule.phases()[:2]]
+    assert turns == [[2, 2, 2, 0, 0, 0, 1, 1, 1, 2], [2, 2, 0, 0, 0, 1, 1, 1, 2, 2]]
+    assert [schedule.num_updates(part) for part in range(3)] == [6, 6, 8]
+
+
+def test_a_turn_of_one_batch_is_as_small_a_message_as_any():
+    phase = make(steps=781, mode="alternate", local_epochs=2, alternate_every="1 step").phases()[0]
+    assert len(str(phase.to_json())) < 300
+    assert phase.trained == [0, 1, 2]
+
+
+def test_concurrent_trains_all_on_every_batch():
+    schedule = make(mode="concurrent", local_epochs=2)
+    assert table(schedule) == [("concurrent", [0, 1, 2])] * 2 + FINETUNE
+    assert [schedule.num_updates(part) for part in range(3)] == [20, 20, 20]
+
+
+def test_end_to_end_trains_the_whole_flow_in_all_epochs():
+    schedule = make(mode="end_to_end", local_epochs=3)
+    assert table(schedule) == [("end_to_end", [0, 1, 2])] * 5
+    assert schedule.num_finetune_updates() == 50
+    assert not any(phase.is_local for phase in schedule.phases())
+
+
+@pytest.mark.parametrize("every", ["1 epoch", "1 step", "3 steps", "7 steps", "25 steps"])
+def test_counts_agree_with_counting_batch_by_batch(every):
+    for phase in make(mode="alternate", local_epochs=4, alternate_every=every).phases():
+        turns = [phase.training(step) for step in range(phase.steps)]
+        for part in range(3):
+            assert phase.count_training(part) == sum(part in turn for turn in turns)
+            assert phase.count_running(part) == sum(part <= max(turn) for turn in turns)
+
+
+@pytest.mark.parametrize("mode", ["sequential", "alternate", "concurrent"])
+def test_parts_after_the_last_training_part_do_not_run(mode):
+    for phase in make(mode=mode, local_epochs=6).phases()[:6]:
+        last = max(phase.trained)
+        assert [phase.count_running(part) > 0 for part in range(3)] == [part <= last for part in range(3)]
+
+
+def test_evaluations_and_checkpoints_come_as_often_as_asked_and_at_the_end_of_each_stage():
+    config = Config.from_dict(
+        {
+            "schedule": {"local_epochs": 5, "finetune_epochs": 3},
+            "eval": {"every_epochs": 3},
+            "checkpoint": {"every_epochs": 4},
+        }
+    )
+    phases = Schedule(config, 3, 10).phases()
+    assert [phase.epoch for phase in phases if phase.evaluate] == [2, 4, 5, 7]
+    assert [phase.epoch for phase in phases if phase.checkpoint] == [3, 4, 7]
+
+
+def test_phases_travel_as_json():
+    for phase in make(mode="alternate", local_epochs=4, alternate_every="3 steps").phases():
+        assert Phase.from_json(phase.to_json()) == phase
+
+
+def record(loss: float, part: str = "0", phase: str = "concurrent") -> dict:
+    return {"epoch": 0, "phase": phase, "train_loss": {part: loss}}
+
+
+def test_the_coordinator_goes_through_the_phases_and_ends():
+    schedule = make(mode="concurrent", local_epochs=2)
+    history: list[dict] = []
+    while (phase := schedule.next_phase(history)) is not None:
+        assert phase == schedule.phases()[len(history)]
+        history.append(record(5.0, phase=phase.mode))
+    assert len(history) == 4
+
+
+def test_the_coordinator_stops_a_diverging_part_and_says_which():
+    schedule = make(mode="concurrent", local_epochs=3)
+    assert isinstance(schedule.next_phase([record(5.0), record(4.0)]), Phase)
+    stop = schedule.next_phase([record(5.0), record(5.1 + DIVERGED_BY)])
+    assert isinstance(stop, Stop) and "part 0" in stop.reason and "10.10" in stop.reason
+    assert isinstance(schedule.next_phase([record(5.0), record(float("nan"))]), Stop)
+
+
+def test_local_losses_are_not_compared_with_those_of_the_gathered_flow():
+    schedule = make(mode="concurrent", local_epochs=1)
+    assert isinstance(schedule.next_phase([record(-9.0, "flow", "concurrent"), record(4.0, "flow", "finetune")]), Phase)
