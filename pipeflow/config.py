@@ -306,13 +306,16 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if NoneType in kinds and (value is None or value in ("null", "none", "None")):
         return None
+    listed = isinstance(value, str) and ("," in value or value.startswith("["))
+    if listed and any(typing.get_origin(kind) is tuple for kind in kinds):
+        kinds = tuple(kind for kind in kinds if kind is not str)
     for kind in kinds:
         converted = _as_kind(kind, value)
         if converted is not None:
             return converted
     advice = ""
-    if str in kinds and isinstance(value, bool | int | float):
-        advice = f": YAML reads it as a number or a truth value, write it in quotes, '{value}'"
+    if str in kinds and value is not None and not isinstance(value, str | list | dict):
+        advice = ": YAML does not read it as text, quote it as you mean it, '...'"
     wanted = " or ".join(_describe(kind) for kind in kinds if kind is not NoneType)
     raise ConfigError(f"{name}: expected {wanted}, got {value!r}{advice}.")
 
@@ -326,7 +329,7 @@ def _as_kind(kind: Any, value: Any) -> Any:
     if kind is bool:
         return {"true": True, "false": False}.get(str(value).lower())
     if kind is str:
-        return value if isinstance(value, str) and value and "," not in value else None
+        return value if isinstance(value, str) and value else None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -391,6 +394,8 @@ def _check_ranges(config: Config) -> None:
     for name, least in at_least.items():
         if values[name] is not None and not values[name] >= least:
             raise ConfigError(f"{name}: must be {least} or more, got {values[name]}.")
+    if config.run.seed >= 2**63:
+        raise ConfigError(f"run.seed: must be below 2^63, got {config.run.seed}.")
     rates = [("optim.part_lr", rate) for rate in config.optim.part_lr or ()]
     for name, value in [(name, values[name]) for name in positive] + rates:
         if value is not None and not 0 < value < float("inf"):
@@ -400,11 +405,16 @@ def _check_ranges(config: Config) -> None:
     if config.num_epochs == 0:
         raise ConfigError("schedule.local_epochs and schedule.finetune_epochs are both 0: nothing would train.")
     for name, known in [("data.name", ("cifar10", "images", "dead_leaves")), ("model.name", ("glow",))]:
-        if values[name] not in known and values[name].count(":") != 1 and values[name] != "python":
+        if values[name] not in known and not _is_function(values[name]) and values[name] != "python":
             raise ConfigError(f"{name}: expected {', '.join(known)} or module:function, got {values[name]!r}.")
     if config.data.name == "images" and config.data.path is None:
         raise ConfigError("data.path: data.name 'images' needs a folder or a zip with train/ and test/ in it.")
     turn_length(config.schedule.alternate_every)
+
+
+def _is_function(name: str) -> bool:
+    module, _, function = name.partition(":")
+    return bool(module and function) and ":" not in function
 
 
 def _check_parts(config: Config) -> None:
@@ -435,7 +445,7 @@ def _check_parts(config: Config) -> None:
 def turn_length(text: str) -> tuple[int, str]:
     """'200 steps' as (200, 'steps'), '1 epoch' as (1, 'epochs'). Raises ConfigError for any other form."""
     number, _, unit = text.strip().partition(" ")
-    unit = unit.strip().rstrip("s") + "s"
-    if not number.isdigit() or int(number) < 1 or unit not in ("epochs", "steps"):
+    unit = unit.strip().removesuffix("s") + "s"
+    if not number.isdecimal() or int(number) < 1 or unit not in ("epochs", "steps"):
         raise ConfigError(f"schedule.alternate_every: expected '1 epoch' or '200 steps', got {text!r}.")
     return int(number), unit

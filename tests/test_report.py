@@ -4,14 +4,15 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
+from run_records import ALTERNATE, GATHER, summary, write, write_log
 
 from pipeflow.errors import CheckpointError, PipeflowError
-from pipeflow.metrics import MetricsLog, to_json
+from pipeflow.metrics import to_json
 from pipeflow.report import AXES, duration, exit_curves, phases, read_run, report, size, spans
 from pipeflow.report import test_curve as whole_flow_curve  # a test_ name that pytest is not to collect
+
 
 def printed(run_dirs, width: int = 160, **options) -> str:
     console = Console(file=io.StringIO(), width=width)

@@ -32,7 +32,9 @@ RUNS = {
 def main() -> None:
     """Trains what is not there yet and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a zip or folder of images laid out as train/ and test/; else CIFAR-10 is fetched")
+    parser.add_argument(
+        "--data", help="a zip or folder of images laid out as train/ and test/; else CIFAR-10 is fetched"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders go")
     parser.add_argument("--workers", type=int, default=3)
     options = parser.parse_args()

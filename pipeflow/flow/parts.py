@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from pipeflow.errors import ConfigError
 from pipeflow.flow.flow import PRIOR, Flow
-from pipeflow.flow.layers import Shape
 from pipeflow.flow.priors import PRIORS, Prior
 
 
@@ -207,7 +206,7 @@ def _across_blocks(flow: Flow, num: int) -> list[str]:
         )
     steps = [[name for name in names if ".steps." in name] for names in blocks[: num - 1]]
     if not all(steps):
-        raise ConfigError("parts.split: 'across' needs layers called blocks.B.steps.S: use 'balanced' or names of layers.")
+        raise ConfigError("parts.split: 'across' needs layers called blocks.B.steps.S: use 'balanced' or layer names.")
     return [names[len(names) // 2] for names in steps]
 
 

@@ -114,9 +114,9 @@ def _verified(folder: Path) -> dict:
     """The manifest of a checkpoint whose files are all there and unchanged."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        files = {entry["file"]: entry["sha256"] for entry in manifest["files"]}
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"checkpoint {folder}: has format {manifest['format']}, this version reads {FORMAT}.")
+        files = {str(entry["file"]): entry["sha256"] for entry in manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged ({error}).") from None
     for name, expected in files.items():

@@ -6,6 +6,7 @@ open the folder -> data, flow, parts, workers -> initialise or resume
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,7 @@ def train(config: Config, flow: Flow | None = None, data: ImageData | None = Non
 
     Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it.
     """
+    config = _name_what_is_given(config, flow, data)
     world = World(config)
     try:
         with Run(world, config, flow, data) as run:
@@ -57,6 +59,21 @@ def train(config: Config, flow: Flow | None = None, data: ImageData | None = Non
     except PipeflowError as error:
         error.said = world.fail(error)
         raise
+
+
+def _name_what_is_given(config: Config, flow: Flow | None, data: ImageData | None) -> Config:
+    """The configuration with `python` for the names of what was given, so that nobody takes another flow or data for it.
+
+    Raises ConfigError where it says `python` and nothing was given.
+    """
+    for section, given in (("model", flow), ("data", data)):
+        named = getattr(config, section)
+        if given is not None:
+            config = dataclasses.replace(config, **{section: dataclasses.replace(named, name="python")})
+        elif named.name == "python":
+            argument = {"model": "flow", "data": "data"}[section]
+            raise ConfigError(f"{section}.name: python, but train(config, {argument}=...) was given none.")
+    return config
 
 
 class Run:
@@ -306,7 +323,7 @@ class Run:
             f"optim.clip_norm."
         )
 
-    # --- evaluation and the end -----------------------------------------------------------------------------------------
+    # --- evaluation and the end ---------------------------------------------------------------------------------------
 
     def _num_eval_images(self) -> int:
         return min(self.config.eval.num_images or self.num_test, self.num_test)

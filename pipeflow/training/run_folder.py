@@ -4,7 +4,6 @@ config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tenso
 """
 
 import json
-import os
 import secrets
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pipeflow.errors import CheckpointError
 from pipeflow.metrics import to_json
 from pipeflow.training.checkpoint import Checkpoints
 
-FIXED = ("model", "data", "run.seed", "optim.batch_size")
+FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
 """What a resumed run must have in common with the run in the folder."""
 
 
@@ -39,10 +38,11 @@ class RunFolder:
             notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._move_aside()}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.remove_token(self.show_token())  # permission bits do not tell: a disk may be full or read-only
         except OSError as error:
-            raise CheckpointError(f"run.dir: {self.path} cannot be made ({error.strerror}): choose another.") from None
-        if not os.access(self.path, os.W_OK):
-            raise CheckpointError(f"run.dir: {self.path} cannot be written to: choose another.")
+            raise CheckpointError(
+                f"run.dir: {self.path} cannot be written to ({error.strerror}): choose another."
+            ) from None
         if self._holds_run():
             self._check_same_run()
         self.checkpoints.clean()
@@ -96,10 +96,17 @@ class RunFolder:
         return (self.path / "config.yaml").exists()
 
     def _move_aside(self) -> Path:
+        if self.path.resolve() == Path.cwd():
+            raise CheckpointError("run.resume never: the current folder cannot be moved aside: choose another run.dir.")
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        try:
+            self.path.rename(aside)
+        except OSError as error:  # a mount point, for one
+            raise CheckpointError(
+                f"run.resume never: {self.path} cannot be kept as {aside} ({error.strerror}): choose another run.dir."
+            ) from None
         return aside
 
     def _check_same_run(self) -> None:

@@ -85,7 +85,7 @@ def test_dequantize_keeps_to_its_bin_for_any_noise():
     largest = float(np.nextafter(np.float32(1), np.float32(0)))
     for u in (0.0, 0.5, largest):
         values = dequantize(images, torch.full((256,), u))
-        assert values.dtype == torch.float32 and -0.5 <= values.min() and values.max() < 0.5
+        assert values.dtype == torch.float32 and values.min() >= -0.5 and values.max() < 0.5
         # float64 holds the exact edges of the bins.
         assert torch.equal(((values.double() + 0.5) * 256).floor(), images.double())
         assert ((values.double() + 0.5) * 256 - images - u).abs().max() <= 2**-17

@@ -57,7 +57,7 @@ class TestGlow:
     def test_untrained_bits_per_dim_are_those_of_its_priors(self, normal):
         """Each coupling starts as one scale for half of the values, so the density at the start is known."""
         flow, x = glow(SHAPE, 2, 2, 4, coupling="additive"), 0.1 * normal(4, *SHAPE)
-        latent, total, taken_out = flow(x)
+        latent, _, taken_out = flow(x)
         values = torch.cat([latent.flatten(1), *(each.flatten(1) for each in taken_out)], dim=1)
         expected = torch.distributions.Normal(0, 1).log_prob(x).flatten(1).sum(dim=1).double()
         torch.testing.assert_close(values.square().sum(dim=1), x.square().flatten(1).sum(dim=1))

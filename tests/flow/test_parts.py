@@ -1,5 +1,6 @@
 """Where a flow may be cut, and what its parts are trained on: objectives, gradients, names."""
 
+import contextlib
 import itertools
 import math
 
@@ -87,10 +88,8 @@ class TestCutNames:
         flow = glow((3, 16, 16), 2, 4, 5)
         allowed = []
         for name in flow.names:
-            try:
+            with contextlib.suppress(ConfigError):
                 allowed += cut_names(flow, [name])
-            except ConfigError:
-                pass
         assert len(allowed) == 7
 
         def dearest(cuts):
@@ -124,7 +123,7 @@ class TestCutNames:
             cut_names(flow, split, num)
 
     def test_split_flow_checks_its_cuts_too(self, flow):
-        with pytest.raises(ConfigError, match="'blocks.1.steps.0'"):
+        with pytest.raises(ConfigError, match=r"'blocks\.1\.steps\.0'"):
             split_flow(flow, ["blocks.1.steps.0"])
 
     @pytest.mark.parametrize("split, num", [("blocks", None), ("across", 2)])
@@ -285,9 +284,9 @@ class TestIsolation:
         return found
 
     @pytest.mark.parametrize("kind", ["gaussian", "standard"])
-    @pytest.mark.parametrize("cuts", [CUTS[name] for name in CUTS if CUTS[name]], ids=[name for name in CUTS if CUTS[name]])
-    def test_nothing_comes_back(self, flow, perturbed, x, cuts, kind):
-        parts = split_flow(flow, cuts, kind)
+    @pytest.mark.parametrize("name", [name for name in CUTS if CUTS[name]])
+    def test_nothing_comes_back(self, flow, x, name, kind):
+        parts = split_flow(flow, CUTS[name], kind)
         found = self.gradients_before(parts, x, lambda part, output: part.outgoing(output))
         assert len(found) > 30 and all(gradient is None for gradient in found)
 
@@ -295,9 +294,11 @@ class TestIsolation:
         """So that the test above can fail: handing on the latent itself reaches every layer before."""
         parts = split_flow(flow, CUTS["across blocks"])
         found = self.gradients_before(parts, x, lambda part, output: output.latent)
-        heads = sum(2 * (len(parts) - 1 - part.index) for part in parts[:-1])
-        assert sum(gradient is None for gradient in found) <= heads + 4  # + the factor-out's prior: on no latent's path
-        assert sum(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in found) > 50
+        on_no_latents_path = 2 + 2 + 2 + 3  # head 0 seen from parts 1 and 2, head 1 and the factor-out's prior from 2
+        only_what_is_taken_out = len(list(flow.get_submodule("blocks.0.steps.1.coupling").parameters()))  # seen from 2
+        assert sum(gradient is None for gradient in found) == on_no_latents_path
+        reached = [gradient for gradient in found if gradient is not None and gradient.abs().sum() > 0]
+        assert len(reached) == len(found) - on_no_latents_path - only_what_is_taken_out > 40
 
     def test_what_goes_on_is_the_latent_itself_without_a_graph(self, parts, x):
         for part, output in outputs(parts, x):
@@ -467,7 +468,8 @@ class TestOwnFlow:
     @pytest.fixture
     def images(self, normal):
         """Neighbours are alike, so that there is something to learn."""
-        return nn.functional.interpolate(0.3 * normal(64, 1, 2, 2), size=4, mode="bilinear") + 0.05 * normal(64, 1, 4, 4)
+        smooth = nn.functional.interpolate(normal(64, 1, 2, 2), size=4, mode="bilinear")
+        return 0.3 * smooth + 0.05 * normal(64, 1, 4, 4)
 
     def test_inverse_and_samples(self, own, images):
         latent, _, taken_out = own(images)
@@ -476,7 +478,7 @@ class TestOwnFlow:
 
     def test_cut_by_name_and_by_balance(self, own):
         assert own.multiply_adds() == 4 * (16 * 16 + 16 + 16 * 32 + 32)
-        first, last = split_flow(own, cut_names(own, ["layers.2"]))
+        first, _ = split_flow(own, cut_names(own, ["layers.2"]))
         assert first.names == ["layers.0", "layers.1"] and first.output_shape == (16,)
         assert first.head_name == "heads.layers.2" and first.global_parameters()["heads.layers.2.mean"].shape == (16,)
         assert cut_names(own, "balanced", 2) == ["layers.3"]
@@ -486,14 +488,14 @@ class TestOwnFlow:
     def test_trains_by_parts(self, own, images, cuts):
         parts = split_flow(own, cuts)
         optimizers = [torch.optim.Adam(part.global_parameters().values(), lr=1e-2) for part in parts]
-        start, history = bits_per_dim(own.log_prob(images).mean().item(), 16), []
+        history = []
         for _ in range(50):
-            history.append([])
+            total, exits = torch.zeros(64, dtype=torch.float64), []
             for part, output in outputs(parts, images):
-                loss = part.loss(output)
                 optimizers[part.index].zero_grad()
-                loss.backward()
+                part.loss(output).backward()
                 optimizers[part.index].step()
-                history[-1].append(loss.item())
-        assert bits_per_dim(own.log_prob(images).mean().item(), 16) < start - 0.5
-        assert all(last < first - 0.2 for first, last in zip(history[0], history[-1]))
+                total = total + output.contribution.detach()
+                exits.append(bits_per_dim((total + output.log_head).mean().item(), own.num_dims))
+            history.append(exits)
+        assert all(last < first - 1 for first, last in zip(history[0], history[-1]))

@@ -1,0 +1,216 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from pipeflow.config import Config
+from pipeflow.errors import ConfigError, DataError
+from pipeflow.flow import cut_names, glow, split_flow
+from pipeflow.plan import (
+    eval_link_bytes,
+    gather_bytes,
+    gradient_bytes,
+    latent_bytes,
+    make_plan,
+    phase_link_bytes,
+    print_phases,
+    print_plan,
+    training_share,
+)  # fmt: skip
+from pipeflow.saved_flow import read_config
+from pipeflow.training.record import training_macs
+from pipeflow.training.schedule import Phase
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Latents of 12 x 16 x 16 = 3072 and 24 x 8 x 8 = 1536 values behind the first two of three parts."""
+    torch.manual_seed(0)
+    flow = glow((3, 32, 32), num_blocks=3, num_steps=2, width=4)
+    return split_flow(flow, cut_names(flow, "across", 3))
+
+
+def plan_of(**sections):
+    return make_plan(Config.from_dict({"data": {"num_train": 640, "num_test": 100}, **sections}))
+
+
+def printed(show, plan, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    show(plan, console)
+    return console.file.getvalue()
+
+
+# Formulas
+
+
+def test_bytes_of_a_latent(parts):
+    assert latent_bytes(parts[0], 10, "float32") == 3072 * 10 * 4
+    assert latent_bytes(parts[1], 10, "bfloat16") == 1536 * 10 * 2
+
+
+@pytest.mark.parametrize(
+    "mode, turns, first, second",
+    [
+        ("concurrent", ((0, 1, 2),), 6, 6),
+        ("sequential", ((0,),), 0, 0),
+        ("sequential", ((1,),), 6, 0),
+        ("sequential", ((2,),), 6, 6),
+        ("alternate", ((0,), (1,), (2,)), 4, 2),  # a turn a batch: 2 of 6 batches end at each part
+        ("finetune", ((0, 1, 2),), 0, 0),
+    ],
+)
+def test_a_link_carries_what_the_part_behind_it_runs_on(parts, mode, turns, first, second):
+    phase = Phase(epoch=0, mode=mode, steps=6, turns=turns, turn_steps=1)
+    assert phase_link_bytes(phase, parts, 10, "bfloat16") == [first * 3072 * 10 * 2, second * 1536 * 10 * 2]
+
+
+def test_bytes_of_an_evaluation_are_float32(parts):
+    assert eval_link_bytes(parts, 100) == [3072 * 100 * 4, 1536 * 100 * 4]
+
+
+def test_bytes_of_the_gather_are_those_of_the_flow_without_heads(parts):
+    num_parameters = [part.describe()["parameters"] for part in parts]
+    prior = 2 * 48  # mean and log-scale of the flow's own prior, which is the last part's head
+    buffers = sum(tensor.nbytes for part in parts[1:] for tensor in part.layers.buffers())
+    expected = 4 * (num_parameters[1] + num_parameters[2] + prior)
+    counts = gather_bytes(parts, [0, 1, 2], trained={0, 1, 2}, ema=True)
+    assert counts == {"parameters": expected + buffers, "optimizer": 2 * expected, "ema": expected}
+    counts = gather_bytes(parts, [0, 0, 1], trained={0, 1}, ema=False)
+    buffers = sum(tensor.nbytes for tensor in parts[2].layers.buffers())
+    assert counts == {"parameters": 4 * (num_parameters[2] + prior) + buffers, "optimizer": 0, "ema": 0}
+
+
+def test_bytes_of_gradients_are_those_of_a_ring(parts):
+    num_parameters = sum(part.describe()["parameters"] for part in parts) + 2 * 48
+    assert gradient_bytes(parts, 4, steps=10) == 2 * 3 * num_parameters * 4 * 10
+
+
+@pytest.mark.parametrize("num, low, high", [(2, 0.70, 0.72), (3, 0.63, 0.65)])
+def test_the_published_runs_cost_what_was_published(num, low, high):
+    """60 alternate and 30 end-to-end epochs took 720 of 1026 minutes with 2 parts, 647 of 1020 with 3."""
+    plan = plan_of(
+        data={"name": "cifar10"},
+        model={"num_blocks": 3, "num_steps": 32, "width": 512},
+        parts={"split": "across", "num": num},
+        schedule={"mode": "alternate", "local_epochs": 60, "finetune_epochs": 30},
+    )
+    assert [phase.steps for phase in plan.phases] == [781] * 90
+    assert low <= training_share(plan.phases, plan.parts) <= high
+
+
+def test_concurrent_and_end_to_end_cost_the_same():
+    for mode in ("concurrent", "end_to_end"):
+        plan = plan_of(schedule={"mode": mode})
+        assert training_share(plan.phases, plan.parts) == 1
+
+
+# Against a run
+
+
+def test_a_plan_is_what_the_run_then_did(finished_run):
+    summary = json.loads((finished_run / "summary.json").read_text())
+    config = read_config(finished_run)
+    plan = make_plan(config)
+    assert [part.describe() for part in plan.parts] == summary["parts"]
+    assert plan.forward == summary["bytes"]["forward"]
+    assert plan.evaluation == summary["bytes"]["eval"]
+    batch_size = config.optim.batch_size
+    assert [training_macs(phase, plan.parts, batch_size) for phase in plan.phases] == [
+        record["macs"] for record in summary["epochs"]
+    ]
+    assert [phase.trained for phase in plan.phases] == [record["trained"] for record in summary["epochs"]]
+
+
+# Data
+
+
+def test_a_plan_loads_no_images(monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("images were loaded")
+
+    monkeypatch.setattr("pipeflow.plan.load_data", fail)
+    monkeypatch.setattr("pipeflow.data.sources.load_images", fail)
+    assert plan_of(data={"name": "cifar10", "path": "nowhere"}).phases[0].steps == 781
+    assert plan_of(data={"name": "cifar10", "num_train": 1000}).phases[0].steps == 15
+    assert plan_of(data={"name": "dead_leaves", "num_train": 9000}).phases[0].steps == 140
+    assert plan_of().parts[0].input_shape == (3, 32, 32)
+
+
+def test_of_a_folder_the_files_are_counted_and_the_first_is_measured(tmp_path):
+    for part, num in (("train", 5), ("test", 2)):
+        (tmp_path / part).mkdir()
+        for index in range(num):
+            pixels = np.zeros((16, 24, 3) if index == 0 else (1, 1, 3), np.uint8)  # only the first is looked at
+            Image.fromarray(pixels).save(tmp_path / part / f"{index}.png")
+    data = {"name": "images", "path": str(tmp_path)}
+    plan = plan_of(data=data, optim={"batch_size": 2})
+    assert (plan.phases[0].steps, plan.num_test, plan.parts[0].input_shape) == (2, 2, (3, 16, 24))
+    with pytest.raises(DataError, match=r"data\.num_train is 6, but there are only 5"):
+        plan_of(data={**data, "num_train": 6})
+    with pytest.raises(ConfigError, match=r"batch_size is 64, but there are 5"):
+        plan_of(data=data)
+
+
+@pytest.mark.parametrize("section", ["data", "model"])
+def test_what_is_given_from_python_cannot_be_planned(section):
+    with pytest.raises((ConfigError, DataError), match="from Python"):
+        plan_of(**{section: {"name": "python"}})
+
+
+# What is printed
+
+
+REFERENCE = {
+    "data": {"name": "cifar10"},
+    "model": {"num_steps": 4, "width": 512},
+    "schedule": {"mode": "alternate", "local_epochs": 4, "finetune_epochs": 1},
+}
+
+
+def test_a_plan_fits_a_terminal_and_says_it_all():
+    text = printed(print_plan, plan_of(**REFERENCE))
+    assert max(map(len, text.splitlines())) <= 80
+    for words in (
+        "blocks.0.squeeze", "to blocks.0.steps.1", "12x16x16", "786 kB", "614 MB",
+        "4 alternate + 1 finetune, 781 batches of 64 images",
+        "781, 781, 1,562 of the parts + 781 of the whole flow",
+        "of 5 epochs end to end", "by link), nothing backward", "with 3 workers, one for each part",
+    ):  # fmt: skip
+        assert words in text
+
+
+def rows(**schedule) -> list[str]:
+    plan = plan_of(schedule={"local_epochs": 4, "finetune_epochs": 1, **schedule})
+    text = printed(print_phases, plan)
+    assert max(map(len, text.splitlines())) <= 80
+    return [" ".join(line.split()) for line in text.splitlines()[2:]]
+
+
+def test_phases_with_a_part_each():
+    assert rows(mode="alternate")[:5] == [
+        "0 alternate 2 0 1 - 10 yes yes 7.86, 3.93",
+        "1 alternate 0 - 1 2 10 yes yes -",
+        "2 alternate 1 0 2 10 yes yes 7.86, 0",
+        "3 alternate 2 0 1 - 10 yes yes 7.86, 3.93",
+        "4 finetune whole flow - - 10 yes yes -",
+    ]
+
+
+def test_phases_with_a_turn_in_each_batch():
+    assert rows(mode="alternate", alternate_every="1 steps")[:2] == [
+        "0 alternate turns of 1 batch: - - 10 yes yes 5.51, 1.57",
+        "2 0 1 ...",
+    ]
+
+
+def test_phases_with_turns_that_do_not_fit_the_epochs():
+    text = rows(mode="alternate", alternate_every="7 steps")
+    assert text[:2] == [
+        "0 alternate 0 for 7, 1 for 3 - 2 10 yes yes 2.36, 0",
+        "1 alternate 1 for 4, 2 for 6 0 - 10 yes yes 7.86, 2.36",
+    ]
+    assert "'2 for 50' is part 2 for 50 batches" in text[-1]

@@ -1,0 +1,92 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeflow.errors import CheckpointError
+from pipeflow.flow import glow
+from pipeflow.sample import draw_samples, sample, sample_grid
+from pipeflow.saved_flow import load_flow, to_images
+
+
+@pytest.fixture(scope="module")
+def flow():
+    torch.manual_seed(0)
+    return glow((3, 8, 8), num_blocks=2, num_steps=1, width=4)
+
+
+def test_samples_are_images(flow):
+    samples = draw_samples(flow, 5, temperature=0.7, seed=0, batch_size=4)
+    assert samples.dtype == torch.uint8 and samples.shape == (5, 3, 8, 8)
+    assert samples.float().std() > 0
+
+
+def test_fewer_samples_are_the_first_of_more(flow):
+    many = draw_samples(flow, 10, temperature=0.7, seed=0, batch_size=4)
+    for num in (1, 4, 7):
+        assert torch.equal(draw_samples(flow, num, temperature=0.7, seed=0, batch_size=4), many[:num])
+
+
+def test_the_seed_and_the_temperature_matter(flow):
+    samples = draw_samples(flow, 4, temperature=0.7, seed=0)
+    assert not torch.equal(draw_samples(flow, 4, temperature=0.7, seed=1), samples)
+    assert not torch.equal(draw_samples(flow, 4, temperature=0.8, seed=0), samples)
+    coldest = draw_samples(flow, 4, temperature=0.0, seed=0)
+    assert torch.equal(coldest, draw_samples(flow, 4, temperature=0.0, seed=1))
+    assert torch.equal(coldest, coldest[:1].expand_as(coldest))
+
+
+def test_the_inverse_takes_samples_to_the_images_they_are(flow):
+    images = torch.arange(2 * 3 * 64, dtype=torch.uint8).view(2, 3, 8, 8)
+    with torch.no_grad():
+        latent, _, taken_out = flow((images.float() + 0.5) / 256 - 0.5)
+        assert torch.equal(to_images(flow.inverse(latent, taken_out)), images)
+
+
+def test_the_command_gives_the_grid_that_the_run_left(finished_run, tmp_path):
+    path = sample(finished_run, 64, temperature=0.7, seed=0, out=tmp_path / "new" / "grid.png")
+    assert path == tmp_path / "new" / "grid.png"
+    assert path.read_bytes() == (finished_run / "samples.png").read_bytes()
+
+
+def test_samples_go_into_the_run_folder_by_themselves(finished_run, tmp_path):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    path = sample(folder, 3, temperature=0.5, seed=2)
+    assert path == folder / "samples_t0.5_seed2.png"
+    grid = np.asarray(Image.open(path))
+    expected = draw_samples(load_flow(folder), 3, temperature=0.5, seed=2)
+    np.testing.assert_array_equal(grid[1::3, 1:96:3], expected[0].permute(1, 2, 0).numpy())
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        sample(tmp_path, 1, temperature=1.0, seed=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_grid_puts_every_image_in_its_place(tmp_path, channels):
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, channels, 4, 6) * 20
+    sample_grid(images, tmp_path / "grid.png", columns=3)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert grid.shape == (2 * 12 + 2, 3 * 18 + 4) + ((3,) if channels == 3 else ())
+    for index in range(5):
+        top, left = index // 3 * 14, index % 3 * 20
+        assert (grid[top : top + 12, left : left + 18] == 20 * index).all()
+    assert (grid[12:14] == 255).all() and (grid[:, 18:20] == 255).all() and (grid[14:, 40:] == 255).all()
+
+
+def test_sample_grid_keeps_rows_columns_and_colours(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, 5, 7), dtype=np.uint8)
+    sample_grid(image, tmp_path / "grid.png")
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    np.testing.assert_array_equal(grid[1::3, 1::3], image[0].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8), np.zeros((3, 4, 4), np.uint8)]
+)
+def test_sample_grid_refuses_what_is_no_images(tmp_path, images):
+    with pytest.raises(ValueError, match="uint8"):
+        sample_grid(images, tmp_path / "grid.png")

@@ -1,0 +1,139 @@
+"""A run that was interrupted ends as one that never was; a run in parts goes on with other parts and workers."""
+
+import shutil
+
+import pytest
+import torch
+from small_runs import (
+    SMALL,
+    assert_same_tensors,
+    checkpoint_tensors,
+    finish,
+    learned,
+    options,
+    read_until,
+    small_config,
+)
+
+from pipeflow import train
+from pipeflow.errors import CheckpointError
+
+SCHEDULE = {"mode": "alternate", "local_epochs": 3, "finetune_epochs": 2, "alternate_every": "2 steps"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that was never interrupted, with a checkpoint after each of its 5 epochs."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(small_config(folder, schedule=SCHEDULE))
+    return folder
+
+
+def as_if_interrupted_after(epoch: int, run, folder):
+    """A copy of a run as it was when its checkpoint of that epoch was the newest; some of the next one is written."""
+    shutil.copytree(run, folder)
+    for checkpoint in folder.glob("checkpoints/epoch-*"):
+        if int(checkpoint.name[-6:]) > epoch:
+            shutil.rmtree(checkpoint)
+    (folder / "summary.json").unlink()
+    (folder / "model.safetensors").unlink()
+    (folder / f"checkpoints/epoch-{epoch + 1:06d}.partial").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4, 5])
+def test_resuming_after_any_epoch_gives_the_same_run(undisturbed, tmp_path, epoch):
+    folder = as_if_interrupted_after(epoch, undisturbed, tmp_path / "run")
+    train(small_config(folder, schedule=SCHEDULE))
+    assert_same_tensors(undisturbed, folder)
+    assert learned(undisturbed) == learned(folder)
+    log = (folder / "metrics.jsonl").read_text()
+    assert log.count('"event": "epoch"') == 5 and log.count('"event": "start"') == 1
+    assert not list(folder.glob("checkpoints/*.partial"))
+
+
+@pytest.mark.parametrize("num_workers", [3, 2])
+def test_killed_in_the_middle_and_resumed_by_other_numbers_of_workers(undisturbed, tmp_path, launch, num_workers):
+    """Killed without notice while it trains under torchrun, then resumed alone."""
+    config = small_config(tmp_path / "run", schedule=SCHEDULE)
+    process = launch(num_workers, "-m", "pipeflow.launch", *options(config))
+    read_until(process, lambda line: line.startswith("epoch 2/5"))
+    process.kill()
+    finish(process)
+    train(config)
+    assert_same_tensors(undisturbed, tmp_path / "run")
+    assert learned(undisturbed) == learned(tmp_path / "run")
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
+    summary = train(small_config(undisturbed, schedule=SCHEDULE))
+    assert summary["num_epochs"] == 5
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"split": "balanced", "num": 1}, {"split": "across", "num": 2}, {"split": "balanced", "num": 4}],
+    ids=["1 part", "2 parts", "4 parts"],
+)
+def test_another_cut_goes_on_where_the_run_was(undisturbed, tmp_path, parts):
+    """Epochs done still count; layers, moments and counts follow their names; heads of cuts that stay are kept."""
+    folder = as_if_interrupted_after(2, undisturbed, tmp_path / "run")
+    summary = train(small_config(folder, parts=parts, schedule=SCHEDULE, run={"resume": "must"}))
+    assert [epoch["epoch"] for epoch in summary["epochs"]] == [0, 1, 2, 3, 4]
+    assert summary["epochs"][:2] == train(small_config(undisturbed, schedule=SCHEDULE))["epochs"][:2]
+    assert len(summary["parts"]) == parts["num"]
+    # and back to three parts, from a checkpoint of the other cut
+    shutil.rmtree(folder / "checkpoints/epoch-000004")
+    shutil.rmtree(folder / "checkpoints/epoch-000005")
+    (folder / "summary.json").unlink()
+    summary = train(small_config(folder, schedule=SCHEDULE))
+    assert len(summary["parts"]) == 3 and summary["num_epochs"] == 5
+    assert summary["test_bpd"] < summary["initial_bpd"]
+
+
+def test_heads_whose_cut_survives_are_kept_and_others_start_anew(undisturbed, tmp_path):
+    folder = as_if_interrupted_after(2, undisturbed, tmp_path / "run")
+    kept, gone = SMALL_CUTS
+    old = checkpoint_tensors(undisturbed)[f"epoch-000002 model/heads.{kept}.log_scale"]
+    cuts = [kept, "blocks.1.squeeze"]
+    frozen = {**SCHEDULE, "mode": "sequential", "local_epochs": 3}  # epoch 2 trains the first part of three no more
+    train(small_config(folder, parts={"split": cuts}, schedule=frozen))
+    new = checkpoint_tensors(folder)
+    assert torch.equal(new[f"epoch-000003 model/heads.{kept}.log_scale"], old)
+    assert f"epoch-000003 model/heads.{gone}.log_scale" not in new
+    assert torch.equal(new["epoch-000003 model/heads.blocks.1.squeeze.log_scale"], torch.zeros(6))
+
+
+SMALL_CUTS = ["blocks.0.steps.1", "blocks.1.steps.1"]
+assert SMALL["model"] == {"num_blocks": 2, "num_steps": 2, "width": 8}
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(undisturbed, tmp_path, capsys):
+    folder = as_if_interrupted_after(4, undisturbed, tmp_path / "run")
+    damaged = next((folder / "checkpoints/epoch-000004").glob("*.safetensors"))
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    train(small_config(folder, schedule=SCHEDULE))
+    said = capsys.readouterr().out
+    assert "epoch-000004" in said and "sha256" in said and "Taking the one before, epoch-000003" in said
+    assert_same_tensors(undisturbed, folder)
+
+
+def test_must_without_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"run\.resume: must"):
+        train(small_config(tmp_path / "run", run={"resume": "must"}))
+
+
+def test_a_run_folder_of_another_model(undisturbed, tmp_path):
+    with pytest.raises(CheckpointError, match=r"model\.width: is 16, but the run in .* has 8"):
+        train(small_config(undisturbed, schedule=SCHEDULE, model={"width": 16}))
+
+
+def test_resume_never_starts_anew_and_keeps_the_old_run(undisturbed, tmp_path):
+    folder = as_if_interrupted_after(3, undisturbed, tmp_path / "run")
+    train(small_config(folder, schedule=SCHEDULE, run={"resume": "never"}))
+    assert (tmp_path / "run.old-1/checkpoints/epoch-000003").is_dir()
+    assert_same_tensors(undisturbed, folder)
