@@ -35,6 +35,15 @@ def load_text(tmp_path):
     return load_it
 
 
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """A folder in which torch and numpy cannot be imported; it comes first on the path of `python -m`."""
+    folder = tmp_path_factory.mktemp("without_torch")
+    for name in ("torch", "numpy"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    return folder
+
+
 def said(function, *arguments) -> str:
     """The one line of the ConfigError that a call raises."""
     with pytest.raises(ConfigError) as error:
@@ -72,7 +81,7 @@ class TestFilesThatComeAlong:
         config = load(str(CONFIGS / "cifar10" / f"{name}.yaml"))
         mode, lr, num_parts = PUBLISHED[name]
         assert (config.schedule.mode, config.optim.lr, config.num_parts) == (mode, lr, num_parts)
-        assert config.schedule.local_epochs, config.schedule.finetune_epochs == (60, 30)
+        assert (config.schedule.local_epochs, config.schedule.finetune_epochs) == (60, 30)
         assert (config.num_epochs, config.num_local_epochs) == (90, 0 if mode == "end_to_end" else 60)
         assert (config.model.num_blocks, config.model.num_steps, config.model.width) == (3, 32, 512)
         assert (config.model.coupling, config.model.invconv) == ("affine", "lu")
@@ -477,14 +486,6 @@ class TestCommandLine:
 
 
 class TestEntry:
-    @pytest.fixture(scope="class")
-    def without_torch(self, tmp_path_factory):
-        """A folder in which torch and numpy cannot be imported; it comes first on the path of `python -m`."""
-        folder = tmp_path_factory.mktemp("without_torch")
-        for name in ("torch", "numpy"):
-            (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
-        return folder
-
     @pytest.fixture
     def launch(self, without_torch):
         def launch_it(*arguments: str) -> subprocess.CompletedProcess:

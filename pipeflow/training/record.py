@@ -72,6 +72,9 @@ class Recorder:
             f"{self.world.size} worker{'s' * (self.world.size > 1)} on {self.world.device.type}, "
             f"run folder {self.folder.path}"
         )
+        alone = self.config.finetune.parallel == "single"
+        if self.world.size > 1 and alone and self.config.num_local_epochs == 0:
+            self.progress.say("end to end on rank 0's device: the other workers wait (finetune.parallel ddp uses them)")
         if manifest is not None:
             self.progress.say(f"resuming after {len(self.history)} epochs from {manifest['folder']}")
 

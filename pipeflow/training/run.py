@@ -50,8 +50,9 @@ def train(config: Config, flow: Flow | None = None, data: ImageData | None = Non
     Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it.
     """
     config = _name_what_is_given(config, flow, data)
-    world = World(config)
+    world = World()
     try:
+        world.equip(config)
         with Run(world, config, flow, data) as run:
             summary = run.execute()
         world.close()

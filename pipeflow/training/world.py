@@ -32,24 +32,28 @@ _RUNS = itertools.count()
 class World:
     """This worker among the others. Close it at the end; `fail` tells the others of an error."""
 
-    def __init__(self, config: Config):
-        """Raises ConfigError for a device or a backend that is not there, and where parts are too few for workers."""
+    def __init__(self) -> None:
+        """Connects to the other workers that the launcher started, if any."""
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
-        config.check_world_size(self.size)
-        self.device = _device(config, int(os.environ.get("LOCAL_RANK", 0)))
         self.alarm = Alarm()
         self.traffic = Traffic()
+        self.device = torch.device("cpu")
+        self.backend = "gloo"
         self.monitor: Monitor | None = None
         self._store: dist.Store | None = None
         self._links: list[Link] = []
         group = self._connect() if self.size > 1 else None
         self.control = Control(self.rank, self.size, group, self.traffic, self.alarm)
-        try:
-            self.backend = self._choose_backend(config)
-        except PipeflowError as error:
-            error.said = self.fail(error)
-            raise
+
+    def equip(self, config: Config) -> None:
+        """Chooses this worker's device and the backend of its links.
+
+        Raises ConfigError for a device or a backend that cannot be, and for more workers than parts.
+        """
+        config.check_world_size(self.size)
+        self.device = _device(config, int(os.environ.get("LOCAL_RANK", 0)))
+        self.backend = self._choose_backend(config)
 
     def _connect(self) -> dist.ProcessGroup:
         """The control group over gloo.
@@ -132,8 +136,8 @@ class World:
         """Ends links, heartbeat and groups, after all workers have come to the same end."""
         self.close_links()
         if self.monitor is not None:
-            self.control.share("end")
             self.monitor.close()
+            self.control.share("end")  # after this nobody needs the store, which may end with rank 0's process
             dist.destroy_process_group()
 
 

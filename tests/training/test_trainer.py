@@ -1,0 +1,364 @@
+"""A part's trainer: learning rate, clipping, optimizers, averages, and what it saves and takes back, under any cut."""
+
+import copy
+import math
+
+import pytest
+import torch
+from small_runs import small_config
+
+from pipeflow.config import OptimConfig
+from pipeflow.flow import glow, split_flow
+from pipeflow.training import run
+from pipeflow.training.trainer import PartTrainer, learning_rate
+
+SHAPE = (3, 8, 8)
+CUTS = {1: [], 2: ["blocks.1.squeeze"], 3: ["blocks.0.steps.1", "blocks.1.steps.1"]}
+CPU = torch.device("cpu")
+NUM_UPDATES = 5
+
+
+def options(**changed) -> OptimConfig:
+    """Nothing but the optimizer, unless an option says so."""
+    return OptimConfig(**{"lr": 1e-2, "warmup_steps": 0, "decay": "none", **changed})
+
+
+def batch(step: int) -> torch.Tensor:
+    return 0.3 * torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(step))
+
+
+def make_trainers(num_parts: int, optim: OptimConfig, seed: int = 0, num_updates: int = NUM_UPDATES):
+    """A trainer for each part of a flow with random parameters; the flow's values do not depend on the cuts."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        flow = glow(SHAPE, 2, 2, 8)
+        flow.initialize(batch(100))
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    parts = split_flow(flow, CUTS[num_parts])
+    trainers = [PartTrainer(part, CPU, optim, optim.lr, num_updates) for part in parts]
+    for trainer in trainers:
+        trainer.load_training({}, {}, same_stage=True)
+    return trainers
+
+
+def update(trainers, steps, training=None) -> None:
+    """Trains the parts of `training` (None: all) on the batches of `steps`."""
+    for step in steps:
+        latent = batch(step)
+        for trainer in trainers:
+            output = trainer.forward(latent)
+            latent = trainer.part.outgoing(output)
+            if training is None or trainer.part.index in training:
+                trainer.update(trainer.part.loss(output))
+
+
+def saved(trainers) -> tuple[dict, dict]:
+    """Copies of what the trainers would save."""
+    tensors, counts = {}, {}
+    for trainer in trainers:
+        tensors.update({key: value.detach().clone() for key, value in trainer.tensors().items()})
+        counts.update(copy.deepcopy(trainer.counts()))
+    return tensors, counts
+
+
+def load(trainers, state, same_stage=True) -> None:
+    for trainer in trainers:
+        trainer.load_model(state[0])
+        trainer.load_training(*state, same_stage=same_stage)
+
+
+def assert_same(left: dict, right: dict) -> None:
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different, f"{len(different)} of {len(left)} differ, first {different[:3]}"
+
+
+def values(trainer) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in trainer.part.global_parameters().values()]
+
+
+def gradient_norm(trainer) -> float:
+    squares = [p.grad.double().square().sum() for p in trainer.part.global_parameters().values() if p.grad is not None]
+    return math.sqrt(sum(squares))
+
+
+class TestLearningRate:
+    @pytest.mark.parametrize(
+        "warmup_steps, decay, table",
+        [
+            (0, "none", [1, 1, 1, 1, 1, 1, 1, 1]),
+            (1, "none", [1, 1, 1, 1, 1, 1, 1, 1]),
+            (4, "none", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+            (10, "none", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
+            (0, "cosine", [1, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]),
+            (4, "cosine", [0.25, 0.480970, 0.640165, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]),
+        ],
+    )
+    def test_as_a_table(self, warmup_steps, decay, table):
+        rates = [learning_rate(2.0, update, 8, warmup_steps, decay) for update in range(8)]
+        assert rates == pytest.approx([2 * factor for factor in table], abs=2e-6)
+
+    def test_after_the_end_it_stays_at_0(self):
+        """A run that is resumed with more updates made than are planned must not climb the cosine again."""
+        assert [learning_rate(1.0, update, 8, 2, "cosine") for update in (8, 9, 12, 16)] == [0, 0, 0, 0]
+
+    def test_a_part_without_updates(self):
+        assert learning_rate(1.0, 0, 0, 0, "cosine") == 1.0
+
+    def test_each_update_uses_the_rate_of_its_number(self):
+        (trainer,) = make_trainers(1, options(lr=1e-3, warmup_steps=2, decay="cosine"))
+        for number in range(NUM_UPDATES):
+            update([trainer], [number])
+            rates = [group["lr"] for group in trainer.optimizer.param_groups]
+            assert rates == [learning_rate(1e-3, number, NUM_UPDATES, 2, "cosine")]
+
+    def test_parts_have_rates_of_their_own(self):
+        """Adam's first update moves a value by its learning rate, whatever the gradient."""
+        trainers = make_trainers(3, options())
+        for trainer, lr in zip(trainers, [1e-2, 1e-3, 1e-4]):
+            trainer.lr = lr
+        before = [values(trainer) for trainer in trainers]
+        update(trainers, [0])
+        for trainer, old, lr in zip(trainers, before, [1e-2, 1e-3, 1e-4]):
+            moved = max(float((new - each).abs().max()) for new, each in zip(values(trainer), old))
+            assert moved == pytest.approx(lr, rel=1e-2)
+
+    @pytest.mark.parametrize("part_lr, expected", [([1e-3, 2e-4, 3e-5], [1e-3, 2e-4, 3e-5]), (None, [5e-4] * 3)])
+    def test_a_run_gives_each_part_its_rate(self, monkeypatch, tmp_path, part_lr, expected):
+        class Enough(Exception):
+            pass
+
+        def stop(worker, new_heads):
+            assert [trainer.lr for trainer in worker.trainers] == expected
+            raise Enough
+
+        monkeypatch.setattr(run.Worker, "initialize", stop)
+        with pytest.raises(Enough):
+            run.train(small_config(tmp_path / "run", optim={"lr": 5e-4, "part_lr": part_lr}))
+
+
+class TestClipping:
+    def test_bounds_the_norm_of_each_part_s_gradient(self):
+        free, clipped = make_trainers(3, options()), make_trainers(3, options(clip_norm=1e-3))
+        update(free, [0])
+        update(clipped, [0])
+        for ours, theirs in zip(clipped, free):
+            norm = gradient_norm(theirs)
+            assert norm > 1e-2, "the bound must have something to do"
+            assert gradient_norm(ours) == pytest.approx(1e-3, rel=1e-3)
+            for left, right in zip(ours.part.parameters(), theirs.part.parameters()):
+                if right.grad is not None:
+                    assert torch.allclose(left.grad, right.grad * (1e-3 / norm), rtol=1e-2, atol=1e-9)
+
+    @pytest.mark.parametrize("clip_norm", [0.0, 1e9])
+    def test_0_and_a_bound_that_is_not_reached_change_nothing(self, clip_norm):
+        """Against a backward that knows of no clipping."""
+        (trainer,) = make_trainers(1, options(clip_norm=clip_norm))
+        part = copy.deepcopy(trainer.part)
+        part.loss(part(batch(0))).backward()
+        update([trainer], [0])
+        for ours, theirs in zip(trainer.part.parameters(), part.parameters()):
+            assert torch.equal(ours.grad, theirs.grad)
+
+
+class TestOptimizers:
+    @pytest.mark.parametrize("name, kind", [("adam", torch.optim.Adam), ("adamax", torch.optim.Adamax)])
+    def test_are_torch_s_own(self, name, kind):
+        (trainer,) = make_trainers(1, options(name=name, lr=3e-3, warmup_steps=2))
+        copied = copy.deepcopy(trainer.part)
+        reference = kind(copied.parameters(), lr=3e-3)
+        for step, rate in enumerate([1.5e-3, 3e-3, 3e-3]):
+            reference.param_groups[0]["lr"] = rate
+            reference.zero_grad()
+            copied.loss(copied(batch(step))).backward()
+            reference.step()
+        update([trainer], range(3))
+        for ours, theirs in zip(trainer.part.parameters(), copied.parameters()):
+            assert torch.equal(ours, theirs)
+
+    def test_gradients_of_an_earlier_batch_are_forgotten(self):
+        (trainer,) = make_trainers(1, options(lr=1e-9))
+        update([trainer], [0])
+        norm = gradient_norm(trainer)
+        update([trainer], [0])
+        assert gradient_norm(trainer) == pytest.approx(norm, rel=1e-3)
+
+    def test_no_gradient_reaches_another_part(self):
+        trainers = make_trainers(3, options())
+        before = [values(trainer) for trainer in trainers]
+        update(trainers, range(2), training={1})
+        for index, (trainer, old) in enumerate(zip(trainers, before)):
+            same = all(torch.equal(new, each) for new, each in zip(values(trainer), old))
+            assert same == (index != 1)
+            assert trainer.updates == (2 if index == 1 else 0)
+
+    def test_run_keeps_no_graph(self):
+        (trainer,) = make_trainers(1, options())
+        assert not trainer.run(batch(0)).log_head.requires_grad
+        assert trainer.forward(batch(0)).log_head.requires_grad
+
+
+class TestAverages:
+    @pytest.mark.parametrize("ema, decays", [(0.9, [2 / 11, 3 / 12, 4 / 13, 5 / 14]), (0.28, [2 / 11, 0.25, 0.28, 0.28])])
+    def test_ramp(self, ema, decays):
+        (trainer,) = make_trainers(1, options(ema=ema))
+        expected = [value.double() for value in values(trainer)]
+        for step, decay in enumerate(decays):
+            update([trainer], [step])
+            expected = [decay * old + (1 - decay) * new for old, new in zip(expected, values(trainer))]
+            for average, right in zip(trainer.averages.values(), expected):
+                assert torch.allclose(average.double(), right, rtol=1e-5, atol=1e-6)
+
+    def test_move_only_with_their_part(self):
+        trainers = make_trainers(3, options(ema=0.9))
+        before, _ = saved(trainers)
+        update(trainers, [0], training={2})
+        after, _ = saved(trainers)
+        moved = {name.split("/")[1] for name in before if name.startswith("ema/") and not torch.equal(before[name], after[name])}
+        assert moved and moved <= trainers[2].part.global_parameters().keys()
+
+    def test_averaged_swaps_and_restores(self):
+        (trainer,) = make_trainers(1, options(ema=0.9))
+        update([trainer], range(2))
+        trained, latent = values(trainer), trainer.run(batch(9)).latent
+        with trainer.averaged():
+            assert all(torch.equal(now, mean) for now, mean in zip(values(trainer), trainer.averages.values()))
+            assert not torch.equal(trainer.run(batch(9)).latent, latent)
+        assert all(torch.equal(now, old) for now, old in zip(values(trainer), trained))
+        assert torch.equal(trainer.run(batch(9)).latent, latent)
+
+    def test_averaged_restores_after_an_exception(self):
+        (trainer,) = make_trainers(1, options(ema=0.9))
+        update([trainer], range(2))
+        trained = values(trainer)
+        with pytest.raises(KeyboardInterrupt), trainer.averaged():
+            raise KeyboardInterrupt
+        assert all(torch.equal(now, old) for now, old in zip(values(trainer), trained))
+
+    def test_looking_at_the_averages_changes_nothing_that_follows(self):
+        looking, other = make_trainers(1, options(ema=0.9)), make_trainers(1, options(ema=0.9))
+        for step in range(3):
+            update(other, [step])
+            update(looking, [step])
+            with looking[0].averaged():
+                looking[0].run(batch(step))
+        assert_same(saved(looking)[0], saved(other)[0])
+
+    def test_off(self):
+        (trainer,) = make_trainers(1, options())
+        update([trainer], [0])
+        trained = values(trainer)
+        with trainer.averaged():
+            assert all(torch.equal(now, old) for now, old in zip(values(trainer), trained))
+        assert not [name for name in trainer.tensors() if name.startswith("ema/")]
+
+    def test_switched_on_later_they_begin_at_the_present_weights(self):
+        before = make_trainers(1, options())
+        update(before, range(2))
+        later = make_trainers(1, options(ema=0.9), seed=7)
+        load(later, saved(before))
+        for name, average in later[0].averages.items():
+            assert torch.equal(average, before[0].part.global_parameters()[name])
+
+
+class TestSavedState:
+    @pytest.mark.parametrize("name", ["adam", "adamax"])
+    @pytest.mark.parametrize("num_parts", [1, 3])
+    def test_goes_on_as_if_nothing_had_happened(self, name, num_parts):
+        optim = options(name=name, ema=0.9, warmup_steps=4, decay="cosine", clip_norm=0.5)
+        straight = make_trainers(num_parts, optim)
+        update(straight, range(5))
+        first = make_trainers(num_parts, optim)
+        update(first, range(3))
+        second = make_trainers(num_parts, optim, seed=7)
+        load(second, saved(first))
+        update(second, range(3, 5))
+        assert_same(saved(second)[0], saved(straight)[0])
+        assert saved(second)[1] == saved(straight)[1]
+
+    def test_holds_parameters_moments_and_averages_of_everything(self):
+        trainers = make_trainers(3, options(ema=0.9))
+        update(trainers, [0])
+        tensors, _ = saved(trainers)
+        names = [name for trainer in trainers for name in trainer.part.global_parameters()]
+        for section in ("model", "optim.exp_avg", "optim.exp_avg_sq", "ema"):
+            assert {f"{section}/{name}" for name in names} <= tensors.keys()
+        assert not [key for key in tensors if "step" in key.split("/")[0]]
+
+    def test_counts(self):
+        trainers = make_trainers(3, options())
+        update(trainers, range(3), training={0})
+        update(trainers, range(2), training={2})
+        _, counts = saved(trainers)
+        assert counts.keys() == {owner for trainer in trainers for owner in trainer.part.owners()}
+        for trainer, number in zip(trainers, [3, 0, 2]):
+            for owner in trainer.part.owners():
+                steps = number if any(name.startswith(f"{owner}.") for name in trainer.part.global_parameters()) else 0
+                assert counts[owner] == [number, steps]
+
+    @pytest.mark.parametrize("num_parts", [1, 2])
+    def test_a_new_cut_and_back(self, num_parts):
+        """Parts 0, 1 and 2 of three have made 4, 2 and 1 updates: each layer keeps its own number and moments."""
+        optim = options(ema=0.9)
+        three = make_trainers(3, optim)
+        for index, number in enumerate([4, 2, 1]):
+            update(three, range(number), training={index})
+        tensors, counts = saved(three)
+        other = make_trainers(num_parts, optim, seed=7)
+        load(other, (tensors, counts))
+        kept, new_counts = saved(other)
+        flows_own = {key for key in tensors if not key.split("/")[1].startswith("heads.")}
+        assert flows_own <= kept.keys()
+        assert_same({key: kept[key] for key in flows_own}, {key: tensors[key] for key in flows_own})
+        for owner in other[0].part.names:
+            assert new_counts[owner][1] == counts[owner][1]
+        assert [each.updates for each in other] == {1: [4], 2: [4, 2]}[num_parts]
+        back = make_trainers(3, optim, seed=8)
+        load(back, (kept, new_counts))
+        again, back_counts = saved(back)
+        assert_same({key: again[key] for key in flows_own}, {key: tensors[key] for key in flows_own})
+        assert {owner: count[1] for owner, count in back_counts.items() if not owner.startswith("heads.")} == {
+            owner: count[1] for owner, count in counts.items() if not owner.startswith("heads.")
+        }
+
+    def test_step_counts_of_a_new_cut_are_used(self):
+        """Adam corrects its moments by the count: a layer's next update is the one it would have made uncut."""
+        three = make_trainers(3, options())
+        for index, number in enumerate([4, 2, 1]):
+            update(three, range(number), training={index})
+        (whole,) = make_trainers(1, options(), seed=7)
+        load([whole], saved(three))
+        copied = copy.deepcopy(whole.part)
+        before = dict(zip(copied.global_parameters(), values(whole)))
+        copied.loss(copied(batch(50))).backward()
+        update([whole], [50])
+        tensors, counts = saved(three)
+        for name, parameter in whole.part.global_parameters().items():
+            owner = next(owner for owner in whole.part.owners() if name.startswith(f"{owner}."))
+            step, gradient = counts[owner][1] + 1, copied.global_parameters()[name].grad
+            mean = 0.9 * tensors[f"optim.exp_avg/{name}"] + 0.1 * gradient
+            square = 0.999 * tensors[f"optim.exp_avg_sq/{name}"] + 0.001 * gradient**2
+            moved = 1e-2 * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+            assert torch.allclose(before[name] - moved, parameter, rtol=1e-4, atol=1e-6), name
+
+    def test_a_new_stage_warms_up_again_and_the_optimizer_counts_on(self):
+        optim = options(lr=1e-3, warmup_steps=4)
+        old = make_trainers(3, optim)
+        update(old, range(3))
+        for same_stage, rate in [(True, 1e-3), (False, 2.5e-4)]:
+            new = make_trainers(3, optim, seed=7)
+            load(new, saved(old), same_stage)
+            assert [trainer.updates for trainer in new] == [3 if same_stage else 0] * 3
+            update(new, [3])
+            for trainer in new:
+                assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+                assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {4}
+
+    def test_what_is_not_there_stays_as_it_is(self):
+        (trainer,) = make_trainers(1, options())
+        before = values(trainer)
+        load([trainer], ({}, {}))
+        assert all(torch.equal(now, old) for now, old in zip(values(trainer), before))
+        assert trainer.updates == 0 and not trainer.optimizer.state
