@@ -1,6 +1,6 @@
 """What travels in an epoch, for each schedule and cut: measured at the links, and by formula.
 
-    python benchmarks/communication/run.py
+    python -m benchmarks.communication.run
 
 Trains the small flow (4 steps a block, width 64) on the embedded images for one local epoch a part, one worker a part under
 torchrun, and holds the bytes that the links counted against `pipeflow.plan`'s formulas: they must agree exactly, or this
@@ -11,7 +11,6 @@ results.json beside this file.
 """
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.machine import describe_machine, in_words
 from pipeflow.config import Config
 from pipeflow.plan import gradient_bytes, make_plan, phase_link_bytes, training_share
 
@@ -129,8 +129,7 @@ def tables(rows: list[dict], full: list[dict], machine: dict) -> str:
     lines = [
         "# Bytes and seconds an epoch",
         "",
-        f"`python benchmarks/communication/run.py` on {machine['cpu']}, {machine['cores']} cores, Python "
-        f"{machine['python']}, torch {machine['torch']}, gloo over loopback, one thread a worker.",
+        f"`python -m benchmarks.communication.run` on {in_words(machine)}; gloo over loopback, one thread a worker.",
         "",
         f"Small flow (3 blocks x 4 steps, width 64), {NUM_IMAGES} images, batch {BATCH_SIZE}, one worker a part; MB = 1e6 "
         "bytes, mean of one epoch for each part. Measured and formula agree to the byte in every row. Seconds are of "
@@ -177,26 +176,12 @@ def main() -> None:
             print(
                 f"{cut} | {schedule} | {dtype} | {row['forward_per_epoch']:,.0f} bytes | {row['seconds_per_epoch']:.2f} s"
             )
-    machine = {
-        "cpu": cpu_name(),
-        "cores": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    machine = describe_machine()
     full = published()
     (HERE / "results.json").write_text(
         json.dumps({"machine": machine, "small": rows, "published": full}, indent=1) + "\n"
     )
     (HERE / "results.md").write_text(tables(rows, full, machine))
-
-
-def cpu_name() -> str:
-    """The processor's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ class ZeroConv(nn.Module):
 class CouplingNet(nn.Module):
     """3x3 to `width`, 1x1, 3x3 zero convolution; ActNorm and ReLU after the first two.
 
-    `dtype` is the type its convolutions run in; what it returns is float32 in any case.
+    `dtype` is the type its convolutions run in; what it returns has its parameters' type, float32, in any case.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, width: int, dtype: torch.dtype = torch.float32):
@@ -187,7 +187,7 @@ class CouplingNet(nn.Module):
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             hidden = functional.relu(self.norm_in.normalize(self.conv_in(x)))
             hidden = functional.relu(self.norm_mid.normalize(self.conv_mid(hidden)))
-            return self.conv_out(hidden).float()
+            return self.conv_out(hidden)
 
     def multiply_adds(self, shape: Shape) -> int:
         weights = (self.conv_in.weight, self.conv_mid.weight, self.conv_out.conv.weight)

@@ -190,7 +190,6 @@ class TestOwnFlow:
         [
             ("missing", "has no function 'missing'"),
             ("number", "has no function 'number'"),
-            ("", "has no function ''"),
             ("nothing", "returned a NoneType: return a list of layers or a Flow"),
             ("wrong_module", "returned a Linear: return a list of layers or a Flow"),
             ("no_layer", "layer 'layers.1' is a Conv2d"),

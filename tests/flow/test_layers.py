@@ -95,7 +95,7 @@ class TestContract:
         layer, x = layer.double(), x[:1].double()
         jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x, vectorize=True)
         _, logdet = torch.linalg.slogdet(jacobian.reshape(x.numel(), x.numel()))
-        torch.testing.assert_close(layer(x)[1].double(), logdet[None], atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(layer(x)[1].double(), logdet[None], atol=1e-10, rtol=1e-10)
 
     def test_state_survives_safetensors(self, make, layer, x, perturbed):
         layer.initialize(x)

@@ -201,7 +201,9 @@ class TestOptimizers:
 
 
 class TestAverages:
-    @pytest.mark.parametrize("ema, decays", [(0.9, [2 / 11, 3 / 12, 4 / 13, 5 / 14]), (0.28, [2 / 11, 0.25, 0.28, 0.28])])
+    @pytest.mark.parametrize(
+        "ema, decays", [(0.9, [2 / 11, 3 / 12, 4 / 13, 5 / 14]), (0.28, [2 / 11, 0.25, 0.28, 0.28])]
+    )
     def test_ramp(self, ema, decays):
         (trainer,) = make_trainers(1, options(ema=ema))
         expected = [value.double() for value in values(trainer)]
@@ -216,7 +218,8 @@ class TestAverages:
         before, _ = saved(trainers)
         update(trainers, [0], training={2})
         after, _ = saved(trainers)
-        moved = {name.split("/")[1] for name in before if name.startswith("ema/") and not torch.equal(before[name], after[name])}
+        averages = [name for name in before if name.startswith("ema/")]
+        moved = {name.split("/")[1] for name in averages if not torch.equal(before[name], after[name])}
         assert moved and moved <= trainers[2].part.global_parameters().keys()
 
     def test_averaged_swaps_and_restores(self):
@@ -362,3 +365,14 @@ class TestSavedState:
         load([trainer], ({}, {}))
         assert all(torch.equal(now, old) for now, old in zip(values(trainer), before))
         assert trainer.updates == 0 and not trainer.optimizer.state
+
+    def test_steps_1_is_not_steps_10(self):
+        """Names of layers that begin alike keep numbers of their own."""
+        (part,) = split_flow(glow(SHAPE, 1, 11, 4), [])
+        trainer = PartTrainer(part, CPU, options(), 1e-2, NUM_UPDATES)
+        update([trainer], [0])
+        tensors, _ = saved([trainer])
+        counts = {owner: [1, number] for number, owner in enumerate(part.owners(), start=1)}
+        trainer.load_training(tensors, counts, same_stage=True)
+        for owner, count in trainer.counts().items():
+            assert count == (counts[owner] if owner != "blocks.0.squeeze" else [1, 0])

@@ -1,0 +1,327 @@
+"""Checkpoints: whole or not there at all, and nothing in them is ever run."""
+
+import ast
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pipeflow
+from pipeflow.errors import CheckpointError
+from pipeflow.training.checkpoint import FORMAT, Checkpoints
+
+MORE = {"stage": "local", "counts": {"blocks.0.steps.1": [3, 7]}, "history": [{"epoch": 0, "loss": 0.1 + 0.2}]}
+
+
+def tensors_of(rank: int, epoch: int = 0) -> dict[str, torch.Tensor]:
+    """What a worker has after an epoch, of every type there is."""
+    values = torch.randn(6, 5, generator=torch.Generator().manual_seed(100 * epoch + rank))
+    return {
+        f"model/blocks.{rank}.steps.1.weight": values.T,
+        f"model/blocks.{rank}.steps.1.initialized": torch.tensor(True),
+        f"optim.exp_avg/blocks.{rank}.steps.1.weight": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        f"ema/blocks.{rank}.steps.16.weight": values.bfloat16(),
+        f"model/heads.blocks.{rank}.steps.16.mean": torch.nn.Parameter(values[0]),
+    }
+
+
+def save(checkpoints: Checkpoints, epoch: int, num_workers: int = 2) -> Path:
+    files = [checkpoints.write(epoch, rank, tensors_of(rank, epoch)) for rank in range(num_workers)]
+    return checkpoints.commit(epoch, files, MORE)
+
+
+def folders(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def change_manifest(folder: Path, change) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Of a run folder with nothing in it."""
+    return Checkpoints(tmp_path, keep=3)
+
+
+class TestWholeOnes:
+    def test_what_was_written_is_read(self, checkpoints):
+        folder = save(checkpoints, 4)
+        assert folder == checkpoints.folder / "epoch-000004"
+        manifest, complaints = checkpoints.newest()
+        assert complaints == []
+        assert {key: manifest[key] for key in MORE} == MORE
+        assert (manifest["epoch"], manifest["format"], manifest["folder"]) == (4, FORMAT, "epoch-000004")
+        read = checkpoints.read(manifest, ["blocks.0.steps.1", "blocks.0.steps.16", "heads.blocks.0.steps.16"])
+        written = tensors_of(0, 4)
+        assert read.keys() == written.keys()
+        for name, value in written.items():
+            assert read[name].dtype == value.dtype and read[name].shape == value.shape
+            left, right = (each.detach().contiguous().reshape(-1).view(torch.uint8) for each in (read[name], value))
+            assert torch.equal(left, right), "bit for bit, NaN and -0 too"
+
+    def test_entries_of_the_manifest(self, checkpoints):
+        entry = checkpoints.write(1, 3, tensors_of(3))
+        path = checkpoints.folder / "epoch-000001.partial" / "worker-3.safetensors"
+        content = path.read_bytes()
+        assert entry == {
+            "file": "worker-3.safetensors",
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+
+    def test_only_what_is_wanted_is_read_from_whichever_file(self, checkpoints):
+        save(checkpoints, 1, num_workers=3)
+        manifest, _ = checkpoints.newest()
+        assert checkpoints.read(manifest, []) == {}
+        assert checkpoints.read(manifest, ["blocks"]).keys() == {
+            key for rank in range(3) for key in tensors_of(rank) if "/blocks." in key
+        }
+        one = checkpoints.read(manifest, ["blocks.2.steps.1"])
+        assert one and all("/blocks.2.steps.1." in key for key in one), "steps.1 is not steps.16"
+        assert checkpoints.read(manifest, ["heads.blocks.1.steps.16"]).keys() == {"model/heads.blocks.1.steps.16.mean"}
+
+    @pytest.mark.parametrize("keep, kept", [(1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5])])
+    def test_keep(self, tmp_path, keep, kept):
+        checkpoints = Checkpoints(tmp_path, keep)
+        for epoch in range(1, 6):
+            save(checkpoints, epoch, num_workers=1)
+        assert folders(checkpoints) == [f"epoch-{epoch:06d}" for epoch in kept]
+        assert checkpoints.newest()[0]["epoch"] == 5
+
+    def test_epochs_count_as_numbers(self, checkpoints):
+        for epoch in (9, 10, 100):
+            save(checkpoints, epoch, num_workers=1)
+        assert checkpoints.newest()[0]["epoch"] == 100
+
+    def test_an_epoch_once_more_takes_the_place_of_the_first(self, checkpoints):
+        """As when the run resumed from the checkpoint before, because this one was damaged."""
+        folder = save(checkpoints, 2)
+        (folder / "worker-1.safetensors").unlink()
+        save(checkpoints, 2, num_workers=1)
+        manifest, complaints = checkpoints.newest()
+        assert complaints == [] and [entry["file"] for entry in manifest["files"]] == ["worker-0.safetensors"]
+        assert folders(checkpoints) == ["epoch-000002"]
+
+    def test_none(self, checkpoints):
+        assert checkpoints.newest() == (None, [])
+        assert checkpoints.last_good() == "there is no checkpoint yet"
+        checkpoints.clean()
+
+    def test_last_good_names_the_newest(self, checkpoints):
+        save(checkpoints, 1)
+        folder = save(checkpoints, 2)
+        assert str(folder) in checkpoints.last_good()
+
+
+def flip(position):
+    def damage(folder: Path) -> None:
+        path = folder / "worker-1.safetensors"
+        content = bytearray(path.read_bytes())
+        content[position if position >= 0 else len(content) + position] ^= 1
+        path.write_bytes(content)
+
+    return damage
+
+
+def truncate(name: str, keep):
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: keep if keep >= 0 else len(content) + keep])
+
+    return damage
+
+
+def write_manifest(text: str):
+    return lambda folder: (folder / "manifest.json").write_text(text)
+
+
+def edit(change):
+    return lambda folder: change_manifest(folder, change)
+
+
+DAMAGES = {
+    "first byte flipped": (flip(0), "worker-1.safetensors is damaged"),
+    "a name's byte flipped": (flip(20), "worker-1.safetensors is damaged"),
+    "last byte flipped": (flip(-1), "worker-1.safetensors is damaged"),
+    "last byte gone": (truncate("worker-1.safetensors", -1), "worker-1.safetensors is damaged"),
+    "empty file": (truncate("worker-0.safetensors", 0), "worker-0.safetensors is damaged"),
+    "file gone": (lambda folder: (folder / "worker-0.safetensors").unlink(), "worker-0.safetensors is missing"),
+    "manifest gone": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is damaged"),
+    "manifest empty": (truncate("manifest.json", 0), "manifest.json is damaged"),
+    "manifest cut off": (truncate("manifest.json", -1), "manifest.json is damaged"),
+    "manifest is no text": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\0"), "is damaged"),
+    "manifest is a list": (write_manifest("[1]"), "manifest.json is damaged"),
+    "manifest is null": (write_manifest("null"), "manifest.json is damaged"),
+    "manifest has no files": (edit(lambda manifest: manifest.pop("files")), "manifest.json is damaged"),
+    "manifest has no format": (edit(lambda manifest: manifest.pop("format")), "manifest.json is damaged"),
+    "files of another kind": (edit(lambda manifest: manifest.update(files=[1])), "manifest.json is damaged"),
+    "a file without a checksum": (edit(lambda manifest: manifest["files"][0].pop("sha256")), "is damaged"),
+    "a name of another kind": (edit(lambda manifest: manifest["files"][0].update(file=5)), "5 is missing"),
+    "another checksum": (edit(lambda manifest: manifest["files"][1].update(sha256="0" * 64)), "worker-1"),
+    "a later format": (edit(lambda manifest: manifest.update(format=99)), "has format 99, this version reads 1"),
+    "a later format, another layout": (
+        write_manifest(json.dumps({"format": 99, "shards": {}})),
+        "has format 99, this version reads 1",
+    ),
+}
+
+
+class TestDamagedOnes:
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_the_one_before_is_taken_and_the_damage_named(self, checkpoints, damage):
+        save(checkpoints, 1)
+        newest = save(checkpoints, 2)
+        harm, expected = DAMAGES[damage]
+        harm(newest)
+        manifest, (complaint,) = checkpoints.newest()
+        assert manifest["folder"] == "epoch-000001"
+        assert str(newest) in complaint and expected in complaint
+
+    def test_all_are_damaged(self, checkpoints):
+        flip(-1)(save(checkpoints, 1))
+        flip(0)(save(checkpoints, 2))
+        manifest, complaints = checkpoints.newest()
+        assert manifest is None
+        assert "epoch-000002" in complaints[0] and "epoch-000001" in complaints[1]
+
+    def test_a_partial_folder_is_no_checkpoint_and_is_removed(self, checkpoints):
+        save(checkpoints, 1)
+        checkpoints.write(2, 0, tensors_of(0))
+        assert folders(checkpoints) == ["epoch-000001", "epoch-000002.partial"]
+        manifest, complaints = checkpoints.newest()
+        assert (manifest["epoch"], complaints) == (1, [])
+        assert "epoch-000001" in checkpoints.last_good()
+        checkpoints.clean()
+        assert folders(checkpoints) == ["epoch-000001"]
+
+    def test_a_partial_folder_is_none_with_its_manifest_either(self, checkpoints):
+        """Killed between writing the manifest and giving the folder its name: it may not be on the disk yet."""
+        save(checkpoints, 1)
+        shutil.move(save(checkpoints, 2), checkpoints.folder / "epoch-000002.partial")
+        assert checkpoints.newest()[0]["epoch"] == 1
+
+    def test_a_worker_that_died_before_its_file_leaves_no_checkpoint(self, checkpoints):
+        entry = checkpoints.write(1, 0, tensors_of(0))
+        checkpoints.commit(1, [entry, {**entry, "file": "worker-1.safetensors"}], MORE)
+        manifest, (complaint,) = checkpoints.newest()
+        assert manifest is None and "worker-1.safetensors is missing" in complaint
+
+    @pytest.mark.parametrize("name", ["../x", "sub/x", "..", ".", "", "ABSOLUTE"])
+    def test_names_that_lead_elsewhere_are_not_followed(self, checkpoints, tmp_path, name):
+        """Though the file is there and its checksum right."""
+        save(checkpoints, 1, num_workers=1)
+        newest = save(checkpoints, 2, num_workers=1)
+        (newest / "sub").mkdir()
+        for path in (checkpoints.folder / "x", newest / "sub/x", tmp_path / "outside"):
+            save_file({"model/blocks.0.steps.1.weight": torch.zeros(1)}, path)
+        name = str(tmp_path / "outside") if name == "ABSOLUTE" else name
+        sha256 = hashlib.sha256((tmp_path / "outside").read_bytes()).hexdigest()
+        change_manifest(newest, lambda manifest: manifest["files"][0].update(file=name, sha256=sha256))
+        manifest, (complaint,) = checkpoints.newest()
+        assert manifest["epoch"] == 1 and f"{name} is missing" in complaint
+
+    def test_damage_after_the_check(self, checkpoints):
+        folder = save(checkpoints, 1)
+        manifest, _ = checkpoints.newest()
+        (folder / "worker-1.safetensors").write_bytes(b"none")
+        with pytest.raises(CheckpointError, match=r"worker-1\.safetensors: cannot be read"):
+            checkpoints.read(manifest, ["blocks"])
+
+
+class TestFullDisk:
+    @pytest.mark.skipif(
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
+        reason="no mount namespaces here",
+    )
+    def test_nothing_is_left_and_the_checkpoint_before_is_good(self, tmp_path):
+        """On a tmpfs of 300 kB in a mount namespace of its own: no room for the tensors, then none for the manifest."""
+        program = """
+import json, os, sys, torch
+from pathlib import Path
+from pipeflow.errors import CheckpointError
+from pipeflow.training.checkpoint import Checkpoints
+checkpoints = Checkpoints(Path(sys.argv[1]), keep=9)
+tensors = {"model/a.b": torch.ones(20_000)}
+checkpoints.commit(1, [checkpoints.write(1, 0, tensors)], {})
+
+def said(function):
+    try:
+        function()
+    except CheckpointError as error:
+        return [str(error), sorted(path.name for path in checkpoints.folder.iterdir())]
+
+no_room = said(lambda: checkpoints.write(2, 0, {"model/a.b": torch.ones(200_000)}))
+entry = checkpoints.write(3, 0, tensors)
+with open(Path(sys.argv[1], "filler"), "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+no_room_for_manifest = said(lambda: checkpoints.commit(3, [entry], {"history": "x" * 20_000}))
+print(json.dumps([no_room, no_room_for_manifest, checkpoints.newest()]))
+"""
+        folder = tmp_path / "small_disk"
+        folder.mkdir()
+        script = 'mount -t tmpfs -o size=300k tmpfs "$0" && exec "$@"'
+        command = ["unshare", "-rm", "sh", "-c", script, str(folder), sys.executable, "-c", program, str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert result.returncode == 0, result.stderr
+        no_room, no_room_for_manifest, (newest, complaints) = json.loads(result.stdout)
+        for epoch, (message, left) in [(2, no_room), (3, no_room_for_manifest)]:
+            assert f"after {epoch} epochs could not be written" in message and "No space left" in message
+            assert "Free some space" in message and "the last good checkpoint is" in message
+            assert message.rstrip(".").endswith("epoch-000001")
+            assert left == ["epoch-000001"]
+        assert newest["epoch"] == 1 and complaints == []
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(CheckpointError, match="could not be written .*Not a directory"):
+            Checkpoints(tmp_path / "file", keep=1).write(1, 0, {})
+
+
+class TestNothingIsRun:
+    """What is loaded is data: no pickle, under whatever name."""
+
+    MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    CALLS = {
+        "torch.load", "torch.save", "torch.hub.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
+        "dist.send_object_list", "dist.recv_object_list", "dist.broadcast_object_list", "dist.scatter_object_list",
+        "dist.all_gather_object", "dist.gather_object",
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "file", sorted(Path(pipeflow.__file__).parent.rglob("*.py")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+    )
+    def test_no_pickle(self, file):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                assert not self.MODULES & {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in self.MODULES
+                assert node.module not in ("torch", "yaml") or not {"load", "save"} & {each.name for each in node.names}
+            elif isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in self.CALLS, f"line {node.lineno}: {name}"
+                if name == "yaml.load":
+                    assert (file.name, ast.unparse(node.args[1])) == ("config.py", "_Loader")
+                for keyword in node.keywords:
+                    assert keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False"
+
+    def test_the_loader_of_yaml_is_a_safe_one(self):
+        import yaml
+
+        from pipeflow.config import _Loader
+
+        assert issubclass(_Loader, yaml.SafeLoader)

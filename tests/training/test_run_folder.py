@@ -1,0 +1,237 @@
+"""The run folder at the start of a run: what is continued, what is kept, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small_runs import small_config
+
+from pipeflow.config import Config
+from pipeflow.errors import CheckpointError
+from pipeflow.training.run_folder import RunFolder
+
+
+def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
+    """The folder of a run that was interrupted after some epochs."""
+    folder = RunFolder(small_config(path, **sections))
+    folder.open()
+    folder.write_config()
+    for epoch in range(1, num_checkpoints + 1):
+        entry = folder.checkpoints.write(epoch, 0, {"model/a.b": torch.ones(3)})
+        folder.checkpoints.commit(epoch, [entry], {"stage": "local"})
+    return folder
+
+
+def said(config: Config) -> str:
+    """The error of opening a run's folder."""
+    with pytest.raises(CheckpointError) as error:
+        RunFolder(config).open()
+    return str(error.value)
+
+
+class TestFresh:
+    @pytest.mark.parametrize("resume", ["auto", "never"])
+    def test_is_made_and_is_empty(self, tmp_path, resume):
+        path = tmp_path / "deep/er/run"
+        assert RunFolder(small_config(path, run={"resume": resume})).open() == (None, [])
+        assert path.is_dir() and list(path.iterdir()) == []
+
+    def test_a_folder_with_other_things_in_it_is_taken(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        assert RunFolder(small_config(tmp_path, run={"resume": "never"})).open() == (None, [])
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
+    def test_must_resume_but_there_is_nothing(self, tmp_path):
+        message = said(small_config(tmp_path / "run", run={"resume": "must"}))
+        assert message.startswith("run.resume: must, but ") and "check run.dir" in message
+
+    def test_config_yaml_is_the_run_s(self, tmp_path):
+        folder = begin(tmp_path / "run", parts={"split": ["a.b", "c.d"]}, optim={"lr": 1e-5, "part_lr": [1e-5, 1, 2]})
+        text = (folder.path / "config.yaml").read_text()
+        assert Config.from_dict(yaml.safe_load(text)) == folder.config
+        assert text.index("run:") < text.index("data:") < text.index("checkpoint:")
+
+
+class TestResume:
+    @pytest.mark.parametrize("resume", ["auto", "must"])
+    def test_from_the_newest_checkpoint(self, tmp_path, resume):
+        begin(tmp_path / "run", num_checkpoints=2)
+        manifest, notes = RunFolder(small_config(tmp_path / "run", run={"resume": resume})).open()
+        assert (manifest["folder"], manifest["stage"], notes) == ("epoch-000002", "local", [])
+
+    def test_interrupted_before_the_first_checkpoint(self, tmp_path):
+        folder = begin(tmp_path / "run")
+        folder.checkpoints.write(1, 0, {"model/a.b": torch.ones(3)})
+        assert RunFolder(small_config(tmp_path / "run")).open() == (None, [])
+        assert not list(folder.checkpoints.folder.iterdir()), "what was begun is removed"
+
+    def test_a_damaged_checkpoint_is_noted(self, tmp_path):
+        begin(tmp_path / "run", num_checkpoints=2)
+        (tmp_path / "run/checkpoints/epoch-000002/worker-0.safetensors").unlink()
+        manifest, (note,) = RunFolder(small_config(tmp_path / "run")).open()
+        assert manifest["folder"] == "epoch-000001"
+        assert "worker-0.safetensors is missing" in note and "Taking the one before, epoch-000001" in note
+
+    def test_only_damaged_ones_do_not_start_anew_unseen(self, tmp_path):
+        begin(tmp_path / "run", num_checkpoints=1)
+        (tmp_path / "run/checkpoints/epoch-000001/manifest.json").write_text("{")
+        message = said(small_config(tmp_path / "run"))
+        assert "manifest.json is damaged" in message and "--run.resume never" in message
+        manifest, (note,) = RunFolder(small_config(tmp_path / "run", run={"resume": "never"})).open()
+        assert manifest is None and "run.old-1" in note
+
+    @pytest.mark.parametrize(
+        "sections",
+        [
+            {"parts": {"num": 2}},
+            {"parts": {"split": "blocks", "num": None, "head": "standard"}},
+            {"schedule": {"mode": "alternate", "local_epochs": 7, "finetune_epochs": 3, "alternate_every": "2 steps"}},
+            {"link": {"dtype": "bfloat16", "depth": 1, "timeout_s": 5}},
+            {"eval": {"every_epochs": 2, "num_images": None}},
+            {"checkpoint": {"every_epochs": 2, "keep": 1}},
+            {"optim": {"lr": 1e-5, "clip_norm": 1, "ema": 0, "warmup_steps": 7, "decay": "none"}},
+            {"finetune": {"parallel": "ddp", "lr": 1e-5}},
+            {"precision": {"coupling": "bfloat16"}},
+            {"run": {"resume": "must", "device": "cpu"}},
+        ],
+        ids=lambda sections: "-".join(sections),
+    )
+    def test_what_may_change(self, tmp_path, sections):
+        begin(tmp_path / "run", num_checkpoints=1)
+        manifest, notes = RunFolder(small_config(tmp_path / "run", **sections)).open()
+        assert (manifest["folder"], notes) == ("epoch-000001", [])
+
+    @pytest.mark.parametrize(
+        "name, new, old",
+        [
+            ("model.name", "mine:flow", "glow"),
+            ("model.num_blocks", 3, 2),
+            ("model.num_steps", 3, 2),
+            ("model.width", 9, 8),
+            ("model.coupling", "additive", "affine"),
+            ("model.invconv", "plain", "lu"),
+            ("data.name", "cifar10", "dead_leaves"),
+            ("data.path", "elsewhere", None),
+            ("data.num_train", None, 96),
+            ("data.num_test", 41, 40),
+            ("data.flip", True, False),
+            ("run.seed", 1, 0),
+            ("optim.name", "adamax", "adam"),
+            ("optim.batch_size", 16, 32),
+        ],
+    )
+    def test_what_must_stay(self, tmp_path, name, new, old):
+        begin(tmp_path / "run", num_checkpoints=1)
+        section, key = name.split(".")
+        changed = {section: {key: new}}
+        message = said(small_config(tmp_path / "run", **changed))
+        assert message.startswith(f"{name}: is {new!r}, but the run in {tmp_path / 'run'} has {old!r}.")
+        assert "Set it back" in message and "run.dir" in message and "--run.resume never" in message
+        manifest, _ = RunFolder(small_config(tmp_path / "run")).open()
+        assert manifest["folder"] == "epoch-000001", "the refused run has changed nothing"
+
+    def test_every_option_of_model_and_data_must_stay(self, tmp_path):
+        """A new option of these sections is one of them without further ado."""
+        begin(tmp_path / "run")
+        path = tmp_path / "run/config.yaml"
+        text = path.read_text()
+        for section in ("model", "data"):
+            for key, value in yaml.safe_load(text)[section].items():
+                other = {str: "mine:other", int: 77, bool: True, type(None): "other"}[type(value)]
+                other = {"coupling": "additive", "invconv": "plain"}.get(key, other)
+                changed = yaml.safe_load(text)
+                changed[section][key] = other
+                path.write_text(yaml.safe_dump(changed))
+                assert said(small_config(tmp_path / "run")).startswith(f"{section}.{key}: is {value!r}, ")
+
+
+class TestNever:
+    def test_the_old_run_is_kept_aside(self, tmp_path):
+        begin(tmp_path / "run", num_checkpoints=1)
+        never = small_config(tmp_path / "run", run={"resume": "never"}, model={"width": 16})
+        manifest, (note,) = RunFolder(never).open()
+        assert manifest is None and str(tmp_path / "run.old-1") in note
+        assert (tmp_path / "run.old-1/checkpoints/epoch-000001/manifest.json").exists()
+        assert list((tmp_path / "run").iterdir()) == []
+
+    def test_none_is_overwritten(self, tmp_path):
+        for _ in range(3):
+            folder = RunFolder(small_config(tmp_path / "run", run={"resume": "never"}))
+            folder.open()
+            folder.write_config()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2"]
+
+    def test_a_folder_that_cannot_be_renamed(self, tmp_path, monkeypatch):
+        """A mount point, for one."""
+        begin(tmp_path / "run")
+        busy = OSError(16, "Device or resource busy")
+        monkeypatch.setattr(Path, "rename", lambda self, target: (_ for _ in ()).throw(busy))
+        message = said(small_config(tmp_path / "run", run={"resume": "never"}))
+        assert "Device or resource busy" in message and "choose another run.dir" in message
+
+    @pytest.mark.parametrize("run_dir", [".", "../run"])
+    def test_the_current_folder_is_not_moved_away_under_the_run(self, tmp_path, monkeypatch, run_dir):
+        begin(tmp_path / "run", num_checkpoints=1)
+        monkeypatch.chdir(tmp_path / "run")
+        message = said(small_config(Path(run_dir), run={"resume": "never"}))
+        assert "current folder cannot be moved" in message
+        assert RunFolder(small_config(Path(run_dir))).open()[0]["folder"] == "epoch-000001"
+
+
+class TestRefused:
+    @pytest.mark.parametrize("resume", ["auto", "never", "must"])
+    def test_a_path_below_a_file(self, tmp_path, resume):
+        (tmp_path / "file").touch()
+        message = said(small_config(tmp_path / "file/run", run={"resume": resume}))
+        assert message.startswith(f"run.dir: {tmp_path}/file/run ") and "Not a directory" in message
+
+    def test_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        assert "choose another" in said(small_config(tmp_path / "file"))
+
+    @pytest.mark.parametrize("path", ["/proc/run", "/proc/self"])
+    def test_where_nothing_can_be_written(self, path):
+        """Also where the folder is there: permission bits tell root nothing."""
+        message = said(small_config(Path(path)))
+        assert message.startswith(f"run.dir: {path} cannot be written to (") and "choose another" in message
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"model: {", b"- a", b"\xff\xff", b"model: 3", b"optim: {lrr: 1}", b"model: {width: wide}", b"\0"],
+    )
+    def test_a_damaged_config(self, tmp_path, content):
+        begin(tmp_path / "run", num_checkpoints=1)
+        (tmp_path / "run/config.yaml").write_bytes(content)
+        message = said(small_config(tmp_path / "run"))
+        assert f"{tmp_path}/run/config.yaml is damaged" in message and "choose another" in message
+
+
+class TestToken:
+    def test_is_seen_where_the_folder_is_shared(self, tmp_path):
+        folder = RunFolder(small_config(tmp_path))
+        token = folder.show_token()
+        assert RunFolder(small_config(tmp_path)).sees(token)
+        assert not RunFolder(small_config(tmp_path / "other")).sees(token)
+        folder.remove_token(token)
+        assert not folder.sees(token) and os.listdir(tmp_path) == []
+        assert folder.show_token() != token
+
+
+class TestSummary:
+    def test_is_whole_or_not_there(self, tmp_path):
+        folder = RunFolder(small_config(tmp_path))
+        assert folder.summary() is None
+        folder.write_summary({"test_bpd": 3.5})
+        assert folder.summary() == {"test_bpd": 3.5}
+        assert os.listdir(tmp_path) == ["summary.json"]
+        folder.write_summary(None)
+        folder.write_summary(None)
+        assert folder.summary() is None
+
+    def test_is_standard_json(self, tmp_path):
+        folder = RunFolder(small_config(tmp_path))
+        folder.write_summary({"test_bpd": float("nan")})
+        assert json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail) == {"test_bpd": "nan"}
