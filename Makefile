@@ -11,7 +11,7 @@ train: $(VENV)/.installed
 	$(BIN)/torchrun --standalone --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check pipeflow tests benchmarks

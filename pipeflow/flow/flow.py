@@ -26,6 +26,8 @@ class Flow(nn.Module):
         super().__init__()
         if not isinstance(layers, Mapping):
             layers = {f"layers.{index}": layer for index, layer in enumerate(layers)}
+        if len({id(layer) for layer in layers.values()}) < len(layers):
+            raise ValueError("a layer stands in the list twice: parts could not be told apart, make one for each place")
         if not layers:
             raise ValueError("a flow needs at least one layer")
         self.shape = tuple(shape)

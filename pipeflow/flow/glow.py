@@ -47,7 +47,7 @@ def build_flow(config: Config, shape: Shape) -> Flow:
     Raises ConfigError where the images do not fit the model or the function does not give a flow.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
+        torch.default_generator.manual_seed(config.run.seed)  # torch.manual_seed would reseed the GPUs too
         if config.model.name == "glow":
             return _build_glow(config, shape)
         function = load_function("model.name", config.model.name)

@@ -71,10 +71,21 @@ class Part(nn.Module):
 
     @torch.no_grad()
     def initialize(self, latent: Tensor, head: bool = True) -> Tensor:
-        """Data-dependent initialisation of the layers (and of the head); returns the latent for the next part."""
-        for layer in self.layers:
+        """Data-dependent initialisation of the layers (and of the head); returns the latent for the next part.
+
+        Raises ConfigError for a layer that does not return what its contract says, before anything is trained on it.
+        """
+        shapes = [*self._layer_shapes[1:], self.output_shape]
+        for name, layer, shape in zip(self.names, self.layers, shapes):
             layer.initialize(latent)
-            latent = layer(latent)[0]
+            latent, contribution, *_ = layer(latent)
+            found = [list(contribution.shape), list(latent.shape)]
+            expected = [[len(latent)], [len(latent), *shape]]
+            if found != expected:
+                raise ConfigError(
+                    f"layer {name!r} returns a contribution of shape {found[0]} and a latent of shape {found[1]}: they "
+                    f"should be {expected[0]} (one number an image) and {expected[1]} (what output_shape says)."
+                )
         if head:
             self.head.initialize(latent)
         return latent

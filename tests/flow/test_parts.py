@@ -499,3 +499,13 @@ class TestOwnFlow:
                 exits.append(bits_per_dim((total + output.log_head).mean().item(), own.num_dims))
             history.append(exits)
         assert all(last < first - 1 for first, last in zip(history[0], history[-1]))
+
+
+def test_a_layer_that_breaks_its_contract_is_named_before_training():
+    class Wide(Layer):
+        def forward(self, x):
+            return x, x.new_zeros(len(x), 1)
+
+    (part,) = split_flow(Flow([Wide()], (3, 4, 4)), [])
+    with pytest.raises(ConfigError, match=r"'layers.0' returns a contribution of shape \[2, 1\]"):
+        part.initialize(torch.zeros(2, 3, 4, 4))
