@@ -1,4 +1,4 @@
-"""Wrong inputs under torchrun: each one error that names the option, the value and the fix, said once, no hanging worker."""
+"""Wrong inputs under torchrun: each one error that names the option, the value and the fix, said once."""
 
 import os
 import subprocess

@@ -46,8 +46,9 @@ class Checkpoints:
         """Makes the workers' files a checkpoint, and removes those that are too old."""
         partial, final = self._partial(epoch), self.folder / f"epoch-{epoch:06d}"
         try:
-            text = json.dumps({"format": FORMAT, "epoch": epoch, "files": list(files), **manifest}, allow_nan=False)
-            (partial / _MANIFEST).write_text(text)
+            content = {"epoch": epoch, "files": list(files), **manifest}
+            document = {"format": FORMAT, "sha256": _sha256_of_json(content), "content": content}
+            (partial / _MANIFEST).write_text(json.dumps(document))
             _sync(partial / _MANIFEST)
             if final.exists():
                 shutil.rmtree(final)
@@ -113,9 +114,12 @@ class Checkpoints:
 def _verified(folder: Path) -> dict:
     """The manifest of a checkpoint whose files are all there and unchanged."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"checkpoint {folder}: has format {manifest['format']}, this version reads {FORMAT}.")
+        document = json.loads((folder / _MANIFEST).read_text())
+        if document["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint {folder}: has format {document['format']}, this version reads {FORMAT}.")
+        manifest = document["content"]
+        if _sha256_of_json(manifest) != document["sha256"]:
+            raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged (its sha256 does not fit its content).")
         files = {str(entry["file"]): entry["sha256"] for entry in manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged ({error}).") from None
@@ -126,6 +130,11 @@ def _verified(folder: Path) -> dict:
         if _sha256(path) != expected:
             raise CheckpointError(f"checkpoint {folder}: {name} is damaged (its sha256 is not the manifest's).")
     return manifest
+
+
+def _sha256_of_json(content: dict) -> str:
+    """Of the text that json makes of it, which is the same before it was written and after it was read."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -58,13 +58,17 @@ class Losses:
         waiting = self._waiting.pop(part, [])
         values = torch.stack([loss for _, loss in waiting]).tolist() if waiting else []
         for (step, _), value in zip(waiting, values):
-            if not math.isfinite(value) or value > LARGEST_LOSS:
-                raise TrainingStopped(
-                    f"the training loss of part {part} became {value:g} bits/dim in epoch {self.epoch}, step {step}"
-                )
+            self.check(part, step, value)
         if values:
             self._read.setdefault(part, []).extend(values)
             self.latest[part] = values[-1]
+
+    def check(self, part: str, step: int, loss: float) -> None:
+        """Raises TrainingStopped for a loss that is no number or beyond all bounds."""
+        if not math.isfinite(loss) or loss > LARGEST_LOSS:
+            raise TrainingStopped(
+                f"the training loss of part {part} became {loss:g} bits/dim in epoch {self.epoch}, step {step}"
+            )
 
     def means(self) -> dict[str, float]:
         """Mean loss of each part over the phase."""
@@ -89,6 +93,7 @@ class Worker:
         self.images = images
         self.device = device
         self.batch_size = batch_size
+        self._last_batches: dict[PartTrainer, Tensor] = {}
         self.progress: dict = {}
         """What the progress display shows. Replaced in every step, never changed: other threads read it."""
 
@@ -112,7 +117,16 @@ class Worker:
         for step in range(phase.steps):
             self.progress = {"epoch": phase.epoch, "step": step, "losses": dict(losses.latest)}
             self._train_batch(phase, step, losses)
-        return losses.means()
+        means = losses.means()
+        self._check_last_updates(phase, losses)
+        return means
+
+    def _check_last_updates(self, phase: Phase, losses: Losses) -> None:
+        """A loss is looked at before its update: what a part's last update broke shows on the same batch again."""
+        for trainer, latent in self._last_batches.items():
+            loss = trainer.part.loss(trainer.run(latent))
+            losses.check(str(trainer.part.index), phase.steps, float(loss))
+        self._last_batches = {}
 
     def _train_batch(self, phase: Phase, step: int, losses: Losses) -> None:
         training = phase.training(step)
@@ -132,6 +146,7 @@ class Worker:
             if part.index < last:
                 self._send_on(part.index, TRAINING, phase.epoch, step, part.outgoing(output))
             trainer.update(loss)
+            self._last_batches[trainer] = latent
 
     def evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
         """Sums over the test images of each part's contributions and of its head's log-prior, by index as text."""

@@ -90,12 +90,17 @@ class TestContract:
         assert torch.equal(x, before)
 
     def test_logdet_is_that_of_the_jacobian(self, layer, shape, x):
-        if layer.num_taken_out:
-            pytest.skip("what a factor-out contributes is a log-prior, compared with torch.distributions below")
         layer, x = layer.double(), x[:1].double()
-        jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x, vectorize=True)
+
+        def outputs(x):
+            y, _, *taken_out = layer(x)
+            return torch.cat([y, *taken_out], dim=1)
+
+        jacobian = torch.autograd.functional.jacobian(outputs, x, vectorize=True)
         _, logdet = torch.linalg.slogdet(jacobian.reshape(x.numel(), x.numel()))
-        torch.testing.assert_close(layer(x)[1].double(), logdet[None], atol=1e-10, rtol=1e-10)
+        # A factor-out moves values only; what it contributes is a log-prior, held against torch.distributions below.
+        expected = torch.zeros(1).double() if layer.num_taken_out else layer(x)[1].double()
+        torch.testing.assert_close(expected, logdet[None], atol=1e-10, rtol=1e-10)
 
     def test_state_survives_safetensors(self, make, layer, x, perturbed):
         layer.initialize(x)
@@ -137,10 +142,12 @@ class TestContract:
         assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
 
     def test_another_number_of_channels_is_an_error(self, layer, shape):
-        if isinstance(layer, Squeeze):
-            pytest.skip("a squeeze takes any number of channels")
+        wide = (2 * shape[0], *shape[1:])
+        if isinstance(layer, Squeeze):  # which takes any number of channels
+            assert layer.output_shape(wide)[0] == 4 * wide[0]
+            return
         with pytest.raises(ValueError, match=f"{shape[0]} channels"):
-            layer.output_shape((2 * shape[0], *shape[1:]))
+            layer.output_shape(wide)
 
 
 class TestLayer:

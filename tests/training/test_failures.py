@@ -99,6 +99,14 @@ def test_a_nan_stops_one_process_with_the_last_good_checkpoint(tmp_path):
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["epoch-000001"]
 
 
+def test_a_nan_of_the_last_update_is_found_before_the_checkpoint(tmp_path):
+    """Losses are looked at before their update; here there is but one batch an epoch."""
+    data = {"num_train": 32, "num_test": 8}
+    with pytest.raises(TrainingStopped, match=r"loss of part 0 became .* in epoch 0, step 1: .*no checkpoint yet"):
+        train(small_config(tmp_path / "run", data=data, optim={"lr": 1e30, "warmup_steps": 0, "ema": 0}))
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
 def test_a_full_disk_at_a_checkpoint_loses_nothing(tmp_path):
     """On a tmpfs with room for some checkpoints only, in a mount namespace of its own."""
     folder = tmp_path / "small_disk"
