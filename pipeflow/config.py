@@ -8,12 +8,10 @@ import difflib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
 from typing import Any, Literal
 
-import yaml
-
 from pipeflow.errors import ConfigError
+from pipeflow.values import convert, nearest, read_yaml, show
 
 
 def option(default: Any, text: str) -> Any:
@@ -179,8 +177,8 @@ class Config:
         shared = self.finetune.parallel == "ddp" and self.num_local_epochs == 0
         if self.num_parts is not None and world_size > self.num_parts and not shared:
             raise ConfigError(
-                f"{world_size} workers for {self.num_parts} parts (parts.split {_show(self.parts.split)}, parts.num "
-                f"{_show(self.parts.num)}): a worker needs a part. Start at most {self.num_parts} workers "
+                f"{world_size} workers for {self.num_parts} parts (parts.split {show(self.parts.split)}, parts.num "
+                f"{show(self.parts.num)}): a worker needs a part. Start at most {self.num_parts} workers "
                 f"(torchrun --nproc_per_node={self.num_parts}), or cut into more parts."
             )
 
@@ -195,7 +193,7 @@ class Config:
             raise ConfigError(f"a configuration is sections of options, such as 'optim:', not {settings!r}.")
         for section, values in settings.items():
             if section not in SECTIONS:
-                raise ConfigError(f"unknown section {section!r}{_nearest(str(section), SECTIONS)}.")
+                raise ConfigError(f"unknown section {section!r}{nearest(str(section), SECTIONS)}.")
             if not isinstance(values, dict):
                 raise ConfigError(
                     f"{section}: has {values!r} where its options should be, such as {_example(section)}."
@@ -205,7 +203,7 @@ class Config:
             for name, value in values.items():
                 if name not in hints:
                     raise _unknown(f"{section}.{name}")
-                converted[name] = _convert(f"{section}.{name}", hints[name], value)
+                converted[name] = convert(f"{section}.{name}", hints[name], value)
             sections[section] = SECTIONS[section](**converted)
         return cls(**sections)
 
@@ -225,7 +223,7 @@ def load(path: str | None, overrides: dict[str, str] | None = None) -> Config:
 
     Raises ConfigError for a file that is not there or is no YAML, and for what `Config.from_dict` rejects.
     """
-    settings = {} if path is None else _read_yaml(Path(path))
+    settings = {} if path is None else read_yaml(Path(path))
     for name, text in (overrides or {}).items():
         section, _, key = name.partition(".")
         if section not in SECTIONS or key not in typing.get_type_hints(SECTIONS[section]):
@@ -272,96 +270,8 @@ def describe_options() -> str:
     for name, section in SECTIONS.items():
         lines.append(f"\n{name}: {section.__doc__}")
         for each in dataclasses.fields(section):
-            lines.append(f"  --{name}.{each.name:<18} {each.metadata['help']}  [{_show(each.default)}]")
+            lines.append(f"  --{name}.{each.name:<18} {each.metadata['help']}  [{show(each.default)}]")
     return "\n".join(lines).lstrip("\n")
-
-
-class _Loader(yaml.SafeLoader):
-    """`yaml.safe_load`, but a key written twice is an error instead of the last one winning unseen."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} is written twice (line {node.start_mark.line + 1} and after)")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}. See configs/ for the files that come along.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}.") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--config {path}: expected sections of options such as 'optim:', found {settings!r}.")
-    return settings
-
-
-def _convert(name: str, hint: Any, value: Any) -> Any:
-    """`value`, from YAML or as text from the command line, as the type of its field."""
-    kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if NoneType in kinds and (value is None or value in ("null", "none", "None")):
-        return None
-    listed = isinstance(value, str) and ("," in value or value.startswith("["))
-    if listed and any(typing.get_origin(kind) is tuple for kind in kinds):
-        kinds = tuple(kind for kind in kinds if kind is not str)
-    for kind in kinds:
-        converted = _as_kind(kind, value)
-        if converted is not None:
-            return converted
-    advice = ""
-    if str in kinds and value is not None and not isinstance(value, str | list | dict):
-        advice = ": YAML does not read it as text, quote it as you mean it, '...'"
-    wanted = " or ".join(_describe(kind) for kind in kinds if kind is not NoneType)
-    raise ConfigError(f"{name}: expected {wanted}, got {value!r}{advice}.")
-
-
-def _as_kind(kind: Any, value: Any) -> Any:
-    """`value` as one type of a field, None where it is not of that type."""
-    if typing.get_origin(kind) is Literal:
-        return value if value in typing.get_args(kind) and isinstance(value, str) else None
-    if typing.get_origin(kind) is tuple:
-        return _as_tuple(typing.get_args(kind)[0], value)
-    if kind is bool:
-        return {"true": True, "false": False}.get(str(value).lower())
-    if kind is str:
-        return value if isinstance(value, str) and value else None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return int(value) if kind is int and not isinstance(value, float) else kind(value) if kind is float else None
-    except ValueError:
-        return None
-
-
-def _as_tuple(kind: Any, value: Any) -> tuple | None:
-    if isinstance(value, str):
-        value = [each.strip() for each in value.strip("[]").split(",")]
-    if not isinstance(value, list | tuple):
-        return None
-    items = [_as_kind(kind, each) for each in value]
-    return None if not items or None in items else tuple(items)
-
-
-def _describe(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return f"a list of {'numbers' if typing.get_args(kind)[0] is float else 'names'}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-
-
-def _show(value: Any) -> str:
-    return "null" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
 
 
 def _unknown(name: str) -> ConfigError:
@@ -426,7 +336,7 @@ def _check_parts(config: Config) -> None:
         raise ConfigError(f"parts.num: a split {split!r} needs the number of parts, such as 3.")
     if num is not None and config.num_parts not in (None, num):
         raise ConfigError(
-            f"parts.num: {num} does not agree with parts.split {_show(split)}, which gives {config.num_parts} parts: "
+            f"parts.num: {num} does not agree with parts.split {show(split)}, which gives {config.num_parts} parts: "
             f"set parts.num to {config.num_parts} or null."
         )
     if split == "across" and config.model.name == "glow" and num - 1 > config.model.num_blocks:
