@@ -11,6 +11,7 @@ results.json beside this file.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -64,7 +65,7 @@ def measure(config: Config, folder: Path) -> dict:
     ]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.parts.num}"]
     command += ["-m", "pipeflow.launch", *options, "--run.dir", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return json.loads((folder / "summary.json").read_text())
 
 

@@ -8,6 +8,7 @@ results.json and the comparison figures beside this file.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def main() -> None:
         command += ["-m", "pipeflow.launch", "--config", str(CONFIGS / f"{name}.yaml"), "--run.dir", str(folder)]
         command += ["--data.name", "images", "--data.path", options.data] if options.data else []
         print(" ".join(command), flush=True)
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     summaries = {name: read_run(folder) for name, folder in zip(RUNS, folders)}
     write_results(summaries)
     comparison({RUNS[name]: summary for name, summary in summaries.items()}, HERE)
