@@ -8,11 +8,13 @@ import torch
 
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
-from pipeflow.errors import CheckpointError, ConfigError, DataError
+from pipeflow.device import choose_device
+from pipeflow.errors import CheckpointError, DataError
 from pipeflow.flow import Flow, Part, cut_names, split_flow
-from pipeflow.metrics import WHOLE_FLOW_PHASES
 from pipeflow.saved_flow import load_flow, read_config
 from pipeflow.training.link import Channel, LocalLink
+from pipeflow.training.liveness import Alarm
+from pipeflow.training.schedule import FINETUNE
 from pipeflow.training.traffic import Traffic
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker, exit_bits_per_dim
@@ -61,8 +63,8 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
             f"now have {list(data.shape)}: the run had other images."
         )
     batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
-    parts = _parts_of_last_evaluation(flow, config, gathered=last_phase in WHOLE_FLOW_PHASES)
-    where = _choose_device(device)
+    parts = _parts_of_last_evaluation(flow, config, gathered=last_phase in FINETUNE)
+    where = choose_device(device)
     worker = Worker(
         [PartTrainer(part, where, config.optim, config.optim.lr, num_updates=0) for part in parts],
         {
@@ -72,6 +74,7 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
         batches,
         where,
         config.optim.batch_size,
+        Alarm(),
     )
     num_images = len(data.test)
     sums = worker.evaluate(0, num_images)
@@ -100,9 +103,3 @@ def _parts_of_last_evaluation(flow: Flow, config: Config, gathered: bool) -> lis
     return split_flow(
         flow, [] if gathered else cut_names(flow, config.parts.split, config.parts.num), config.parts.head
     )
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here: use auto or cpu, or check the driver.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeflow.metrics import WHOLE_FLOW_PHASES
 from pipeflow.report import AXES, Axis, exit_curves, read_run, size, spans, test_curve
+from pipeflow.training.schedule import FINETUNE
 
 PART_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 """One colour a part (or link, or run), told apart by colour-blind readers too; after the last comes the first again."""
@@ -51,7 +51,7 @@ def _band(record: dict | None) -> tuple[str, str]:
     """What trains in an epoch (None: the gather), in words and as a colour."""
     if record is None:
         return "gather", GATHER_COLOR
-    if record["phase"] in WHOLE_FLOW_PHASES:
+    if record["phase"] in FINETUNE:
         return {"finetune": "fine-tuning", "end_to_end": "end to end"}[record["phase"]], WHOLE_COLOR
     trained = record["trained"]
     if len(trained) == 1:
@@ -199,7 +199,7 @@ def bytes_by_phase(run: dict) -> dict[str, Counter]:
         sent = record["bytes"]
         counts.update({f"latents {source} → {target}": count for source, target, count in sent["latents"]})
         counts.update({"gradients": sent["gradients"], "evaluation": sent["eval"], "control": sent["control"]})
-    whole = [record for record in run["epochs"] if record["phase"] in WHOLE_FLOW_PHASES]
+    whole = [record for record in run["epochs"] if record["phase"] in FINETUNE]
     if whole:
         images = run["bytes"]["finetune"] - sum(record["bytes"]["gradients"] for record in whole)
         result[_band(whole[-1])[0]]["images handed out"] += images

@@ -7,6 +7,7 @@ and ends all workers with exit code 1.
 import os
 import sys
 import threading
+from typing import NoReturn
 
 from pipeflow.config import Config, describe_options, load, parse_arguments
 from pipeflow.errors import PipeflowError
@@ -19,18 +20,26 @@ Trains a flow in gradient-isolated parts, one part or more per worker. Options, 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one worker; its exit code."""
+    """Runs one worker; its exit code, for what ends before training begins."""
     arguments = sys.argv[1:] if arguments is None else arguments
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if "--help" in arguments or "-h" in arguments:
         if rank == 0:
-            print(_USAGE, describe_options(), sep="\n")
+            _print_help()
         return 0
     try:
         config = load_config(arguments, world_size)
     except PipeflowError as error:
         return _say_on_rank_0(error, rank)
-    return run(config, rank)
+    return run(config)
+
+
+def _print_help() -> None:
+    try:
+        print(_USAGE, describe_options(), sep="\n", flush=True)
+    except BrokenPipeError:
+        # `... --help | head` has seen enough. What is left would break the pipe again at the interpreter's exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load_config(arguments: list[str], world_size: int) -> Config:
@@ -41,8 +50,8 @@ def load_config(arguments: list[str], world_size: int) -> Config:
     return config
 
 
-def run(config: Config, rank: int) -> int:
-    """Trains; the exit code."""
+def run(config: Config) -> NoReturn:
+    """Trains, and ends the process."""
     from pipeflow.training.run import train
 
     try:
@@ -50,8 +59,8 @@ def run(config: Config, rank: int) -> int:
     except PipeflowError as error:
         if not error.said:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return _leave(1)
-    return 0
+        _leave(1)
+    _leave(0)
 
 
 def _say_on_rank_0(error: PipeflowError, rank: int) -> int:
@@ -66,8 +75,12 @@ def _say_on_rank_0(error: PipeflowError, rank: int) -> int:
     return 1
 
 
-def _leave(code: int) -> int:
-    """Ends the process now: threads that wait for a lost worker would keep it at the interpreter's exit."""
+def _leave(code: int) -> NoReturn:
+    """Ends the process now, with all files closed.
+
+    After an error, threads that wait for a lost worker would keep it at the interpreter's exit; after a good end, torch's
+    own threads can abort it there (seen with a data-parallel group under gloo).
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

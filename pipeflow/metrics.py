@@ -2,17 +2,16 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from pipeflow.errors import CheckpointError
+from pipeflow.training.schedule import FINETUNE
 
 Number = TypeVar("Number", float, Tensor)
-
-WHOLE_FLOW_PHASES = ("finetune", "end_to_end")
-"""The phases that train the whole flow with one loss; in all others each part has its own."""
 
 
 def bits_per_dim(log_prob: Number, num_dims: int) -> Number:
@@ -27,9 +26,12 @@ def bits_per_dim(log_prob: Number, num_dims: int) -> Number:
 
 
 def training_bytes(record: dict) -> int:
-    """Bytes that an epoch's training moved between workers: latents and gradients, not evaluation or control."""
+    """Bytes that an epoch's training moved between workers, not evaluation or control.
+
+    They are latents, gradients, and the images that rank 0 hands out to data-parallel workers.
+    """
     sent = record["bytes"]
-    return sum(count for _, _, count in sent["latents"]) + sent["gradients"]
+    return sum(count for _, _, count in sent["latents"]) + sent["gradients"] + sent.get("images", 0)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -85,7 +87,11 @@ class MetricsLog:
             self._write_scalars(fields)
 
     def position(self) -> int:
-        """Bytes written so far: what a checkpoint keeps, to continue the log from here."""
+        """Bytes written so far, all on the disk: what a checkpoint keeps, to continue the log from here.
+
+        A checkpoint that outlives a crash of the machine while these bytes do not could not be resumed from.
+        """
+        os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
@@ -94,7 +100,7 @@ class MetricsLog:
 
     def _write_scalars(self, record: dict) -> None:
         self._bytes_sent += training_bytes(record)
-        whole = record["phase"] in WHOLE_FLOW_PHASES
+        whole = record["phase"] in FINETUNE
         scalars = {
             f"train_loss/{'whole_flow' if whole else f'part_{part}'}": loss
             for part, loss in record["train_loss"].items()

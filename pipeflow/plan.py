@@ -3,10 +3,9 @@
 No image is loaded for the data that comes along, and of a folder or a zip only the first is decoded.
 """
 
-import math
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,6 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeflow.config import Config
+from pipeflow.costs import (
+    eval_link_bytes,
+    gather_bytes,
+    gradient_bytes,
+    latent_bytes,
+    phase_link_bytes,
+    training_share,
+)
 from pipeflow.data import load_data
 from pipeflow.data.images import measure_images
 from pipeflow.data.sources import DEAD_LEAVES_NUM
@@ -31,68 +38,6 @@ SMALL_IMAGE = (3, 32, 32)
 CIFAR10_NUM = {"train": 50_000, "test": 10_000}
 
 NO_BREAK = "\u00a0"
-
-_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-# ------------------------------------------------------------------------------------------------------ the formulas
-
-
-def latent_bytes(part: Part, num_images: int, dtype: str) -> int:
-    """Bytes of what a part hands to the next, for this many images in a type of `link.dtype`."""
-    return num_images * math.prod(part.output_shape) * _BYTES[dtype]
-
-
-def phase_link_bytes(phase: Phase, parts: Sequence[Part], batch_size: int, dtype: str) -> list[int]:
-    """Bytes over each link in a phase's training. A link carries a batch when the part behind it runs on it."""
-    return [
-        latent_bytes(part, batch_size, dtype) * (phase.count_running(part.index + 1) if phase.is_local else 0)
-        for part in parts[:-1]
-    ]
-
-
-def eval_link_bytes(parts: Sequence[Part], num_images: int) -> list[int]:
-    """Bytes over each link in one evaluation before the gather, which is in float32 whatever `link.dtype` is."""
-    return [latent_bytes(part, num_images, "float32") for part in parts[:-1]]
-
-
-def gather_bytes(parts: Sequence[Part], owners: Sequence[int], trained: Collection[int], ema: bool) -> dict[str, int]:
-    """Bytes that the gather sends to rank 0, by kind. Heads stay behind; what rank 0 holds is there already.
-
-    Args:
-        owners: rank of the worker that holds each part.
-        trained: indices of the parts that have been updated, and so have two moments for each parameter.
-        ema: whether there are averaged weights.
-    """
-    counts = {"parameters": 0, "optimizer": 0, "ema": 0}
-    for part, owner in zip(parts, owners):
-        if owner == 0:
-            continue
-        counts["parameters"] += sum(tensor.nbytes for tensor in _without_head(part.global_state(), part).values())
-        parameters = sum(tensor.nbytes for tensor in _without_head(part.global_parameters(), part).values())
-        counts["optimizer"] += 2 * parameters * (part.index in trained)
-        counts["ema"] += parameters * ema
-    return counts
-
-
-def gradient_bytes(parts: Sequence[Part], num_workers: int, steps: int) -> int:
-    """Bytes that a ring of data-parallel workers sends to average the whole flow's gradients, float32."""
-    parameters = sum(
-        tensor.nbytes for part in parts for tensor in _without_head(part.global_parameters(), part).values()
-    )
-    return 2 * (num_workers - 1) * parameters * steps
-
-
-def _without_head(tensors: dict, part: Part) -> dict:
-    """The last part's head is the flow's own prior, and stays."""
-    head = f"{part.head_name}." if part.head_name.startswith("heads.") else None
-    return {name: tensor for name, tensor in tensors.items() if head is None or not name.startswith(head)}
-
-
-def training_share(phases: Sequence[Phase], parts: Sequence[Part]) -> float:
-    """Training multiply-adds of all phases, as a share of the same epochs end to end."""
-    whole = 3 * sum(part.multiply_adds() for part in parts)
-    return sum(training_macs(phase, parts, 1) for phase in phases) / sum(phase.steps * whole for phase in phases)
 
 
 # ---------------------------------------------------------------------------------------------------------- the plan
@@ -122,8 +67,7 @@ class Plan:
             return 0
         num_images = min(self.config.eval.num_images or self.num_test, self.num_test)
         in_training = num_images * (1 + sum(phase.evaluate for phase in local))
-        in_full = self.num_test * (1 if len(local) < len(self.phases) else 2)
-        return sum(eval_link_bytes(self.parts, in_training + in_full)) * (2 if self.config.optim.ema > 0 else 1)
+        return sum(eval_link_bytes(self.parts, in_training + self.num_test)) * (2 if self.config.optim.ema > 0 else 1)
 
     @property
     def gather(self) -> dict[str, int]:

@@ -10,7 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeflow.metrics import WHOLE_FLOW_PHASES, training_bytes
+from pipeflow.metrics import training_bytes
+from pipeflow.training.schedule import FINETUNE
 
 
 def clock(seconds: float) -> str:
@@ -22,7 +23,7 @@ def clock(seconds: float) -> str:
 
 def phase_name(record: dict) -> str:
     """A phase and what trains in it: `alternate part 1`, `concurrent parts 0 1 2`, `finetune`."""
-    if record["phase"] in WHOLE_FLOW_PHASES:
+    if record["phase"] in FINETUNE:
         return record["phase"]
     trained = record["trained"]
     return f"{record['phase']} part{'s' if len(trained) > 1 else ''} {' '.join(map(str, trained))}"
@@ -30,7 +31,7 @@ def phase_name(record: dict) -> str:
 
 def epoch_line(record: dict, total_epochs: int, seconds_left: float) -> str:
     """A finished epoch in one line. The bytes are those of this epoch's training, the time left that of the run."""
-    if record["phase"] in WHOLE_FLOW_PHASES:
+    if record["phase"] in FINETUNE:
         losses = "loss " + " ".join(f"{float(loss):.2f}" for loss in record["train_loss"].values())
     else:
         losses = "loss " + " ".join(f"{part}: {float(loss):.2f}" for part, loss in record["train_loss"].items())
@@ -94,9 +95,7 @@ class Progress:
             if self._first_epoch is None:
                 self._first_epoch = record["epoch"]
                 self._started = time.monotonic()
-            if record["phase"] in WHOLE_FLOW_PHASES and (
-                self._phase is None or self._phase["phase"] not in WHOLE_FLOW_PHASES
-            ):
+            if record["phase"] in FINETUNE and (self._phase is None or self._phase["phase"] not in FINETUNE):
                 self._losses = {}
             self._phase = record
             self._step = 0
@@ -109,7 +108,7 @@ class Progress:
             step: steps done in this phase.
             losses: the current loss of each part that trains; parts not named keep the loss they had.
             images_per_second: of this phase.
-            bytes_sent: latents and gradients, since the start of the run.
+            bytes_sent: latents, gradients and images, since the start of the run.
         """
         with self._lock:
             self._step = step
@@ -154,7 +153,7 @@ class Progress:
         )
         parts = Table.grid(padding=(0, 2))
         for part, loss in self._losses.items():
-            whole = phase["phase"] in WHOLE_FLOW_PHASES
+            whole = phase["phase"] in FINETUNE
             trains = whole or part in phase["trained"]
             value = "-" if loss is None else f"{loss:.3f}"
             parts.add_row("whole flow" if whole else f"part {part}", f"loss {value}", style="" if trains else "dim")

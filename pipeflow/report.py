@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeflow.errors import CheckpointError
-from pipeflow.metrics import WHOLE_FLOW_PHASES, training_bytes
+from pipeflow.metrics import training_bytes
+from pipeflow.training.schedule import FINETUNE
 
 # ---------------------------------------------------------------------------------------------------- reading runs
 
@@ -69,7 +70,7 @@ def _summary_so_far(name: str, events: list[dict]) -> dict:
         gathered.update(gather["bytes"])
     counts = {
         "eval": sum(record["bytes"]["eval"] for record in epochs),
-        "finetune": sum(record["bytes"]["gradients"] for record in epochs if record["phase"] in WHOLE_FLOW_PHASES),
+        "finetune": sum(record["bytes"]["gradients"] for record in epochs if record["phase"] in FINETUNE),
         "control": sum(record["bytes"]["control"] for record in epochs),
     }
     return {
@@ -135,7 +136,7 @@ AXES = {
         ),
         Axis(
             name="bytes",
-            label="latents, gradients and gather sent, without evaluation and control ({unit})",
+            label="sent in training and the gather, without evaluation and control ({unit})",
             of_epoch=training_bytes,
             of_gather=lambda run: sum(run["bytes"]["gather"].values()),
             units=BYTE_UNITS,

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeflow.data.batches import generator
+from pipeflow.device import choose_device
 from pipeflow.errors import DataError
 from pipeflow.flow import Flow
 from pipeflow.saved_flow import load_flow, to_images
@@ -37,7 +38,7 @@ def sample(run_dir: str | Path, num: int, temperature: float, seed: int, out: st
         CheckpointError: the folder is no run's, or the run has not ended.
         DataError: the flow's images cannot be drawn.
     """
-    flow = load_flow(run_dir).to("cuda" if torch.cuda.is_available() else "cpu")
+    flow = load_flow(run_dir).to(choose_device("auto"))
     if len(flow.shape) != 3 or flow.shape[0] not in (1, 3):
         raise DataError(
             f"{run_dir}: its flow makes images of shape {list(flow.shape)}; only [1 or 3, height, width] can be drawn."

@@ -22,6 +22,15 @@ def test_every_command_has_help(capsys, command):
     assert (code, err) == (0, "") and out.startswith("usage: ")
 
 
+def test_help_into_a_pipe_that_closes_ends_quietly():
+    command = subprocess.Popen(
+        [sys.executable, "-m", "pipeflow", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    command.stdout.close()  # long before anything is printed
+    assert (command.stderr.read(), command.wait()) == (b"", 0)
+    command.stderr.close()
+
+
 def test_help_names_every_command(capsys):
     out = run(capsys, "--help")[1]
     assert all(f"\n    {command} " in out for command in ("train", "plan", "sample", "evaluate", "report"))

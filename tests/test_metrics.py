@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -46,6 +47,12 @@ def test_training_bytes_leaves_out_evaluation_and_control():
     assert training_bytes(epoch(0)) == 1_500_000
 
 
+def test_training_bytes_counts_the_images_that_are_handed_out():
+    record = epoch(0, phase="finetune")
+    record["bytes"]["images"] = 200_000
+    assert training_bytes(record) == 1_700_000
+
+
 def test_events_are_lines_in_order_and_on_disk_at_once(tmp_path):
     log = MetricsLog(tmp_path)
     log.event("start", initial_bpd=7.1, parts=[])
@@ -55,6 +62,16 @@ def test_events_are_lines_in_order_and_on_disk_at_once(tmp_path):
     ]  # fmt: skip
     assert log.position() == (tmp_path / "metrics.jsonl").stat().st_size
     log.close()
+
+
+def test_a_position_is_of_bytes_that_are_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(os.fstat(file).st_size))
+    log = MetricsLog(tmp_path)
+    log.event("start", initial_bpd=7.1)
+    position = log.position()
+    log.close()
+    assert synced == [position] and position > 0
 
 
 def test_numbers_that_are_not_finite_are_standard_json():

@@ -3,35 +3,15 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
 from pipeflow.config import Config
+from pipeflow.costs import eval_link_bytes
 from pipeflow.errors import ConfigError, DataError
-from pipeflow.flow import cut_names, glow, split_flow
-from pipeflow.plan import (
-    eval_link_bytes,
-    gather_bytes,
-    gradient_bytes,
-    latent_bytes,
-    make_plan,
-    phase_link_bytes,
-    print_phases,
-    print_plan,
-    training_share,
-)  # fmt: skip
+from pipeflow.plan import make_plan, print_phases, print_plan
 from pipeflow.saved_flow import read_config
 from pipeflow.training.record import training_macs
-from pipeflow.training.schedule import Phase
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """Latents of 12 x 16 x 16 = 3072 and 24 x 8 x 8 = 1536 values behind the first two of three parts."""
-    torch.manual_seed(0)
-    flow = glow((3, 32, 32), num_blocks=3, num_steps=2, width=4)
-    return split_flow(flow, cut_names(flow, "across", 3))
 
 
 def plan_of(**sections):
@@ -42,70 +22,6 @@ def printed(show, plan, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     show(plan, console)
     return console.file.getvalue()
-
-
-# Formulas
-
-
-def test_bytes_of_a_latent(parts):
-    assert latent_bytes(parts[0], 10, "float32") == 3072 * 10 * 4
-    assert latent_bytes(parts[1], 10, "bfloat16") == 1536 * 10 * 2
-
-
-@pytest.mark.parametrize(
-    "mode, turns, first, second",
-    [
-        ("concurrent", ((0, 1, 2),), 6, 6),
-        ("sequential", ((0,),), 0, 0),
-        ("sequential", ((1,),), 6, 0),
-        ("sequential", ((2,),), 6, 6),
-        ("alternate", ((0,), (1,), (2,)), 4, 2),  # a turn a batch: 2 of 6 batches end at each part
-        ("finetune", ((0, 1, 2),), 0, 0),
-    ],
-)
-def test_a_link_carries_what_the_part_behind_it_runs_on(parts, mode, turns, first, second):
-    phase = Phase(epoch=0, mode=mode, steps=6, turns=turns, turn_steps=1)
-    assert phase_link_bytes(phase, parts, 10, "bfloat16") == [first * 3072 * 10 * 2, second * 1536 * 10 * 2]
-
-
-def test_bytes_of_an_evaluation_are_float32(parts):
-    assert eval_link_bytes(parts, 100) == [3072 * 100 * 4, 1536 * 100 * 4]
-
-
-def test_bytes_of_the_gather_are_those_of_the_flow_without_heads(parts):
-    num_parameters = [part.describe()["parameters"] for part in parts]
-    prior = 2 * 48  # mean and log-scale of the flow's own prior, which is the last part's head
-    buffers = sum(tensor.nbytes for part in parts[1:] for tensor in part.layers.buffers())
-    expected = 4 * (num_parameters[1] + num_parameters[2] + prior)
-    counts = gather_bytes(parts, [0, 1, 2], trained={0, 1, 2}, ema=True)
-    assert counts == {"parameters": expected + buffers, "optimizer": 2 * expected, "ema": expected}
-    counts = gather_bytes(parts, [0, 0, 1], trained={0, 1}, ema=False)
-    buffers = sum(tensor.nbytes for tensor in parts[2].layers.buffers())
-    assert counts == {"parameters": 4 * (num_parameters[2] + prior) + buffers, "optimizer": 0, "ema": 0}
-
-
-def test_bytes_of_gradients_are_those_of_a_ring(parts):
-    num_parameters = sum(part.describe()["parameters"] for part in parts) + 2 * 48
-    assert gradient_bytes(parts, 4, steps=10) == 2 * 3 * num_parameters * 4 * 10
-
-
-@pytest.mark.parametrize("num, low, high", [(2, 0.70, 0.72), (3, 0.63, 0.65)])
-def test_the_published_runs_cost_what_was_published(num, low, high):
-    """60 alternate and 30 end-to-end epochs took 720 of 1026 minutes with 2 parts, 647 of 1020 with 3."""
-    plan = plan_of(
-        data={"name": "cifar10"},
-        model={"num_blocks": 3, "num_steps": 32, "width": 512},
-        parts={"split": "across", "num": num},
-        schedule={"mode": "alternate", "local_epochs": 60, "finetune_epochs": 30},
-    )
-    assert [phase.steps for phase in plan.phases] == [781] * 90
-    assert low <= training_share(plan.phases, plan.parts) <= high
-
-
-def test_concurrent_and_end_to_end_cost_the_same():
-    for mode in ("concurrent", "end_to_end"):
-        plan = plan_of(schedule={"mode": mode})
-        assert training_share(plan.phases, plan.parts) == 1
 
 
 # Against a run
@@ -123,6 +39,17 @@ def test_a_plan_is_what_the_run_then_did(finished_run):
         record["macs"] for record in summary["epochs"]
     ]
     assert [phase.trained for phase in plan.phases] == [record["trained"] for record in summary["epochs"]]
+
+
+@pytest.mark.parametrize("finetune_epochs", [0, 1])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_before_the_gather_all_test_images_are_evaluated_once(finetune_epochs, ema):
+    """Beside the 40 images at the start and after each of 3 epochs."""
+    plan = plan_of(
+        schedule={"local_epochs": 3, "finetune_epochs": finetune_epochs}, optim={"ema": ema}, eval={"num_images": 40}
+    )
+    once = sum(eval_link_bytes(plan.parts, 4 * 40 + 100))
+    assert plan.evaluation == once * (2 if ema else 1)
 
 
 # Data

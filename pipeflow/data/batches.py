@@ -135,23 +135,14 @@ class Batches:
         Raises:
             ConfigError: `num_images` is below 1 or above the number of test images.
         """
-        num_images = self._num_test_images(num_images)
-        return self._test_batches(num_images, batch_size)
-
-    def num_test_batches(self, num_images: int | None, batch_size: int) -> int:
-        """How many batches `test_batches` gives. Raises what it raises."""
-        return -(-self._num_test_images(num_images) // batch_size)
-
-    def _num_test_images(self, num_images: int | None) -> int:
         there = len(self.data.test)
-        if num_images is None:
-            return there
+        num_images = there if num_images is None else num_images
         if not 1 <= num_images <= there:
             raise ConfigError(
                 f"eval.num_images is {num_images}, but there are {there} test images ({self.data.name}): it must be "
                 f"from 1 to {there}, or null for all."
             )
-        return num_images
+        return self._test_batches(num_images, batch_size)
 
     def _test_batches(self, num_images: int, batch_size: int) -> Iterator[torch.Tensor]:
         # One generator read on and on: what an image gets does not depend on where the batches are cut.

@@ -1,10 +1,10 @@
 """Where images come from: cifar10, a folder or a zip, the embedded dead leaves, or a function of the user's."""
 
 import contextlib
-import importlib
 import io
 import os
-import sys
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,11 +14,14 @@ import torch
 from pipeflow.data.dead_leaves import dead_leaves
 from pipeflow.data.images import load_images
 from pipeflow.errors import DataError
+from pipeflow.extension import load_function
 
 # Which images a subset takes is no part of a run's randomness: runs with different seeds see the same ones.
 SUBSET_SEED = 0
 DEAD_LEAVES_SEEDS = {"train": 1, "test": 2}
 DEAD_LEAVES_NUM = {"train": 2560, "test": 512}
+DOWNLOAD_TIMEOUT_S = 10
+"""Without an answer for so long, a download has failed: some networks drop packets instead of refusing them."""
 
 
 class DataOptions(Protocol):
@@ -75,6 +78,7 @@ def load_data(data: DataOptions) -> ImageData:
 
     Raises:
         DataError: an option is wrong, or the images cannot be had; the message names the option and the fix.
+        ConfigError: there is no such `module:function`.
     """
     for option, num in (("num_train", data.num_train), ("num_test", data.num_test)):
         if num is not None and num < 1:
@@ -117,7 +121,7 @@ def _cifar10(root: str) -> list[torch.Tensor]:
         raise DataError(f"data.name cifar10 needs torchvision ({error}): install it, or use images.") from error
     quiet = io.StringIO()
     try:
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), _socket_timeout(DOWNLOAD_TIMEOUT_S):
             parts = [CIFAR10(root, train=train, download=True).data for train in (True, False)]
     # torchvision raises OSError for the network and the disk, RuntimeError for a wrong checksum.
     except (OSError, RuntimeError) as error:
@@ -129,28 +133,19 @@ def _cifar10(root: str) -> list[torch.Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))) for part in parts]
 
 
-def _call(data: DataOptions) -> ImageData:
-    module_name, _, function_name = data.name.partition(":")
-    # An installed command does not have the user's folder on the path as `python -m` does. It stays there: the function
-    # may import more of the user's modules when it runs.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """For sockets that are opened meanwhile: torchvision has no timeout to set."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that is there but lacks something itself is the user's to see, with its traceback.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise DataError(
-            f"data.name is {data.name!r}, but there is no module {module_name!r} in {os.getcwd()} or among the "
-            f"installed ones; run from the folder that holds it, or install it."
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise DataError(
-            f"data.name is {data.name!r}, but {module_name} ({module.__file__}) has no function {function_name!r}."
-        )
-    made = function(data)
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _call(data: DataOptions) -> ImageData:
+    made = load_function("data.name", data.name)(data)
     if isinstance(made, ImageData):
         return made
     if isinstance(made, (tuple, list)) and len(made) == 2:

@@ -17,6 +17,10 @@ from pipeflow.flow.priors import diagonal_gaussian_log_prob
 Shape = tuple[int, ...]
 
 
+class NoInverse(TypeError):
+    """A layer without an inverse was to be inverted. Training needs none, sampling does."""
+
+
 class Layer(nn.Module):
     """Base of all transforms. A subclass gives `forward` and `inverse`; the rest has defaults for the simple case."""
 
@@ -33,7 +37,7 @@ class Layer(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         """The `x` that `forward` takes to `y`."""
-        raise TypeError(f"{type(self).__name__} has no inverse: write one to invert or sample the flow.")
+        raise NoInverse(f"{type(self).__name__} has no inverse: write one to invert or sample the flow.")
 
     def sample_inverse(self, y: Tensor, generator: torch.Generator | None, temperature: float) -> Tensor:
         """`inverse`, with what the layer had taken out drawn anew."""

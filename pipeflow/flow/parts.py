@@ -70,14 +70,15 @@ class Part(nn.Module):
         return output.latent.detach()
 
     @torch.no_grad()
-    def initialize(self, latent: Tensor, head: bool = True) -> Tensor:
-        """Data-dependent initialisation of the layers (and of the head); returns the latent for the next part.
+    def initialize(self, latent: Tensor, layers: bool = True, head: bool = True) -> Tensor:
+        """Data-dependent initialisation of the layers and of the head, or of one; returns the next part's latent.
 
         Raises ConfigError for a layer that does not return what its contract says, before anything is trained on it.
         """
         shapes = [*self._layer_shapes[1:], self.output_shape]
         for name, layer, shape in zip(self.names, self.layers, shapes):
-            layer.initialize(latent)
+            if layers:
+                layer.initialize(latent)
             latent, contribution, *_ = layer(latent)
             found = [list(contribution.shape), list(latent.shape)]
             expected = [[len(latent)], [len(latent), *shape]]

@@ -50,6 +50,7 @@ class Checkpoints:
             document = {"format": FORMAT, "sha256": _sha256_of_json(content), "content": content}
             (partial / _MANIFEST).write_text(json.dumps(document))
             _sync(partial / _MANIFEST)
+            _sync(partial)
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -86,7 +87,7 @@ class Checkpoints:
             try:
                 with safe_open(path, framework="pt") as file:
                     for key in file.keys():
-                        if key.split("/")[1].startswith(tuple(f"{name}." for name in wanted)):
+                        if key.split("/", 1)[1].startswith(tuple(f"{name}." for name in wanted)):
                             tensors[key] = file.get_tensor(key)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"checkpoint {path}: cannot be read ({error}).") from None

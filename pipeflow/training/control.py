@@ -30,7 +30,12 @@ class Control:
         self._traffic = traffic
         self._alarm = alarm
         self._requests: queue.Queue = queue.Queue()
-        threading.Thread(target=self._serve, name="pipeflow-control", daemon=True).start()
+        if group is not None:
+            threading.Thread(target=self._serve, name="pipeflow-control", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the thread; nothing can be sent any more."""
+        self._requests.put(None)
 
     def broadcast(self, value: Any = None) -> Any:
         """Rank 0's value, on every rank."""
@@ -83,10 +88,10 @@ class Control:
             )
 
     def _serve(self) -> None:
-        while True:
-            operation, answer = self._requests.get()
+        while (request := self._requests.get()) is not None:
+            operation, answer = request
             try:
                 operation()
                 answer.put(None)
-            except RuntimeError as error:
+            except Exception as error:
                 answer.put(error)

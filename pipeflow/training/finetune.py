@@ -43,7 +43,7 @@ def without_heads(state: State) -> State:
     """The flow's own part of a state: heads are thrown away at the gather."""
     tensors, counts = state
     return (
-        {key: value for key, value in tensors.items() if not key.split("/")[1].startswith("heads.")},
+        {key: value for key, value in tensors.items() if not key.split("/", 1)[1].startswith("heads.")},
         {owner: count for owner, count in counts.items() if not owner.startswith("heads.")},
     )
 
@@ -82,7 +82,7 @@ def spread(state: State, control: Control) -> State:
 
 
 def _kind(key: str) -> str:
-    return _SECTIONS.get(key.split("/")[0], "optimizer")
+    return _SECTIONS.get(key.split("/", 1)[0], "optimizer")
 
 
 def is_data_parallel(config: Config, world: World) -> bool:
@@ -127,10 +127,20 @@ class DataParallelTrainer(PartTrainer):
         self._module = DistributedDataParallel(
             self.part, process_group=world.gradient_group(), init_sync=False, **no_buffers
         )
+        self._settle_buckets((share.stop - share.start, *self.part.input_shape), world.device)
         num_values = sum(parameter.numel() for parameter in self.part.parameters())
         # A ring all-reduce sends 2 (n - 1) / n of the gradients from each of n workers; rank 0 counts for all.
         self._ring_bytes = 2 * (world.size - 1) * num_values * 4 if world.rank == 0 else 0
         self._traffic = world.traffic
+
+    def _settle_buckets(self, shape: Shape, device: torch.device) -> None:
+        """One forward and backward for nothing.
+
+        After its first backward DDP regroups the gradients, and so sums them in another order. It shall do so before the
+        first update, else a resumed run would do it later than one that was never interrupted, and differ in last bits.
+        """
+        self.part.loss(self._module(torch.zeros(shape, device=device))).backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, loss: Tensor) -> None:
         super().update(loss * self._weight)

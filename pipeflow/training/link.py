@@ -102,6 +102,10 @@ class _Wire:
     def arrived(self, payload: Tensor, event: "torch.cuda.Event | None") -> None:
         """Makes the computing thread's stream wait for the payload, not the thread."""
 
+    def close(self) -> None:
+        """Gives the connection back, once nothing is on its way."""
+        dist.destroy_process_group(self.group)
+
 
 class _StagedWire(_Wire):
     """CUDA tensors over gloo, through pinned memory and on a stream beside the computing one."""
@@ -155,6 +159,11 @@ class _NcclWire(_StagedWire):
             dist.irecv(payload, self.peer, group=self.nccl).wait()
             return payload, self.stream.record_event()
 
+    def close(self) -> None:
+        torch.cuda.synchronize(self.device)
+        dist.destroy_process_group(self.nccl)
+        super().close()
+
 
 class SendingEnd:
     """The end of a link at the worker of the part in front."""
@@ -191,6 +200,7 @@ class SendingEnd:
         """Sends what is still waiting, then the end."""
         self._alarm.put(self._outbox, None, self._timeout, lambda: f"{self.channel}: could not be closed.")
         self._thread.join(self._timeout)
+        self._wire.close()
 
     def _run(self) -> None:
         try:
@@ -200,7 +210,8 @@ class SendingEnd:
                 self._wire.send(payload, ready)
                 self._traffic.add("control", self._rank, self._wire.peer, 8 * len(header))
             self._wire.send_header((_CLOSE, 0, 0, 0))
-        except RuntimeError as error:
+            self._traffic.add("control", self._rank, self._wire.peer, 8 * 4)
+        except Exception as error:  # any: the waiting thread must hear of it
             self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
 
 
@@ -236,6 +247,7 @@ class ReceivingEnd:
     def close(self) -> None:
         """Waits for the sender's end."""
         self._thread.join(self._timeout)
+        self._wire.close()
 
     def _run(self) -> None:
         try:
@@ -247,7 +259,7 @@ class ReceivingEnd:
                 label = (_KINDS[kind], epoch, step)
                 payload, event = self._wire.receive((batch, *self.channel.shape), self.channel.dtype_of(label[0]))
                 self._inbox.put((label, payload, event))
-        except RuntimeError as error:
+        except Exception as error:  # any: the waiting thread must hear of it
             self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
 
 
@@ -275,7 +287,7 @@ def _check_label(channel: Channel, label: tuple, expected: tuple) -> None:
         )
 
 
-def _lost(channel: Channel, peer: int, rank: int, error: RuntimeError) -> WorkerError:
+def _lost(channel: Channel, peer: int, rank: int, error: Exception) -> WorkerError:
     return WorkerError(
         f"worker {peer} was lost: {channel} to worker {rank} broke ({first_line(error)}). "
         f"Start the same command again to resume."

@@ -73,9 +73,12 @@ class Monitor:
         self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
         self._last: dict[int, tuple[str, float]] = {}
         self._count = 0
+        self.store_lost = False
+        self._answered = time.monotonic()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="pipeflow-guard", daemon=True).start()
 
     def close(self) -> None:
         """Ends the watch; says to the others that this worker ended as it should."""
@@ -90,14 +93,27 @@ class Monitor:
                 self._look_for_failure()
                 for other in self._watched:
                     self._watch(other)
+                self._answered = time.monotonic()
                 self._stopped.wait(BEAT_SECONDS)
-        except (dist.DistError, RuntimeError) as error:
-            self._alarm.trip(
-                WorkerError(
-                    f"worker {self._rank}: the launcher's store does not answer any more ({first_line(error)}): rank 0 or "
-                    f"the launcher is gone. Start the same command again to resume."
-                )
+        except Exception as error:  # any: a worker must not go on unwatched
+            self._lose_store(first_line(error))
+
+    def _guard(self) -> None:
+        """Watches the watch: a store on a machine that is gone does not fail, it never answers."""
+        while not self._stopped.wait(BEAT_SECONDS):
+            silent = time.monotonic() - self._answered
+            if silent > LOST_AFTER_SECONDS:
+                self._lose_store(f"silent for {silent:.0f} s")
+                return
+
+    def _lose_store(self, why: str) -> None:
+        self.store_lost = True
+        self._alarm.trip(
+            WorkerError(
+                f"worker {self._rank}: the launcher's store does not answer any more ({why}): rank 0 or the launcher is "
+                f"gone. Start the same command again to resume."
             )
+        )
 
     def _beat_key(self, rank: int) -> str:
         return f"beat/{rank}"

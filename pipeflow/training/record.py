@@ -49,6 +49,11 @@ class Recorder:
         self.state = state if manifest is None else manifest["state"]
         self._began = time.perf_counter() - self.state["seconds"]["total"]
         self._record: dict = {}
+        self._sent_before = sum(
+            count
+            for name, count in self.state["bytes"].items()
+            if name.split("/")[0] in ("latents", "gradients", "images")
+        )
         self._final: dict = {}
         self.log: MetricsLog | None = None
         self.progress: Progress | None = None
@@ -106,7 +111,13 @@ class Recorder:
         steps = min([mine["step"], *(status["step"] for status in others if status.get("epoch") == mine.get("epoch"))])
         elapsed = time.perf_counter() - self._phase_start
         rate = mine["step"] * self.config.optim.batch_size / elapsed
-        self.progress.update(steps, {int(part): loss for part, loss in losses.items()}, rate, self.world.traffic.total)
+        sent = self._sent_before + self.world.traffic.training + sum(status.get("sent", 0) for status in others)
+        self.progress.update(steps, {int(part): loss for part, loss in losses.items()}, rate, sent)
+
+    @_on_rank_0
+    def say(self, text: str) -> None:
+        """A line to the user."""
+        self.progress.say(text)
 
     @_on_rank_0
     def started(self, result: dict, traffic: list) -> None:
@@ -204,15 +215,18 @@ class Recorder:
     def final(self, result: dict, seconds: float, traffic: list) -> None:
         """The last evaluation, on all test images."""
         self._final = result
+        if result["exit_bpd"] is not None:
+            self.state["exit_bpd"] = result["exit_bpd"]
         self.state["seconds"]["eval"] += seconds
         self._add_bytes(traffic)
 
     def is_finished(self) -> bool:
         """Whether the run had ended before this process began."""
-        return len(self.history) >= self.config.num_epochs and self.folder.summary() is not None
+        drawn = (self.folder.path / "bytes_by_phase.png").exists()  # the last thing that is written
+        return len(self.history) >= self.config.num_epochs and self.folder.summary() is not None and drawn
 
     @_on_rank_0
-    def finish(self, samples: Tensor) -> dict:
+    def finish(self, samples: Tensor | None) -> dict:
         """Writes summary, samples and plots; the summary."""
         from pipeflow.figures import plots  # matplotlib is slow to import, and wanted only here
         from pipeflow.sample import sample_grid
@@ -222,7 +236,7 @@ class Recorder:
         self.log.event("end", **{key: value for key, value in summary.items() if key not in ("epochs", "parts")})
         self.log.close()
         self.folder.write_summary(summary)
-        if samples.ndim == 4 and samples.shape[1] in (1, 3):
+        if samples is not None and samples.ndim == 4 and samples.shape[1] in (1, 3):
             sample_grid(samples, self.folder.path / "samples.png")
         plots(self.folder.path)
         exits = f" (exits before the gather {_listed(summary['exit_bpd'])})" if summary["exit_bpd"] else ""
@@ -233,7 +247,9 @@ class Recorder:
         return summary
 
     def close(self) -> None:
-        """Closes the log, however the run ended."""
+        """Closes log and display, however the run ended."""
+        if self.progress is not None:
+            self.progress.close()
         if self.log is not None:
             self.log.close()
 

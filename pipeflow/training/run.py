@@ -7,17 +7,21 @@ open the folder -> data, flow, parts, workers -> initialise or resume
 
 import contextlib
 import dataclasses
+import errno
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.data.batches import generator
 from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, TrainingStopped
 from pipeflow.flow import Flow, build_flow, cut_names, split_flow
+from pipeflow.flow.layers import NoInverse
 from pipeflow.flow.parts import balance
 from pipeflow.saved_flow import save_flow, to_images
 from pipeflow.training.finetune import (
@@ -60,6 +64,20 @@ def train(config: Config, flow: Flow | None = None, data: ImageData | None = Non
     except PipeflowError as error:
         error.said = world.fail(error)
         raise
+    except (OSError, SafetensorError) as error:
+        if not _is_of_the_disk(error):
+            raise
+        stop = CheckpointError(
+            f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume."
+        )
+        stop.said = world.fail(stop)
+        raise stop from None
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether a full, broken or read-only disk is what is wrong."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return getattr(error, "errno", None) in numbers or any(f"os error {number}" in str(error) for number in numbers)
 
 
 def _name_what_is_given(config: Config, flow: Flow | None, data: ImageData | None) -> Config:
@@ -117,13 +135,22 @@ class Run:
         self._start()
         if self.is_main:
             self._resources.enter_context(recorder.shown(lambda: self.worker.progress))
+        never = [part.index for part in self.parts if not self.schedule.num_updates(part.index)]
+        if never and self.config.num_local_epochs:
+            recorder.say(f"parts {never} get no update before the gather: schedule.local_epochs is too short for them")
         if self.manifest is None:
             initial = self._evaluate(-1, self._num_eval_images())
             recorder.started(initial, self._collect(None)[1])
-        while (phase := self._next_phase()) is not None:
+        phase = self._next_phase()
+        while phase is not None:
             if not phase.is_local and self.stage == "local":
                 self._gather()
             self._run_phase(phase)
+            # A stop comes before the checkpoint: were it saved, each resume would only meet the stop again.
+            following = self._next_phase()
+            if phase.checkpoint:
+                self._checkpoint(phase.epoch + 1)
+            phase = following
         summary = self._finish()
         return self.control.broadcast(summary)
 
@@ -185,6 +212,11 @@ class Run:
 
     def _start_local(self) -> None:
         world, config = self.world, self.config
+        if world.size > len(self.parts):
+            raise ConfigError(
+                f"{world.size} workers for {len(self.parts)} parts, and the checkpoint is from before the gather: start at "
+                f"most {len(self.parts)} workers."
+            )
         starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.size)
         owners = [sum(part.index >= start for start in starts) - 1 for part in self.parts]
         trainers = []
@@ -221,9 +253,10 @@ class Run:
                 trainer.load_training(*state, same_stage=True)
 
     def _make_worker(self, trainers: list, links: dict, images: Any) -> Worker:
-        worker = Worker(trainers, links, images, self.world.device, self.config.optim.batch_size)
+        batch_size = self.config.optim.batch_size
+        worker = Worker(trainers, links, images, self.world.device, batch_size, self.world.alarm)
         if self.world.monitor is not None:
-            self.world.monitor.status = lambda: worker.progress
+            self.world.monitor.status = lambda: {**worker.progress, "sent": self.world.traffic.training}
         return worker
 
     def _load_or_initialize(self, trainers: list[PartTrainer]) -> None:
@@ -236,8 +269,9 @@ class Run:
         new_heads = [trainer.part.head_name for trainer in trainers if trainer.part.head_name not in known]
         for trainer in trainers:
             trainer.load_model(tensors)
-        if self.stage == "whole" or any(self.control.share(bool(new_heads))):
-            self.worker.initialize(new_heads)
+        fresh = manifest is None
+        if fresh or (self.stage == "local" and any(self.control.share(bool(new_heads)))):
+            self.worker.initialize(layers=fresh, heads=new_heads)
         same_stage = manifest is not None and manifest["stage"] == self.stage
         for trainer in trainers:
             trainer.load_training(tensors, known, same_stage)
@@ -269,13 +303,11 @@ class Run:
             start = time.perf_counter()
             result = self._evaluate(phase.epoch, self._num_eval_images())
             recorder.evaluated(result, time.perf_counter() - start, self._collect(None)[1])
-        if phase.epoch == self.config.num_local_epochs - 1:
+        if phase.epoch == self.config.num_local_epochs - 1 and phase.epoch < self.config.num_epochs - 1:
             start = time.perf_counter()
             result = self._evaluate(phase.epoch, self.num_test)
             recorder.local_ended(result, time.perf_counter() - start, self._collect(None)[1])
         recorder.phase_ends()
-        if phase.checkpoint:
-            self._checkpoint(phase.epoch + 1)
 
     def _gather(self) -> None:
         start = time.perf_counter()
@@ -370,6 +402,13 @@ class Run:
             return None
         with self._averaged(), torch.no_grad():
             save_flow(self.flow, self.folder.path)
+            return self.recorder.finish(self._sample())
+
+    def _sample(self) -> Tensor | None:
+        """Images for the grid of samples; None for a flow that has no inverse."""
+        try:
             noise = generator(self.config.run.seed, "samples")
-            samples = self.flow.sample(64, noise, SAMPLE_TEMPERATURE)
-        return self.recorder.finish(to_images(samples))
+            return to_images(self.flow.sample(64, noise, SAMPLE_TEMPERATURE))
+        except NoInverse as error:
+            self.recorder.say(f"no samples: {error}")
+            return None

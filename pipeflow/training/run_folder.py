@@ -61,7 +61,9 @@ class RunFolder:
 
     def write_config(self) -> None:
         """Writes config.yaml: from here on the folder holds this run."""
-        (self.path / "config.yaml").write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False))
+        partial = self.path / "config.yaml.partial"
+        partial.write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False))
+        partial.replace(self.path / "config.yaml")
 
     def show_token(self) -> str:
         """Leaves a file that the other workers must see if the folder is shared."""

@@ -121,16 +121,17 @@ class PartTrainer:
         same_stage: whether the updates already made count against this stage's warm-up and decay.
         """
         if self.optim.ema > 0:
-            self.averages = {
-                name: tensors.get(f"ema/{name}", value.detach()).clone().to(value.device)
-                for name, value in self._parameters.items()
-            }
+            # In the parameters' own memory layout, whatever layout came over the wire: kernels may sum in its order.
+            self.averages = {name: value.detach().clone() for name, value in self._parameters.items()}
+            for name, average in self.averages.items():
+                if f"ema/{name}" in tensors:
+                    average.copy_(tensors[f"ema/{name}"])
         owners = [owner for owner in self.part.owners() if owner in counts]
         if same_stage:
             self.updates = max((counts[owner][0] for owner in owners), default=0)
         moments: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
-            section, name = key.split("/")
+            section, name = key.split("/", 1)
             if section.startswith("optim."):
                 moments.setdefault(name, {})[section.removeprefix("optim.")] = value
         state = self.optimizer.state_dict()

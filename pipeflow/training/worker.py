@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeflow.errors import TrainingStopped
+from pipeflow.metrics import bits_per_dim
 from pipeflow.training.link import EVALUATION, INITIAL, TRAINING, Link
+from pipeflow.training.liveness import Alarm
 from pipeflow.training.schedule import Phase
 from pipeflow.training.trainer import PartTrainer
 
@@ -87,7 +89,9 @@ class Worker:
         images: ImageSource | None,
         device: torch.device,
         batch_size: int,
+        alarm: Alarm,
     ):
+        self._alarm = alarm
         self.trainers = trainers
         self.links = links
         self.images = images
@@ -97,15 +101,15 @@ class Worker:
         self.progress: dict = {}
         """What the progress display shows. Replaced in every step, never changed: other threads read it."""
 
-    def initialize(self, new_heads: Sequence[str] = ()) -> None:
+    def initialize(self, layers: bool, heads: Sequence[str]) -> None:
         """Data-dependent initialisation: one batch goes through all parts, each initialises itself on what arrives.
 
-        new_heads: names of heads that are to be initialised; layers know by themselves whether they are.
+        layers: whether all layers are to be initialised; heads: names of the heads that are.
         """
         for trainer in self.trainers:
             part = trainer.part
             latent = self._incoming(part.index, INITIAL, 0, 0)
-            latent = part.initialize(latent, head=part.head_name in new_heads)
+            latent = part.initialize(latent, layers, part.head_name in heads)
             self._send_on(part.index, INITIAL, 0, 0, latent)
 
     def train(self, phase: Phase) -> dict[str, float]:
@@ -115,6 +119,7 @@ class Worker:
         """
         losses = Losses(phase.epoch, self.device)
         for step in range(phase.steps):
+            self._alarm.check()
             self.progress = {"epoch": phase.epoch, "step": step, "losses": dict(losses.latest)}
             self._train_batch(phase, step, losses)
         means = losses.means()
@@ -183,5 +188,5 @@ def exit_bits_per_dim(sums: Sequence[Sequence[float]], num_images: int, num_dims
     exits, total = [], 0.0
     for contribution, log_head in sums:
         total += contribution
-        exits.append(8 - (total + log_head) / (num_images * num_dims * math.log(2)))
+        exits.append(bits_per_dim((total + log_head) / num_images, num_dims))
     return exits

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pipeflow.config import Config
+from pipeflow.device import choose_device
 from pipeflow.errors import ConfigError, PipeflowError
 from pipeflow.flow.parts import Part
 from pipeflow.training.control import Control
@@ -52,7 +53,7 @@ class World:
         Raises ConfigError for a device or a backend that cannot be, and for more workers than parts.
         """
         config.check_world_size(self.size)
-        self.device = _device(config, int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
         self.backend = self._choose_backend(config)
 
     def _connect(self) -> dist.ProcessGroup:
@@ -74,15 +75,12 @@ class World:
     def _choose_backend(self, config: Config) -> str:
         """NCCL where each worker has a GPU to itself, unless asked otherwise."""
         asked = config.link.backend
-        if self.device.type != "cuda":
-            if asked == "nccl":
-                raise ConfigError(
-                    "link.backend: nccl moves CUDA tensors only, this run is on the CPU: use auto or gloo."
-                )
-            return "gloo"
-        gpu = str(torch.cuda.get_device_properties(self.device).uuid)
+        has_gpu = self.device.type == "cuda"
+        gpu = str(torch.cuda.get_device_properties(self.device).uuid) if has_gpu else ""
         gpus = self.control.share([socket.gethostname(), gpu])
-        shared = len({tuple(each) for each in gpus}) < self.size
+        if asked == "nccl" and not has_gpu:
+            raise ConfigError("link.backend: nccl moves CUDA tensors only, this run is on the CPU: use auto or gloo.")
+        shared = len({tuple(each) for each in gpus}) < self.size or any(not gpu for _, gpu in gpus)
         if asked == "nccl" and shared:
             raise ConfigError("link.backend: nccl needs a GPU for each worker, here some share one: use auto or gloo.")
         return "gloo" if shared or asked == "gloo" else "nccl"
@@ -119,7 +117,7 @@ class World:
 
     def fail(self, error: PipeflowError) -> bool:
         """Tells the others of this worker's error. True where another worker's came first and has been said there."""
-        if self._store is None or error.said:
+        if self._store is None or error.said or self.monitor.store_lost:
             return error.said
         try:
             return not claim_failure(self._store, self.rank, str(error))
@@ -138,14 +136,5 @@ class World:
         if self.monitor is not None:
             self.monitor.close()
             self.control.share("end")  # after this nobody needs the store, which may end with rank 0's process
+            self.control.close()
             dist.destroy_process_group()
-
-
-def _device(config: Config, local_rank: int) -> torch.device:
-    if config.run.device == "cpu" or (config.run.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("run.device: cuda, but torch finds no GPU here: use auto or cpu, or check the driver.")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device

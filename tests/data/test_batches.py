@@ -144,13 +144,11 @@ def test_evaluation_is_the_same_whatever_the_run():
     for num_images, batch_size, sizes in ((None, 4, [4, 4, 3]), (7, 3, [3, 3, 1]), (8, 4, [4, 4]), (2, 64, [2])):
         found = list(other.test_batches(num_images, batch_size))
         assert [len(batch) for batch in found] == sizes
-        assert other.num_test_batches(num_images, batch_size) == len(sizes)
         assert torch.equal(torch.cat(found), whole[: sum(sizes)])
 
 
 @pytest.mark.parametrize("num_images", [0, 12])
 def test_more_test_images_than_there_are(num_images):
     batches = Batches(numbered(20, num_test=11), seed=0, batch_size=4, flip=False)
-    for ask in (batches.test_batches, batches.num_test_batches):
-        with pytest.raises(ConfigError, match=f"eval.num_images is {num_images}.*11 test images"):
-            ask(num_images, 4)
+    with pytest.raises(ConfigError, match=f"eval.num_images is {num_images}.*11 test images"):
+        batches.test_batches(num_images, 4)

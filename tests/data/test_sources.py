@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import socket
 import sys
 import tarfile
 import threading
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from pipeflow.data import ImageData, dead_leaves, load_data
-from pipeflow.errors import DataError
+from pipeflow.errors import ConfigError, DataError, PipeflowError
 
 SOURCE = """
 import numpy as np, torch
@@ -52,8 +53,8 @@ def module(tmp_path, monkeypatch) -> str:
     return name
 
 
-def error_of(data) -> str:
-    with pytest.raises(DataError) as caught:
+def error_of(data, kind: type[PipeflowError] = DataError) -> str:
+    with pytest.raises(kind) as caught:
         load_data(data)
     return str(caught.value)
 
@@ -92,10 +93,11 @@ def test_numbers_that_cannot_be(option, num, says, module, options):
 def test_names_that_cannot_be(module, options):
     message = error_of(options(name="cifar"))
     assert "data.name is 'cifar'" in message and "cifar10, images, dead_leaves or module:function" in message
-    assert "no module 'not_there'" in error_of(options(name="not_there:f"))
-    assert "no module 'not.there'" in error_of(options(name="not.there:f"))
+    for missing in ("not_there", "not.there", f"{module}.there"):
+        message = error_of(options(name=f"{missing}:f"), ConfigError)
+        assert message.startswith(f"data.name: {missing}:f: there is no module '{missing}'")
     for function in ("missing", "number"):
-        message = error_of(options(name=f"{module}:{function}"))
+        message = error_of(options(name=f"{module}:{function}"), ConfigError)
         assert f"has no function '{function}'" in message and f"{module}.py" in message
 
 
@@ -225,3 +227,13 @@ def test_cifar10_not_to_be_had(corrupt, official, options, tmp_path, capfd):
     assert len(message.splitlines()) <= 2 and str(root) in message
     assert "cifar-10-python.tar.gz" in message and "data.path" in message and "data.name images" in message
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_network_that_never_answers_is_an_error_and_not_a_wait(official, options, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr("pipeflow.data.sources.DOWNLOAD_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and says nothing
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/cifar-10-python.tar.gz")
+        assert "timed out" in error_of(options(name="cifar10", path=str(tmp_path / "root")))
+    assert socket.getdefaulttimeout() is None

@@ -202,9 +202,9 @@ class TestOwnFlow:
             build_flow(config(model={"name": f"{own}:{function}"}), SHAPE)
 
     def test_module_that_is_not_there(self, own):
-        with pytest.raises(ConfigError, match=r"^model\.name: no_such_module:f: No module named 'no_such_module'"):
+        with pytest.raises(ConfigError, match=r"^model\.name: no_such_module:f: there is no module 'no_such_module'"):
             build_flow(config(model={"name": "no_such_module:f"}), SHAPE)
 
-    def test_module_whose_import_is_not_there(self, own):
-        with pytest.raises(ConfigError, match=rf"^model\.name: {own}_broken:f: .*'a_module_that_is_missing'"):
+    def test_module_that_itself_lacks_one_keeps_its_traceback(self, own):
+        with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
             build_flow(config(model={"name": f"{own}_broken:f"}), SHAPE)

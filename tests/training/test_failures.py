@@ -99,6 +99,16 @@ def test_a_nan_stops_one_process_with_the_last_good_checkpoint(tmp_path):
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["epoch-000001"]
 
 
+def test_a_run_stopped_by_the_coordinator_goes_on_from_the_epoch_before(tmp_path):
+    """What diverged is not among the checkpoints: with a lower rate the same command goes on."""
+    schedule = {"mode": "concurrent", "local_epochs": 3, "finetune_epochs": 0}
+    train(small_config(tmp_path / "run", schedule={**schedule, "local_epochs": 1}))
+    wild = {"lr": 3.0, "warmup_steps": 0}
+    with pytest.raises(TrainingStopped, match=r"epoch-000001"):
+        train(small_config(tmp_path / "run", schedule=schedule, optim=wild))
+    assert train(small_config(tmp_path / "run", schedule=schedule))["num_epochs"] == 3
+
+
 def test_a_nan_of_the_last_update_is_found_before_the_checkpoint(tmp_path):
     """Losses are looked at before their update; here there is but one batch an epoch."""
     data = {"num_train": 32, "num_test": 8}

@@ -1,5 +1,6 @@
 """A run that was interrupted ends as one that never was; a run in parts goes on with other parts and workers."""
 
+import json
 import shutil
 
 import pytest
@@ -137,3 +138,60 @@ def test_resume_never_starts_anew_and_keeps_the_old_run(undisturbed, tmp_path):
     train(small_config(folder, schedule=SCHEDULE, run={"resume": "never"}))
     assert (tmp_path / "run.old-1/checkpoints/epoch-000003").is_dir()
     assert_same_tensors(undisturbed, folder)
+
+
+def test_a_layers_own_initialisation_is_not_repeated_on_resume(tmp_path, monkeypatch):
+    """A layer without a flag of its own, like ActNorm's, must not be set anew from data in the middle of a run."""
+    (tmp_path / "careless.py").write_text(
+        "import torch\n"
+        "from pipeflow import Layer\n"
+        "class Centre(Layer):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.bias = torch.nn.Parameter(torch.zeros(3, 1, 1))\n"
+        "    def forward(self, x):\n"
+        "        return x + self.bias, x.new_zeros(len(x))\n"
+        "    def initialize(self, x):\n"
+        "        self.bias.data.copy_(-x.mean(dim=(0, 2, 3)).view(3, 1, 1))\n"
+        "def layers(config, shape):\n"
+        "    return [Centre(), Centre()]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = {"model": {"name": "careless:layers"}, "parts": {"split": "layers.1", "num": 2}}
+    train(small_config(tmp_path / "whole", **own, schedule=SCHEDULE))
+    for epoch in (1, 4):
+        folder = as_if_interrupted_after(epoch, tmp_path / "whole", tmp_path / f"resumed{epoch}")
+        train(small_config(folder, **own, schedule=SCHEDULE))
+        assert_same_tensors(tmp_path / "whole", folder)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_data_parallel_workers_resume_to_the_same_bits(tmp_path, launch, epoch):
+    """Three workers, so that the order of summation matters."""
+    options_of = {"schedule": {"local_epochs": 1, "finetune_epochs": 3}, "finetune": {"parallel": "ddp"}}
+
+    def run(folder):
+        process = launch(3, "-m", "pipeflow.launch", *options(small_config(folder, **options_of)))
+        output = finish(process)
+        assert process.returncode == 0, output
+
+    run(tmp_path / "whole")
+    folder = as_if_interrupted_after(epoch, tmp_path / "whole", tmp_path / "resumed")
+    run(folder)
+    assert_same_tensors(tmp_path / "whole", folder)
+
+
+def test_data_parallel_fine_tuning_is_fine_tuning_up_to_rounding(undisturbed, tmp_path, launch):
+    """Workers with unequal shares of the batch, against one process with all of it."""
+    folder = tmp_path / "run"
+    config = small_config(folder, schedule=SCHEDULE, finetune={"parallel": "ddp"})
+    process = launch(3, "-m", "pipeflow.launch", *options(config))
+    output = finish(process)
+    assert process.returncode == 0, output
+    alone, together = learned(undisturbed), learned(folder)
+    assert together["test_bpd"] == pytest.approx(alone["test_bpd"], abs=2e-5)
+    assert together[4]["train_loss"]["flow"] == pytest.approx(alone[4]["train_loss"]["flow"], abs=2e-5)
+    summary = json.loads((folder / "summary.json").read_text())
+    values = sum(part["parameters"] for part in summary["parts"]) + 2 * 24  # and the prior
+    images = 3 * 32 * 32 * (32 - 10)
+    assert summary["bytes"]["finetune"] == 2 * 3 * (2 * 2 * values * 4 + images)

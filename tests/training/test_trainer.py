@@ -130,7 +130,7 @@ class TestLearningRate:
         class Enough(Exception):
             pass
 
-        def stop(worker, new_heads):
+        def stop(worker, layers, heads):
             assert [trainer.lr for trainer in worker.trainers] == expected
             raise Enough
 

@@ -105,13 +105,13 @@ def test_shares_cover_the_batch_in_order_and_differ_by_one_at_most(batch_size, w
 class TestTraffic:
     def test_counts_by_kind_and_ends_and_takes_them_once(self):
         traffic = Traffic()
-        for payload in [("train", 0, 1, 5), ("eval", 0, 1, 7), ("train", 1, 2, 1), ("train", 0, 1, 6)]:
+        for payload in [("latents", 0, 1, 5), ("eval", 0, 1, 7), ("latents", 1, 2, 1), ("latents", 0, 1, 6)]:
             traffic.add(*payload)
-        assert traffic.take() == [["eval", 0, 1, 7], ["train", 0, 1, 11], ["train", 1, 2, 1]]
+        assert traffic.take() == [["eval", 0, 1, 7], ["latents", 0, 1, 11], ["latents", 1, 2, 1]]
         assert traffic.take() == []
-        traffic.add("train", 0, 1, 2)
-        assert traffic.take() == [["train", 0, 1, 2]]
-        assert traffic.total == 21
+        traffic.add("latents", 0, 1, 2)
+        assert traffic.take() == [["latents", 0, 1, 2]]
+        assert traffic.training == 14, "evaluation is not training"
 
     def test_nothing_is_lost_between_threads(self):
         """Four add while a fifth takes; each addition is slow enough for another thread to come between."""
@@ -125,7 +125,7 @@ class TestTraffic:
 
         def add(source: int) -> None:
             for _ in range(50):
-                traffic.add("train", source % 2, 1, SlowBytes(3))
+                traffic.add("latents", source % 2, 1, SlowBytes(3))
 
         def take() -> None:
             while not ended.wait(1e-3):
@@ -140,7 +140,7 @@ class TestTraffic:
         ended.set()
         taker.join()
         taken.extend(traffic.take())
-        assert traffic.total == sum(entry[3] for entry in taken) == 4 * 50 * 3
+        assert traffic.training == sum(entry[3] for entry in taken) == 4 * 50 * 3
         assert sum(entry[3] for entry in taken if entry[1] == 1) == 2 * 50 * 3
 
 

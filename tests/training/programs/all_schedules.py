@@ -11,7 +11,7 @@ from small_runs import small_config
 from pipeflow import train
 
 SCHEDULES = {
-    "sequential": {"mode": "sequential"},
+    "sequential": {"mode": "sequential", "local_epochs": 3},
     "alternate": {"mode": "alternate"},
     "alternate_steps": {"mode": "alternate", "alternate_every": "2 steps"},
     "concurrent": {"mode": "concurrent"},

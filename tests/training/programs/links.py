@@ -47,7 +47,7 @@ def order(rank: int) -> None:
     if rank == 0:
         values = sum(latent(step).numel() for step in range(50))
         assert sent["latents"] == [0, 1, 2 * values] and sent["eval"] == [0, 1, 4 * latent(2).numel()]
-        assert sent["control"] == [0, 1, 51 * 32]
+        assert sent["control"] == [0, 1, 52 * 32]  # and the header that closes the link
     else:
         assert sent == {}, "nothing ever goes back"
 

@@ -1,0 +1,30 @@
+"""Which device a process computes on."""
+
+import torch
+
+from pipeflow.errors import ConfigError
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device for `run.device` or `--device`; a GPU becomes torch's current one.
+
+    Args:
+        name: auto (a GPU where there is one), cpu or cuda.
+        local_rank: of this worker among those of its machine, which share the GPUs in turn.
+
+    Raises:
+        ConfigError: cuda is asked for and there is none.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if name == "cuda":
+            raise ConfigError("run.device: cuda, but torch finds no GPU here: use auto or cpu, or check the driver.")
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    # TF32 keeps 10 bits of mantissa: the log-determinant would be that of another W than the one applied. float32 must
+    # mean float32.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return device

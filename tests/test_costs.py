@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from pipeflow.config import Config
+from pipeflow.costs import (
+    eval_link_bytes,
+    gather_bytes,
+    gradient_bytes,
+    latent_bytes,
+    phase_link_bytes,
+    training_share,
+)
+from pipeflow.flow import cut_names, glow, split_flow
+from pipeflow.plan import make_plan
+from pipeflow.training.schedule import Phase
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Latents of 12 x 16 x 16 = 3072 and 24 x 8 x 8 = 1536 values behind the first two of three parts."""
+    torch.manual_seed(0)
+    flow = glow((3, 32, 32), num_blocks=3, num_steps=2, width=4)
+    return split_flow(flow, cut_names(flow, "across", 3))
+
+
+def test_bytes_of_a_latent(parts):
+    assert latent_bytes(parts[0], 10, "float32") == 3072 * 10 * 4
+    assert latent_bytes(parts[1], 10, "bfloat16") == 1536 * 10 * 2
+
+
+@pytest.mark.parametrize(
+    "mode, turns, first, second",
+    [
+        ("concurrent", ((0, 1, 2),), 6, 6),
+        ("sequential", ((0,),), 0, 0),
+        ("sequential", ((1,),), 6, 0),
+        ("sequential", ((2,),), 6, 6),
+        ("alternate", ((0,), (1,), (2,)), 4, 2),  # a turn a batch: 2 of 6 batches end at each part
+        ("finetune", ((0, 1, 2),), 0, 0),
+    ],
+)
+def test_a_link_carries_what_the_part_behind_it_runs_on(parts, mode, turns, first, second):
+    phase = Phase(epoch=0, mode=mode, steps=6, turns=turns, turn_steps=1)
+    assert phase_link_bytes(phase, parts, 10, "bfloat16") == [first * 3072 * 10 * 2, second * 1536 * 10 * 2]
+
+
+def test_bytes_of_an_evaluation_are_float32(parts):
+    assert eval_link_bytes(parts, 100) == [3072 * 100 * 4, 1536 * 100 * 4]
+
+
+def test_bytes_of_the_gather_are_those_of_the_flow_without_heads(parts):
+    num_parameters = [part.describe()["parameters"] for part in parts]
+    prior = 2 * 48  # mean and log-scale of the flow's own prior, which is the last part's head
+    buffers = sum(tensor.nbytes for part in parts[1:] for tensor in part.layers.buffers())
+    expected = 4 * (num_parameters[1] + num_parameters[2] + prior)
+    counts = gather_bytes(parts, [0, 1, 2], trained={0, 1, 2}, ema=True)
+    assert counts == {"parameters": expected + buffers, "optimizer": 2 * expected, "ema": expected}
+    counts = gather_bytes(parts, [0, 0, 1], trained={0, 1}, ema=False)
+    buffers = sum(tensor.nbytes for tensor in parts[2].layers.buffers())
+    assert counts == {"parameters": 4 * (num_parameters[2] + prior) + buffers, "optimizer": 0, "ema": 0}
+
+
+def test_bytes_of_gradients_are_those_of_a_ring(parts):
+    num_parameters = sum(part.describe()["parameters"] for part in parts) + 2 * 48
+    assert gradient_bytes(parts, 4, steps=10) == 2 * 3 * num_parameters * 4 * 10
+
+
+@pytest.mark.parametrize("num, low, high", [(2, 0.70, 0.72), (3, 0.63, 0.65)])
+def test_the_published_runs_cost_what_was_published(num, low, high):
+    """60 alternate and 30 end-to-end epochs took 720 of 1026 minutes with 2 parts, 647 of 1020 with 3."""
+    plan = make_plan(
+        Config.from_dict({
+            "data": {"name": "cifar10"},
+            "model": {"num_blocks": 3, "num_steps": 32, "width": 512},
+            "parts": {"split": "across", "num": num},
+            "schedule": {"mode": "alternate", "local_epochs": 60, "finetune_epochs": 30},
+        })
+    )  # fmt: skip
+    assert [phase.steps for phase in plan.phases] == [781] * 90
+    assert low <= training_share(plan.phases, plan.parts) <= high
+
+
+def test_concurrent_and_end_to_end_cost_the_same():
+    for mode in ("concurrent", "end_to_end"):
+        plan = make_plan(Config.from_dict({"data": {"num_train": 640}, "schedule": {"mode": mode}}))
+        assert training_share(plan.phases, plan.parts) == 1
