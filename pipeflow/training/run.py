@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import errno
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,23 +21,13 @@ from pipeflow.data.batches import generator
 from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, TrainingStopped
 from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import NoInverse
-from pipeflow.flow.parts import balance
 from pipeflow.saved_flow import save_flow, to_images
-from pipeflow.training.finetune import (
-    SharedImages,
-    gather,
-    is_data_parallel,
-    share_of,
-    spread,
-    state_of,
-    whole_flow_trainer,
-    without_heads,
-)
+from pipeflow.training.finetune import is_data_parallel, share_of
 from pipeflow.training.record import Recorder
 from pipeflow.training.run_folder import RunFolder
 from pipeflow.training.schedule import Phase, Schedule, Stop
-from pipeflow.training.trainer import PartTrainer
-from pipeflow.training.worker import Worker, exit_bits_per_dim
+from pipeflow.training.stages import Stages
+from pipeflow.training.worker import exit_bits_per_dim
 from pipeflow.training.world import World
 
 SAMPLE_TEMPERATURE = 0.7
@@ -119,8 +108,9 @@ class Run:
         self.schedule = Schedule(config, len(self.parts), info["steps"])
         self.recorder = Recorder(config, self.folder, self.parts, world, manifest)
         self.manifest = manifest
-        self.stage = ""
-        self.worker: Worker
+        self.stages = Stages(
+            world, config, self.flow, self.parts, self.schedule, self.batches, self.folder.checkpoints, manifest
+        )
 
     def __enter__(self) -> "Run":
         return self
@@ -132,9 +122,9 @@ class Run:
     def execute(self) -> dict:
         """Runs to the end; the summary, on every worker."""
         recorder = self.recorder
-        self._start()
+        self.stages.start(next_is_local=len(recorder.history) < self.config.num_local_epochs)
         if self.is_main:
-            self._resources.enter_context(recorder.shown(lambda: self.worker.progress))
+            self._resources.enter_context(recorder.shown(lambda: self.stages.worker.progress))
         never = [part.index for part in self.parts if not self.schedule.num_updates(part.index)]
         if never and self.config.num_local_epochs:
             recorder.say(f"parts {never} get no update before the gather: schedule.local_epochs is too short for them")
@@ -143,7 +133,7 @@ class Run:
             recorder.started(initial, self._collect(None)[1])
         phase = self._next_phase()
         while phase is not None:
-            if not phase.is_local and self.stage == "local":
+            if not phase.is_local and self.stages.name == "local":
                 self._gather()
             self._run_phase(phase)
             # A stop comes before the checkpoint: were it saved, each resume would only meet the stop again.
@@ -200,82 +190,6 @@ class Run:
             raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {num_parts} workers.")
         return split_flow(self.flow, cuts, config.parts.head)
 
-    def _start(self) -> None:
-        """Into the stage of the checkpoint, or the first one, with everything loaded or initialised."""
-        manifest = self.manifest
-        history = self.recorder.history
-        next_is_local = len(history) < self.config.num_local_epochs
-        if next_is_local or (manifest is not None and manifest["stage"] == "local"):
-            self._start_local()
-        else:
-            self._start_whole()
-
-    def _start_local(self) -> None:
-        world, config = self.world, self.config
-        if world.size > len(self.parts):
-            raise ConfigError(
-                f"{world.size} workers for {len(self.parts)} parts, and the checkpoint is from before the gather: start at "
-                f"most {len(self.parts)} workers."
-            )
-        starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.size)
-        owners = [sum(part.index >= start for start in starts) - 1 for part in self.parts]
-        trainers = []
-        for part, owner in zip(self.parts, owners):
-            if owner == world.rank:
-                lr = config.optim.part_lr[part.index] if config.optim.part_lr else config.optim.lr
-                trainers.append(
-                    PartTrainer(part, world.device, config.optim, lr, self.schedule.num_updates(part.index))
-                )
-        links = world.make_links(self.parts, owners, config)
-        self.worker = self._make_worker(trainers, links, self.batches)
-        self.stage = "local"
-        self._load_or_initialize(trainers)
-
-    def _start_whole(self, state: tuple | None = None) -> None:
-        """state: what the gather brought together; None: from the checkpoint, or initialised here."""
-        world, config = self.world, self.config
-        data_parallel = is_data_parallel(config, world)
-        images, trainers = self.batches, []
-        if self.is_main or data_parallel:
-            trainers = [whole_flow_trainer(self.flow, config, self.schedule, world)]
-        if data_parallel:
-            images = SharedImages(self.batches, config.run.seed, config.optim.batch_size, self.flow.shape, self.control)
-        self.worker = self._make_worker(trainers, {}, images)
-        self.stage = "whole"
-        if state is None and self.is_main:
-            self._load_or_initialize(trainers)
-            state = state_of(trainers)
-        if data_parallel:
-            state = spread(state if self.is_main else ({}, {}), self.control)
-        if state is not None:
-            for trainer in trainers:
-                trainer.load_model(state[0])
-                trainer.load_training(*state, same_stage=True)
-
-    def _make_worker(self, trainers: list, links: dict, images: Any) -> Worker:
-        batch_size = self.config.optim.batch_size
-        worker = Worker(trainers, links, images, self.world.device, batch_size, self.world.alarm)
-        if self.world.monitor is not None:
-            self.world.monitor.status = lambda: {**worker.progress, "sent": self.world.traffic.training}
-        return worker
-
-    def _load_or_initialize(self, trainers: list[PartTrainer]) -> None:
-        """Initialises on the first batch whatever the checkpoint, if there is one, does not bring."""
-        manifest, tensors = self.manifest, {}
-        if manifest is not None:
-            wanted = [owner for trainer in trainers for owner in trainer.part.owners()]
-            tensors = self.folder.checkpoints.read(manifest, wanted)
-        known = {} if manifest is None else manifest["counts"]
-        new_heads = [trainer.part.head_name for trainer in trainers if trainer.part.head_name not in known]
-        for trainer in trainers:
-            trainer.load_model(tensors)
-        fresh = manifest is None
-        if fresh or (self.stage == "local" and any(self.control.share(bool(new_heads)))):
-            self.worker.initialize(layers=fresh, heads=new_heads)
-        same_stage = manifest is not None and manifest["stage"] == self.stage
-        for trainer in trainers:
-            trainer.load_training(tensors, known, same_stage)
-
     # --- phases -------------------------------------------------------------------------------------------------------
 
     def _next_phase(self) -> Phase | None:
@@ -294,7 +208,7 @@ class Run:
         recorder.phase_begins(phase)
         start = time.perf_counter()
         try:
-            losses = self.worker.train(phase)
+            losses = self.stages.worker.train(phase)
         except TrainingStopped as error:
             raise self._stopped(str(error)) from None
         losses, traffic = self._collect(losses)
@@ -311,11 +225,7 @@ class Run:
 
     def _gather(self) -> None:
         start = time.perf_counter()
-        self.world.close_links()
-        state = gather(without_heads(state_of(self.worker.trainers)), self.control)
-        # A new stage begins: warm-up and decay start over, while the optimizer's own counts go on.
-        state = (state[0], {owner: [0, count[1]] for owner, count in state[1].items()})
-        self._start_whole(state)
+        self.stages.gather()
         _, traffic = self._collect(None)
         self.recorder.gathered(time.perf_counter() - start, traffic)
 
@@ -323,14 +233,16 @@ class Run:
         """Everything a run is, after `epoch` epochs."""
         start = time.perf_counter()
         entry, counts = None, {}
-        if self.worker.trainers and (self.stage == "local" or self.is_main):
-            tensors, counts = state_of(self.worker.trainers)
+        if self.stages.takes_part:
+            tensors, counts = self.stages.state()
             entry = self.folder.checkpoints.write(epoch, self.world.rank, tensors)
         written, traffic = self._collect([entry, counts])
         if self.is_main:
             files = [entry for entry, _ in written if entry is not None]
             merged = {owner: count for _, each in written for owner, count in each.items()}
-            self.recorder.checkpointed(epoch, self.stage, files, merged, traffic, lambda: time.perf_counter() - start)
+            self.recorder.checkpointed(
+                epoch, self.stages.name, files, merged, traffic, lambda: time.perf_counter() - start
+            )
 
     def _collect(self, value: Any) -> tuple[list, list]:
         """Everybody's values on rank 0, and the bytes that all have sent since the last call."""
@@ -342,11 +254,11 @@ class Run:
         merged: dict[str, float] = {}
         for rank, each in enumerate(losses):
             weight = 1.0
-            if self.stage == "whole" and is_data_parallel(self.config, self.world):
+            if self.stages.name == "whole" and is_data_parallel(self.config, self.world):
                 share = share_of(self.config.optim.batch_size, self.world.size, rank)
                 weight = (share.stop - share.start) / self.config.optim.batch_size
             for part, loss in each.items():
-                key = "flow" if self.stage == "whole" else part
+                key = "flow" if self.stages.name == "whole" else part
                 merged[key] = merged.get(key, 0.0) + weight * loss
         return merged
 
@@ -366,26 +278,19 @@ class Run:
         result = {}
         if self.config.optim.ema > 0:
             result["test_bpd_raw"] = self._evaluate_once(epoch, num_images)["test_bpd"]
-        with self._averaged():
+        with self.stages.averaged():
             return {**self._evaluate_once(epoch, num_images), **result}
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for trainer in self.worker.trainers:
-                stack.enter_context(trainer.averaged())
-            yield
 
     def _evaluate_once(self, epoch: int, num_images: int) -> dict:
         sums = {}
-        if self.stage == "local" or self.is_main:
-            sums = self.worker.evaluate(epoch, num_images)
+        if self.stages.takes_part:
+            sums = self.stages.worker.evaluate(epoch, num_images)
         everyone = self.control.gather(sums)
         if not self.is_main:
             return {"test_bpd": None, "exit_bpd": None}
         merged = {int(part): values for each in everyone for part, values in each.items()}
         exits = exit_bits_per_dim([merged[part] for part in sorted(merged)], num_images, self.flow.num_dims)
-        return {"test_bpd": exits[-1], "exit_bpd": exits if self.stage == "local" else None}
+        return {"test_bpd": exits[-1], "exit_bpd": exits if self.stages.name == "local" else None}
 
     def _finish(self) -> dict | None:
         """The last evaluation, the model, samples, plots and the summary, unless they are there already."""
@@ -396,11 +301,11 @@ class Run:
         result = self._evaluate(self.config.num_epochs, self.num_test)
         _, traffic = self._collect(None)
         self.recorder.final(result, time.perf_counter() - start, traffic)
-        if self.stage == "local":
+        if self.stages.name == "local":
             self._gather()
         if not self.is_main:
             return None
-        with self._averaged(), torch.no_grad():
+        with self.stages.averaged(), torch.no_grad():
             save_flow(self.flow, self.folder.path)
             return self.recorder.finish(self._sample())
 

@@ -9,7 +9,7 @@ from small_runs import small_config
 
 from pipeflow.config import OptimConfig
 from pipeflow.flow import glow, split_flow
-from pipeflow.training import run
+from pipeflow.training import run, stages
 from pipeflow.training.trainer import PartTrainer, learning_rate
 
 SHAPE = (3, 8, 8)
@@ -134,7 +134,7 @@ class TestLearningRate:
             assert [trainer.lr for trainer in worker.trainers] == expected
             raise Enough
 
-        monkeypatch.setattr(run.Worker, "initialize", stop)
+        monkeypatch.setattr(stages.Worker, "initialize", stop)
         with pytest.raises(Enough):
             run.train(small_config(tmp_path / "run", optim={"lr": 5e-4, "part_lr": part_lr}))
 
