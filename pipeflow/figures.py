@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeflow.report import AXES, Axis, exit_curves, read_run, size, spans, test_curve
+from pipeflow.curves import AXES, Axis, exit_curves, read_run, size, spans, test_curve
 from pipeflow.training.schedule import FINETUNE
 
 PART_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")

@@ -22,13 +22,13 @@ from pipeflow.costs import (
     phase_link_bytes,
     training_share,
 )
+from pipeflow.curves import size
 from pipeflow.data import load_data
 from pipeflow.data.images import measure_images
 from pipeflow.data.sources import DEAD_LEAVES_NUM
 from pipeflow.errors import ConfigError, DataError
 from pipeflow.flow import Part, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import Shape
-from pipeflow.report import size
 from pipeflow.training.record import training_macs
 from pipeflow.training.schedule import Phase, Schedule
 

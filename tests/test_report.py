@@ -8,10 +8,11 @@ from PIL import Image
 from rich.console import Console
 from run_records import ALTERNATE, GATHER, summary, write, write_log
 
+from pipeflow.curves import AXES, exit_curves, read_run, size, spans
+from pipeflow.curves import test_curve as whole_flow_curve  # a test_ name that pytest is not to collect
 from pipeflow.errors import CheckpointError, PipeflowError
 from pipeflow.metrics import to_json
-from pipeflow.report import AXES, duration, exit_curves, phases, read_run, report, size, spans
-from pipeflow.report import test_curve as whole_flow_curve  # a test_ name that pytest is not to collect
+from pipeflow.report import duration, phases, report
 
 
 def printed(run_dirs, width: int = 160, **options) -> str:
