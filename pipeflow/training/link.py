@@ -79,6 +79,9 @@ class _Wire:
         self.group = group
         self.peer = peer
 
+    def enter_thread(self) -> None:
+        """Called once in the thread that sends or receives: a GPU is chosen for each thread anew."""
+
     def send_header(self, header: Sequence[int]) -> None:
         dist.send(torch.tensor(header, dtype=torch.int64), self.peer, group=self.group)
 
@@ -114,6 +117,9 @@ class _StagedWire(_Wire):
         super().__init__(group, peer)
         self.device = device
         self.stream = torch.cuda.Stream(device)
+
+    def enter_thread(self) -> None:
+        torch.cuda.set_device(self.device)
 
     def ready(self) -> torch.cuda.Event:
         return torch.cuda.current_stream(self.device).record_event()
@@ -204,6 +210,7 @@ class SendingEnd:
 
     def _run(self) -> None:
         try:
+            self._wire.enter_thread()
             while (item := self._outbox.get()) is not None:
                 header, payload, ready = item
                 self._wire.send_header(header)
@@ -251,6 +258,7 @@ class ReceivingEnd:
 
     def _run(self) -> None:
         try:
+            self._wire.enter_thread()
             while True:
                 self._room.acquire()
                 kind, epoch, step, batch = self._wire.receive_header()

@@ -14,6 +14,7 @@ from small_runs import (
     options,
     read_until,
     small_config,
+    torchrun,
 )
 
 from pipeflow import train
@@ -165,20 +166,27 @@ def test_a_layers_own_initialisation_is_not_repeated_on_resume(tmp_path, monkeyp
         assert_same_tensors(tmp_path / "whole", folder)
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_data_parallel_workers_resume_to_the_same_bits(tmp_path, launch, epoch):
+DATA_PARALLEL = {"schedule": {"local_epochs": 1, "finetune_epochs": 3}, "finetune": {"parallel": "ddp"}}
+
+
+def run_data_parallel(folder):
     """Three workers, so that the order of summation matters."""
-    options_of = {"schedule": {"local_epochs": 1, "finetune_epochs": 3}, "finetune": {"parallel": "ddp"}}
+    process = torchrun(3, "-m", "pipeflow.launch", *options(small_config(folder, **DATA_PARALLEL)))
+    output = finish(process)
+    assert process.returncode == 0, output
+    return folder
 
-    def run(folder):
-        process = launch(3, "-m", "pipeflow.launch", *options(small_config(folder, **options_of)))
-        output = finish(process)
-        assert process.returncode == 0, output
 
-    run(tmp_path / "whole")
-    folder = as_if_interrupted_after(epoch, tmp_path / "whole", tmp_path / "resumed")
-    run(folder)
-    assert_same_tensors(tmp_path / "whole", folder)
+@pytest.fixture(scope="module")
+def undisturbed_data_parallel(tmp_path_factory):
+    return run_data_parallel(tmp_path_factory.mktemp("data_parallel") / "run")
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_data_parallel_workers_resume_to_the_same_bits(undisturbed_data_parallel, tmp_path, epoch):
+    """At the gather, and in the middle of the fine-tuning."""
+    folder = as_if_interrupted_after(epoch, undisturbed_data_parallel, tmp_path / "resumed")
+    assert_same_tensors(undisturbed_data_parallel, run_data_parallel(folder))
 
 
 def test_data_parallel_fine_tuning_is_fine_tuning_up_to_rounding(undisturbed, tmp_path, launch):
