@@ -296,6 +296,7 @@ class Run:
         """The last evaluation, the model, samples, plots and the summary, unless they are there already."""
         done = self.control.broadcast(self.is_main and self.recorder.is_finished())
         if done:
+            self.recorder.say(f"the run in {self.folder.path} has ended already: nothing to do")
             return self.folder.summary() if self.is_main else None
         start = time.perf_counter()
         result = self._evaluate(self.config.num_epochs, self.num_test)

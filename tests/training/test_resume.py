@@ -67,10 +67,11 @@ def test_killed_in_the_middle_and_resumed_by_other_numbers_of_workers(undisturbe
     assert learned(undisturbed) == learned(tmp_path / "run")
 
 
-def test_a_finished_run_is_left_as_it_is(undisturbed):
+def test_a_finished_run_is_left_as_it_is(undisturbed, capsys):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
     summary = train(small_config(undisturbed, schedule=SCHEDULE))
     assert summary["num_epochs"] == 5
+    assert "has ended already: nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
 
 
