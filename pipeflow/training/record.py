@@ -257,8 +257,9 @@ class Recorder:
         """Adds what `Traffic.take` gave to the totals, and to the phase's record while there is one."""
         totals = self.state["bytes"]
         for kind, source, target, count in traffic:
-            name = f"{kind}/{source}" if kind == "latents" and target > source else f"backward/{target}"
-            name = name if kind == "latents" else kind
+            name = kind
+            if kind == "latents":  # by link, and by direction: that none goes back is counted, not assumed
+                name = f"latents/{source}" if target > source else f"backward/{target}"
             totals[name] = totals.get(name, 0) + count
             if "bytes" in self._record:
                 if kind == "latents":

@@ -123,12 +123,13 @@ class Stages:
             )
         self.worker = self._make_worker(trainers, {}, images)
         self.name = "whole"
-        if state is None and self.is_main:
+        is_loaded = state is None and self.is_main
+        if is_loaded:
             self._load_or_initialize(trainers)
             state = state_of(trainers)
         if data_parallel:
             state = spread(state if self.is_main else ({}, {}), self.world.control)
-        if state is not None:
+        if not is_loaded:
             for trainer in trainers:
                 trainer.load_model(state[0])
                 trainer.load_training(*state, same_stage=True)
