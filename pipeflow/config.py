@@ -60,6 +60,9 @@ class PartsConfig:
         "across", "blocks, across, balanced, or the names of the layers to cut before: a,b"
     )
     num: int | None = option(3, "number of parts (null: what a split by blocks or by names gives)")
+    balance: Literal["macs", "time"] = option(
+        "macs", "a balanced split evens out multiply-adds, or times measured at start"
+    )
     head: Literal["gaussian", "standard"] = option("gaussian", "local prior of a part that is not the last")
 
     def __post_init__(self) -> None:
@@ -104,9 +107,23 @@ class LinkConfig:
     """How latents travel from part to part."""
 
     backend: Literal["auto", "nccl", "gloo"] = option("auto", "auto: nccl for workers with a GPU each, else gloo")
-    dtype: Literal["float32", "bfloat16"] = option("float32", "type in which training latents travel")
+    dtype: Literal["float32", "bfloat16", "int8"] = option(
+        "float32", "type in which training latents travel; int8: with a range a channel and dither"
+    )
     depth: int = option(4, "batches that may wait at each end of a link")
     timeout_s: float = option(300.0, "seconds without a latent after which a worker gives up")
+    cache_draws: int = option(0, "epochs of a turn whose latents are kept and used again in its later ones (0: none)")
+    cache_gb: float = option(4.0, "bound on a worker's kept latents, in 1e9 bytes")
+    cache_dir: str | None = option(None, "folder for them as memory-mapped files (null: memory)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What is kept for the backward."""
+
+    activations: Literal["keep", "recompute"] = option(
+        "keep", "recompute: only each layer's input is kept, for about a third more time"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +151,15 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimelineConfig:
+    """A recording of what each worker does when: timeline.json for ui.perfetto.dev, timeline.png."""
+
+    steps: int = option(0, "batches recorded (0: none)")
+    epoch: int = option(0, "epoch of the recording")
+    first_step: int = option(10, "first batch recorded")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run. `Config()` is the embedded default; `Config.from_dict` and `load` read one."""
 
@@ -144,10 +170,12 @@ class Config:
     schedule: ScheduleConfig = ScheduleConfig()
     optim: OptimConfig = OptimConfig()
     precision: PrecisionConfig = PrecisionConfig()
+    memory: MemoryConfig = MemoryConfig()
     link: LinkConfig = LinkConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    timeline: TimelineConfig = TimelineConfig()
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -296,8 +324,9 @@ def _check_ranges(config: Config) -> None:
         "model.width": 1, "parts.num": 1, "schedule.local_epochs": 0, "schedule.finetune_epochs": 0,
         "optim.batch_size": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0, "link.depth": 1,
         "eval.every_epochs": 1, "eval.num_images": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1,
+        "link.cache_draws": 0, "timeline.steps": 0, "timeline.epoch": 0, "timeline.first_step": 0,
     }  # fmt: skip
-    positive = ["optim.lr", "finetune.lr", "link.timeout_s"]
+    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb"]
     values = {
         f"{s}.{key}": value for s, section in dataclasses.asdict(config).items() for key, value in section.items()
     }

@@ -3,25 +3,23 @@
 Exact: the links of a run count the same bytes.
 """
 
-import math
 from collections.abc import Collection, Sequence
 
 from pipeflow.flow import Part
+from pipeflow.training.codec import make_codec
 from pipeflow.training.record import training_macs
 from pipeflow.training.schedule import Phase
 
-_BYTES = {"float32": 4, "bfloat16": 2}
 
-
-def latent_bytes(part: Part, num_images: int, dtype: str) -> int:
-    """Bytes of what a part hands to the next, for this many images in a type of `link.dtype`."""
-    return num_images * math.prod(part.output_shape) * _BYTES[dtype]
+def latent_bytes(part: Part, batch: int, dtype: str) -> int:
+    """Bytes of what a part hands to the next for one batch of this many images, in a type of `link.dtype`."""
+    return make_codec(dtype, part.output_shape).num_bytes(batch)
 
 
 def phase_link_bytes(phase: Phase, parts: Sequence[Part], batch_size: int, dtype: str) -> list[int]:
-    """Bytes over each link in a phase's training. A link carries a batch when the part behind it runs on it."""
+    """Bytes over each link in a phase's training."""
     return [
-        latent_bytes(part, batch_size, dtype) * (phase.count_running(part.index + 1) if phase.is_local else 0)
+        latent_bytes(part, batch_size, dtype) * (phase.count_sent(part.index) if phase.is_local else 0)
         for part in parts[:-1]
     ]
 

@@ -1,5 +1,8 @@
 """Which device a process computes on."""
 
+import resource
+import sys
+
 import torch
 
 from pipeflow.errors import ConfigError
@@ -28,3 +31,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return device
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: of tensors on a GPU, on the CPU of everything, torch itself included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

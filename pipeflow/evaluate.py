@@ -4,17 +4,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from pipeflow.config import Config
+from pipeflow.config import TimelineConfig
 from pipeflow.data import Batches, load_data
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, DataError
-from pipeflow.flow import Flow, Part, cut_names, split_flow
+from pipeflow.flow import split_flow
 from pipeflow.saved_flow import load_flow, read_config
+from pipeflow.training.draws import Draws
 from pipeflow.training.link import Channel, LocalLink
 from pipeflow.training.liveness import Alarm
 from pipeflow.training.schedule import FINETUNE
+from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker, exit_bits_per_dim
@@ -51,6 +51,7 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
     try:
         summary = json.loads(path.read_text())
         summary_bpd, last_phase = float(summary["test_bpd"]), summary["epochs"][-1]["phase"]
+        cuts = [part["layers"][0] for part in summary["parts"][1:]]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}): take it from a copy, or run again.") from None
     flow = load_flow(run_dir)
@@ -63,18 +64,18 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
             f"now have {list(data.shape)}: the run had other images."
         )
     batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
-    parts = _parts_of_last_evaluation(flow, config, gathered=last_phase in FINETUNE)
+    # Sums grouped by other parts than the run's differ in the last bit. New heads do: none enters the flow's bits/dim.
+    parts = split_flow(flow, [] if last_phase in FINETUNE else cuts, config.parts.head)
     where = choose_device(device)
     worker = Worker(
         [PartTrainer(part, where, config.optim, config.optim.lr, num_updates=0) for part in parts],
-        {
-            part.index: LocalLink(Channel(part.index, part.output_shape, torch.float32), Traffic())
-            for part in parts[:-1]
-        },
+        {part.index: LocalLink(Channel(part.index, part.output_shape), Traffic()) for part in parts[:-1]},
         batches,
         where,
         config.optim.batch_size,
         Alarm(),
+        Draws(config.link, config.run.seed, 0),
+        Timeline(TimelineConfig(), where),
     )
     num_images = len(data.test)
     sums = worker.evaluate(0, num_images)
@@ -92,14 +93,4 @@ def describe(evaluation: Evaluation) -> str:
     return (
         f"test {evaluation.test_bpd:.6f} bits/dim on {evaluation.num_images:,} {images} ({evaluation.device}); "
         f"summary.json: {comparison}"
-    )
-
-
-def _parts_of_last_evaluation(flow: Flow, config: Config, gathered: bool) -> list[Part]:
-    """The flow as the run's last evaluation had it: sums grouped by other parts differ in the last bit.
-
-    The heads are new ones, and none of them enters the bits/dim of the whole flow.
-    """
-    return split_flow(
-        flow, [] if gathered else cut_names(flow, config.parts.split, config.parts.num), config.parts.head
     )

@@ -26,6 +26,7 @@ def parts():
 def test_bytes_of_a_latent(parts):
     assert latent_bytes(parts[0], 10, "float32") == 3072 * 10 * 4
     assert latent_bytes(parts[1], 10, "bfloat16") == 1536 * 10 * 2
+    assert latent_bytes(parts[1], 10, "int8") == 1536 * 10 + 24 * 8
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ CASES = {
     "no GPU": (lambda tmp: ["--run.device=cuda"], ["run.device", "no GPU"]),
     "nccl on the CPU": (lambda tmp: ["--link.backend=nccl", "--run.device=cpu"], ["link.backend", "nccl", "gloo"]),
     "nothing to resume": (lambda tmp: ["--run.resume=must"], ["run.resume", "must", "no checkpoint"]),
+    "too many draws": (
+        lambda tmp: [
+            "--schedule.mode=sequential",
+            "--schedule.local_epochs=9",
+            "--link.cache_draws=1",
+            "--link.cache_gb=1e-4",
+        ],
+        ["link.cache_draws", "link.cache_gb", "fewer draws"],
+    ),
     "batch too large": (lambda tmp: ["--optim.batch_size=65"], ["optim.batch_size", "65", "64"]),
 }
 

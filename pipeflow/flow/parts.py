@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeflow.errors import ConfigError
 from pipeflow.flow.flow import PRIOR, Flow
@@ -38,8 +39,11 @@ class Part(nn.Module):
     It shares its layers with the flow: what is trained here is trained there. Names of parameters are the flow's own.
     """
 
-    def __init__(self, flow: Flow, index: int, first: int, last: int, head: Prior | None):
-        """Layers first..last (exclusive); head None: the part ends the flow and takes the flow's own prior."""
+    def __init__(self, flow: Flow, index: int, first: int, last: int, head: Prior | None, recompute: bool = False):
+        """Layers first..last (exclusive); head None: the part ends the flow and takes the flow's own prior.
+
+        recompute: a backward computes each layer's forward again instead of keeping all that it made; same numbers.
+        """
         super().__init__()
         self.index = index
         self.names = flow.names[first:last]
@@ -49,12 +53,14 @@ class Part(nn.Module):
         self.input_shape, self.output_shape = flow.shapes[first], flow.shapes[last]
         self._layer_shapes = flow.shapes[first:last]
         self.nats_per_bit_per_dim = flow.num_dims * math.log(2)
+        self._recompute = recompute
 
     def forward(self, latent: Tensor) -> PartOutput:
         """latent: [batch, *input_shape], float32."""
         total = torch.zeros(latent.shape[0], dtype=torch.float64, device=latent.device)
+        recompute = self._recompute and torch.is_grad_enabled()
         for layer in self.layers:
-            latent, contribution, *_ = layer(latent)
+            latent, contribution, *_ = checkpoint(layer, latent, use_reentrant=False) if recompute else layer(latent)
             total = total + contribution.double()
         return PartOutput(latent, total, self.head.log_prob(latent).double())
 
@@ -130,8 +136,10 @@ class Part(nn.Module):
         }
 
 
-def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian") -> list[Part]:
+def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", recompute: bool = False) -> list[Part]:
     """The flow's parts, cut before each of the named layers; no cuts give one part, the whole flow.
+
+    recompute: as of `Part`.
 
     Raises ConfigError for a cut that cannot be made.
     """
@@ -140,12 +148,17 @@ def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian") -> list[
     parts = []
     for index, (first, last) in enumerate(zip(bounds, bounds[1:])):
         is_last = last == len(flow.names)
-        parts.append(Part(flow, index, first, last, None if is_last else PRIORS[head](flow.shapes[last])))
+        prior = None if is_last else PRIORS[head](flow.shapes[last])
+        parts.append(Part(flow, index, first, last, prior, recompute))
     return parts
 
 
-def cut_names(flow: Flow, split: str | Sequence[str], num: int | None = None) -> list[str]:
+def cut_names(
+    flow: Flow, split: str | Sequence[str], num: int | None = None, costs: Sequence[float] | None = None
+) -> list[str]:
     """The cuts of a kind of split (`blocks`, `across`, `balanced`) into `num` parts, or a list of names, checked.
+
+    costs: of each layer, which `balanced` evens out; None: multiply-adds.
 
     Raises ConfigError saying which cut cannot be made and why.
     """
@@ -154,7 +167,7 @@ def cut_names(flow: Flow, split: str | Sequence[str], num: int | None = None) ->
     elif split == "across":
         cuts = _across_blocks(flow, num or 1)
     elif split == "balanced":
-        cuts = _balanced(flow, num or 1)
+        cuts = _balanced(flow, num or 1, multiply_adds(flow) if costs is None else costs)
     else:
         cuts = [split] if isinstance(split, str) else list(split)
     _check_cuts(flow, cuts)
@@ -163,7 +176,7 @@ def cut_names(flow: Flow, split: str | Sequence[str], num: int | None = None) ->
     return cuts
 
 
-def balance(costs: Sequence[int], num: int) -> list[int]:
+def balance(costs: Sequence[float], num: int) -> list[int]:
     """First index of each of `num` runs of consecutive items whose most expensive run is as cheap as can be.
 
     Of several such ways, the one with the smallest sum of squared costs. E.g. `balance([3, 1, 1, 1], 2) == [0, 1]`.
@@ -222,12 +235,16 @@ def _across_blocks(flow: Flow, num: int) -> list[str]:
     return [names[len(names) // 2] for names in steps]
 
 
-def _balanced(flow: Flow, num: int) -> list[str]:
+def multiply_adds(flow: Flow) -> list[int]:
+    """Of one forward of one image through each layer."""
+    return [layer.multiply_adds(shape) for (_, layer), shape in zip(flow.named_layers(), flow.shapes)]
+
+
+def _balanced(flow: Flow, num: int, costs: Sequence[float]) -> list[str]:
     starts = [index for index in range(len(flow.names)) if _obstacle(flow, index) is None]
     starts = [0, *starts]
     if num > len(starts):
         raise ConfigError(f"parts.num: {num} parts, but this flow can be cut into {len(starts)} at most.")
-    costs = [layer.multiply_adds(shape) for (_, layer), shape in zip(flow.named_layers(), flow.shapes)]
     groups = [sum(costs[first:last]) for first, last in zip(starts, [*starts[1:], len(costs)])]
     return [flow.names[starts[group]] for group in balance(groups, num)[1:]]
 

@@ -6,18 +6,18 @@ There the whole flow is one part: the same worker loop trains it. Data-parallel,
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeflow.config import Config
-from pipeflow.data import Batches, dequantization_noise, dequantize
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, split_flow
 from pipeflow.flow.layers import Shape
 from pipeflow.training.control import Control
+from pipeflow.training.images import share_of
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.world import World
@@ -92,18 +92,13 @@ def is_data_parallel(config: Config, world: World) -> bool:
 
 def whole_flow_trainer(flow: Flow, config: Config, schedule: Schedule, world: World) -> PartTrainer:
     """A trainer of the whole flow, data-parallel where `finetune.parallel` says so and there are workers for it."""
-    whole = split_flow(flow, [])[0]
+    whole = split_flow(flow, [], recompute=config.memory.activations == "recompute")[0]
     lr = config.finetune.lr if config.finetune.lr is not None else config.optim.lr
     kind = DataParallelTrainer if is_data_parallel(config, world) else PartTrainer
     trainer = kind(whole, world.device, config.optim, lr, schedule.num_finetune_updates())
     if isinstance(trainer, DataParallelTrainer):
         trainer.join(world, config.optim.batch_size)
     return trainer
-
-
-def share_of(batch_size: int, world_size: int, rank: int) -> slice:
-    """The images of a global batch that are this rank's; sizes differ by one at most."""
-    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
 class DataParallelTrainer(PartTrainer):
@@ -146,38 +141,3 @@ class DataParallelTrainer(PartTrainer):
         super().update(loss * self._weight)
         if self._ring_bytes:
             self._traffic.add("gradients", 0, 0, self._ring_bytes)
-
-
-class SharedImages:
-    """Training images for data-parallel workers: rank 0 draws each global batch and hands out the shares.
-
-    They travel as uint8; each worker adds its slice of the global batch's noise.
-    """
-
-    def __init__(self, batches: Batches | None, seed: int, batch_size: int, shape: Shape, control: Control):
-        self._batches = batches
-        self._seed = seed
-        self._shape = (batch_size, *shape)
-        self._control = control
-
-    def train(self, epoch: int, step: int) -> Tensor:
-        """This worker's share of a global batch."""
-        control, batch_size = self._control, self._shape[0]
-        mine = share_of(batch_size, control.world_size, control.rank)
-        if self._batches is not None:
-            images = self._batches.train_images(epoch, step)
-            for target in range(1, control.world_size):
-                control.send(images[share_of(batch_size, control.world_size, target)], target, "images")
-            images = images[mine]
-        else:
-            images = control.receive(torch.empty((mine.stop - mine.start, *self._shape[1:]), dtype=torch.uint8), 0)
-        noise = dequantization_noise(self._seed, "train", epoch, step, self._shape)
-        return dequantize(images, noise[mine])
-
-    def initial(self) -> Tensor:
-        """The batch for the data-dependent initialisation, on rank 0."""
-        return self._batches.initial()
-
-    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
-        """Test images, on rank 0."""
-        return self._batches.test_batches(num_images, batch_size)

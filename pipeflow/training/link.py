@@ -11,17 +11,22 @@ so a waiting receive never holds up a GPU stream. Between parts of one worker th
 
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeflow.data.batches import generator
 from pipeflow.errors import WorkerError
 from pipeflow.flow.layers import Shape
+from pipeflow.training.codec import Codec, make_codec
 from pipeflow.training.liveness import Alarm, first_line
+from pipeflow.training.timeline import RECEIVE, SEND, WAIT, Timeline
 from pipeflow.training.traffic import Traffic
 
 TRAINING, EVALUATION, INITIAL = "latents", "eval", "initial"
@@ -37,12 +42,30 @@ class Channel:
     """Of the part in front; the link goes to part `index + 1`."""
     shape: Shape
     """Of one latent, without the batch."""
-    dtype: torch.dtype
-    """In which training latents travel; all others travel as float32."""
+    dtype: str = "float32"
+    """In which training latents travel, as in `link.dtype`; all others travel as float32."""
+    seed: int = 0
+    """The run's, from which both ends draw the same dither."""
 
-    def dtype_of(self, kind: str) -> torch.dtype:
-        """Type on the wire."""
-        return self.dtype if kind == TRAINING else torch.float32
+    def codec(self, kind: str) -> Codec:
+        """How latents of this kind are written."""
+        return make_codec(self.dtype if kind == TRAINING else "float32", self.shape)
+
+    def encode(self, kind: str, epoch: int, step: int, latent: Tensor) -> Tensor:
+        """What travels for a detached latent."""
+        assert not latent.requires_grad, "a latent on a link must be detached"
+        codec = self.codec(kind)
+        return codec.encode(latent, self._dither(codec, epoch, step, latent.device))
+
+    def decode(self, kind: str, epoch: int, step: int, payload: Tensor) -> Tensor:
+        """The latent that the next part gets, float32."""
+        codec = self.codec(kind)
+        return codec.decode(payload, self._dither(codec, epoch, step, payload.device))
+
+    def _dither(self, codec: Codec, epoch: int, step: int, device: torch.device) -> torch.Generator | None:
+        if not codec.needs_generator:
+            return None
+        return generator(self.seed, "dither", self.index, epoch, step, device=device)
 
     def __str__(self) -> str:
         return f"link {self.index} (part {self.index} to part {self.index + 1})"
@@ -53,12 +76,13 @@ class LocalLink:
 
     def __init__(self, channel: Channel, traffic: Traffic):
         self.channel = channel
+        self.waited = 0.0
         self._traffic = traffic
         self._waiting: deque = deque()
 
     def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
         """Hands on a detached latent, [batch, *shape]."""
-        payload = _payload(self.channel, kind, latent)
+        payload = self.channel.encode(kind, epoch, step, latent)
         self._traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
         self._waiting.append(((kind, epoch, step), payload))
 
@@ -66,7 +90,7 @@ class LocalLink:
         """The latent of this batch, float32."""
         label, payload = self._waiting.popleft()
         _check_label(self.channel, label, (kind, epoch, step))
-        return payload.float()
+        return self.channel.decode(kind, epoch, step, payload)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -175,10 +199,21 @@ class SendingEnd:
     """The end of a link at the worker of the part in front."""
 
     def __init__(
-        self, channel: Channel, wire: _Wire, depth: int, timeout: float, traffic: Traffic, alarm: Alarm, rank: int
+        self,
+        channel: Channel,
+        wire: _Wire,
+        depth: int,
+        timeout: float,
+        traffic: Traffic,
+        alarm: Alarm,
+        timeline: Timeline,
+        rank: int,
     ):
         self.channel = channel
+        self.waited = 0.0
+        """Seconds that the computing thread has waited here."""
         self._wire = wire
+        self._timeline = timeline
         self._timeout = timeout
         self._traffic = traffic
         self._alarm = alarm
@@ -189,18 +224,19 @@ class SendingEnd:
 
     def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
         """Hands on a detached latent, [batch, *shape]; waits while `depth` batches are on their way."""
-        payload = _payload(self.channel, kind, latent)
+        payload = self.channel.encode(kind, epoch, step, latent)
         self._traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
-        item = ((_KINDS.index(kind), epoch, step, len(payload)), payload, self._wire.ready())
-        self._alarm.put(
-            self._outbox,
-            item,
-            self._timeout,
-            lambda: (
-                f"{self.channel}: worker {self._wire.peer} took nothing for {self._timeout:g} s (link.timeout_s) "
-                f"while worker {self._rank} waited to send the {kind} of epoch {epoch}, step {step}."
-            ),
-        )
+        item = ((_KINDS.index(kind), epoch, step, len(latent)), payload, self._wire.ready())
+        with _waiting(self, self._timeline, f"for room, {step}"):
+            self._alarm.put(
+                self._outbox,
+                item,
+                self._timeout,
+                lambda: (
+                    f"{self.channel}: worker {self._wire.peer} took nothing for {self._timeout:g} s (link.timeout_s) "
+                    f"while worker {self._rank} waited to send the {kind} of epoch {epoch}, step {step}."
+                ),
+            )
 
     def close(self) -> None:
         """Sends what is still waiting, then the end."""
@@ -213,8 +249,9 @@ class SendingEnd:
             self._wire.enter_thread()
             while (item := self._outbox.get()) is not None:
                 header, payload, ready = item
-                self._wire.send_header(header)
-                self._wire.send(payload, ready)
+                with self._timeline.span(SEND, f"send {header[2]}"):
+                    self._wire.send_header(header)
+                    self._wire.send(payload, ready)
                 self._traffic.add("control", self._rank, self._wire.peer, 8 * len(header))
             self._wire.send_header((_CLOSE, 0, 0, 0))
             self._traffic.add("control", self._rank, self._wire.peer, 8 * 4)
@@ -225,9 +262,21 @@ class SendingEnd:
 class ReceivingEnd:
     """The end of a link at the worker of the part behind."""
 
-    def __init__(self, channel: Channel, wire: _Wire, depth: int, timeout: float, alarm: Alarm, rank: int):
+    def __init__(
+        self,
+        channel: Channel,
+        wire: _Wire,
+        depth: int,
+        timeout: float,
+        alarm: Alarm,
+        timeline: Timeline,
+        rank: int,
+    ):
         self.channel = channel
+        self.waited = 0.0
+        """Seconds that the computing thread has waited here."""
         self._wire = wire
+        self._timeline = timeline
         self._timeout = timeout
         self._alarm = alarm
         self._rank = rank
@@ -238,18 +287,19 @@ class ReceivingEnd:
 
     def receive(self, kind: str, epoch: int, step: int) -> Tensor:
         """The latent of this batch, float32. Raises WorkerError when another comes, or none in time."""
-        label, payload, event = self._alarm.get(
-            self._inbox,
-            self._timeout,
-            lambda: (
-                f"{self.channel}: nothing came from worker {self._wire.peer} for {self._timeout:g} s "
-                f"(link.timeout_s) while worker {self._rank} waited for the {kind} of epoch {epoch}, step {step}."
-            ),
-        )
+        with _waiting(self, self._timeline, f"for {step}"):
+            label, payload, event = self._alarm.get(
+                self._inbox,
+                self._timeout,
+                lambda: (
+                    f"{self.channel}: nothing came from worker {self._wire.peer} for {self._timeout:g} s "
+                    f"(link.timeout_s) while worker {self._rank} waited for the {kind} of epoch {epoch}, step {step}."
+                ),
+            )
         self._room.release()
         _check_label(self.channel, label, (kind, epoch, step))
         self._wire.arrived(payload, event)
-        return payload.float()
+        return self.channel.decode(kind, epoch, step, payload)
 
     def close(self) -> None:
         """Waits for the sender's end."""
@@ -265,10 +315,21 @@ class ReceivingEnd:
                 if kind == _CLOSE:
                     return
                 label = (_KINDS[kind], epoch, step)
-                payload, event = self._wire.receive((batch, *self.channel.shape), self.channel.dtype_of(label[0]))
+                codec = self.channel.codec(label[0])
+                with self._timeline.span(RECEIVE, f"receive {step}"):
+                    payload, event = self._wire.receive(codec.payload_shape(batch), codec.dtype)
                 self._inbox.put((label, payload, event))
         except Exception as error:  # any: the waiting thread must hear of it
             self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+
+
+@contextmanager
+def _waiting(end: "SendingEnd | ReceivingEnd", timeline: Timeline, name: str) -> Iterator[None]:
+    """Counts the seconds of the computing thread inside it as waited at this end."""
+    start = time.perf_counter()
+    with timeline.span(WAIT, name):
+        yield
+    end.waited += time.perf_counter() - start
 
 
 Link = LocalLink | SendingEnd | ReceivingEnd
@@ -279,11 +340,6 @@ def make_wire(group: dist.ProcessGroup, nccl: dist.ProcessGroup | None, peer: in
     if nccl is not None:
         return _NcclWire(group, nccl, peer, device)
     return _StagedWire(group, peer, device) if device.type == "cuda" else _Wire(group, peer)
-
-
-def _payload(channel: Channel, kind: str, latent: Tensor) -> Tensor:
-    assert not latent.requires_grad, "a latent on a link must be detached"
-    return latent.to(channel.dtype_of(kind)).contiguous()
 
 
 def _check_label(channel: Channel, label: tuple, expected: tuple) -> None:

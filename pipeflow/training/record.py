@@ -6,7 +6,7 @@ On the other workers a recorder holds the history and does nothing else.
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -142,8 +142,10 @@ class Recorder:
         self.progress.phase(self._record)
 
     @_on_rank_0
-    def phase_trained(self, phase: Phase, losses: dict, seconds: float, traffic: list) -> None:
-        """All workers have trained the phase."""
+    def phase_trained(
+        self, phase: Phase, losses: dict, seconds: float, busy: Sequence[float], cpu: Sequence[float], traffic: list
+    ) -> None:
+        """All workers have trained the phase. busy: seconds that each did not wait for another; cpu: that it computed."""
         macs = training_macs(phase, self.parts, self.config.optim.batch_size)
         self.state["macs"] += macs
         self.state["seconds"]["local" if phase.is_local else "finetune"] += seconds
@@ -153,6 +155,8 @@ class Recorder:
             "test_bpd": None,
             "exit_bpd": None,
             "seconds": seconds,
+            "idle": [1 - each / seconds for each in busy],
+            "cpu_seconds": list(cpu),
             "images": phase.steps * self.config.optim.batch_size,
             "macs": macs,
             "bytes": {"latents": [], "eval": 0, "gradients": 0, "images": 0, "control": 0},
@@ -160,6 +164,16 @@ class Recorder:
         if phase.is_local:
             self._record["bytes"]["latents"] = [[part.index, part.index + 1, 0] for part in self.parts[:-1]]
         self._add_bytes(traffic)
+
+    @_on_rank_0
+    def timeline(self, spans: list) -> None:
+        """What each worker did in the batches that were to be recorded."""
+        from pipeflow.gantt import draw, write_trace
+
+        mode, epoch = self._record["phase"], self._record["epoch"]
+        write_trace(spans, self.folder.path / "timeline.json")
+        draw({f"{mode}, epoch {epoch}": spans}, self.folder.path / "timeline.png")
+        self.progress.say(f"timeline of epoch {epoch}: {self.folder.path / 'timeline.json'} and .png")
 
     @_on_rank_0
     def evaluated(self, result: dict, seconds: float, traffic: list) -> None:
@@ -203,6 +217,7 @@ class Recorder:
         manifest = {
             "stage": stage,
             "config": self.config.to_dict(),
+            "cuts": [part.names[0] for part in self.parts[1:]],
             "counts": counts,
             "history": self.history,
             "state": self.state,
@@ -212,9 +227,9 @@ class Recorder:
         self.state["seconds"]["checkpoint"] += seconds()
 
     @_on_rank_0
-    def final(self, result: dict, seconds: float, traffic: list) -> None:
-        """The last evaluation, on all test images."""
-        self._final = result
+    def final(self, result: dict, memory: list, seconds: float, traffic: list) -> None:
+        """The last evaluation, on all test images. memory: bytes that each worker held at first, and at most."""
+        self._final = {**result, "memory": dict(zip(("before", "peak"), map(list, zip(*memory))))}
         if result["exit_bpd"] is not None:
             self.state["exit_bpd"] = result["exit_bpd"]
         self.state["seconds"]["eval"] += seconds
@@ -291,6 +306,7 @@ class Recorder:
                 "control": sent.get("control", 0),
                 "total": sum(sent.values()),
             },
+            "memory": self._final["memory"],
             "wire": self.world.size > 1,
             "world_size": self.world.size,
             "backend": self.world.backend if self.world.size > 1 else "none",

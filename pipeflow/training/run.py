@@ -8,6 +8,7 @@ open the folder -> data, flow, parts, workers -> initialise or resume
 import contextlib
 import dataclasses
 import errno
+import socket
 import time
 from typing import Any
 
@@ -18,11 +19,15 @@ from torch import Tensor
 from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.data.batches import generator
+from pipeflow.device import peak_memory
 from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, TrainingStopped
 from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import NoInverse
+from pipeflow.flow.timing import layer_seconds
 from pipeflow.saved_flow import save_flow, to_images
-from pipeflow.training.finetune import is_data_parallel, share_of
+from pipeflow.training.draws import check_bound
+from pipeflow.training.finetune import is_data_parallel
+from pipeflow.training.images import share_of
 from pipeflow.training.record import Recorder
 from pipeflow.training.run_folder import RunFolder
 from pipeflow.training.schedule import Phase, Schedule, Stop
@@ -94,7 +99,8 @@ class Run:
         self.folder = RunFolder(config)
         self.is_main = world.rank == 0
         self._resources = contextlib.ExitStack()
-        manifest = self._open_folder()
+        self._memory_before = peak_memory(world.device)
+        self.manifest = self._open_folder()
         self.batches = self._load_data(data) if self.is_main else None
         info = self.batches and {
             "shape": list(self.batches.data.shape),
@@ -106,10 +112,10 @@ class Run:
         self.flow = self._build_flow(flow, tuple(info["shape"]))
         self.parts = self._split()
         self.schedule = Schedule(config, len(self.parts), info["steps"])
-        self.recorder = Recorder(config, self.folder, self.parts, world, manifest)
-        self.manifest = manifest
+        check_bound(config.link, self.schedule.phases(), self.parts, info["steps"] * config.optim.batch_size)
+        self.recorder = Recorder(config, self.folder, self.parts, world, self.manifest)
         self.stages = Stages(
-            world, config, self.flow, self.parts, self.schedule, self.batches, self.folder.checkpoints, manifest
+            world, config, self.flow, self.parts, self.schedule, self.batches, self.folder.checkpoints, self.manifest
         )
 
     def __enter__(self) -> "Run":
@@ -181,14 +187,27 @@ class Run:
 
     def _split(self) -> list:
         config = self.config
-        cuts = cut_names(self.flow, config.parts.split, config.parts.num)
+        cuts = self._cuts()
         num_parts = len(cuts) + 1
         rates = config.optim.part_lr
         if rates is not None and len(rates) != num_parts:
             raise ConfigError(f"optim.part_lr: {len(rates)} rates for {num_parts} parts: give one for each part.")
         if self.world.size > num_parts and not (is_data_parallel(config, self.world) and not config.num_local_epochs):
             raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {num_parts} workers.")
-        return split_flow(self.flow, cuts, config.parts.head)
+        return split_flow(self.flow, cuts, config.parts.head, config.memory.activations == "recompute")
+
+    def _cuts(self) -> list[str]:
+        """Where the parts begin. Timed cuts of a run that is resumed stay: times would not come out the same again."""
+        split, num = self.config.parts.split, self.config.parts.num
+        if split != "balanced" or self.config.parts.balance == "macs":
+            return cut_names(self.flow, split, num)
+        cuts = None if self.manifest is None else self.manifest["cuts"]
+        if cuts is None or len(cuts) != num - 1:
+            if self.is_main:
+                costs = layer_seconds(self.flow, self.world.device, self.config.optim.batch_size)
+                cuts = cut_names(self.flow, split, num, costs)
+            cuts = self.control.broadcast(cuts)
+        return cuts
 
     # --- phases -------------------------------------------------------------------------------------------------------
 
@@ -207,12 +226,18 @@ class Run:
         recorder = self.recorder
         recorder.phase_begins(phase)
         start = time.perf_counter()
+        worker = self.stages.worker
         try:
-            losses = self.stages.worker.train(phase)
+            if phase.uses_draw and any(self.control.share(worker.lacks_draw(phase))):
+                worker.fill_draw(phase)
+            losses = worker.train(phase)
         except TrainingStopped as error:
             raise self._stopped(str(error)) from None
-        losses, traffic = self._collect(losses)
-        recorder.phase_trained(phase, self._merge_losses(losses), time.perf_counter() - start, traffic)
+        trained, traffic = self._collect([losses, worker.busy_seconds, worker.cpu_seconds])
+        losses, busy, cpu = zip(*trained) if self.is_main else ((), (), ())
+        recorder.phase_trained(phase, self._merge_losses(losses), time.perf_counter() - start, busy, cpu, traffic)
+        if self.world.timeline.wanted(phase.epoch):
+            self._draw_timeline()
         if phase.evaluate:
             start = time.perf_counter()
             result = self._evaluate(phase.epoch, self._num_eval_images())
@@ -222,6 +247,21 @@ class Run:
             result = self._evaluate(phase.epoch, self.num_test)
             recorder.local_ended(result, time.perf_counter() - start, self._collect(None)[1])
         recorder.phase_ends()
+
+    def _draw_timeline(self) -> None:
+        """Brings everybody's spans together, on rank 0's clock as far as workers of other machines can tell it."""
+        self.control.share("now")
+        here = [socket.gethostname(), time.time_ns(), self.world.timeline.take()]
+        everyone = self.control.gather(here)
+        self.recorder.timeline(
+            [
+                [
+                    [kind, name, begin - (now - everyone[0][1]) * (host != everyone[0][0]), length]
+                    for kind, name, begin, length in spans
+                ]
+                for host, now, spans in everyone
+            ]
+        )
 
     def _gather(self) -> None:
         start = time.perf_counter()
@@ -300,8 +340,8 @@ class Run:
             return self.folder.summary() if self.is_main else None
         start = time.perf_counter()
         result = self._evaluate(self.config.num_epochs, self.num_test)
-        _, traffic = self._collect(None)
-        self.recorder.final(result, time.perf_counter() - start, traffic)
+        memory, traffic = self._collect([self._memory_before, peak_memory(self.world.device)])
+        self.recorder.final(result, memory, time.perf_counter() - start, traffic)
         if self.stages.name == "local":
             self._gather()
         if not self.is_main:

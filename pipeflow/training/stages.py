@@ -6,7 +6,6 @@ whole   rank 0 (data-parallel: everybody) a trainer of the whole flow; the other
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pipeflow.config import Config
 from pipeflow.data import Batches
@@ -14,8 +13,8 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part
 from pipeflow.flow.parts import balance
 from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.training.draws import Draws
 from pipeflow.training.finetune import (
-    SharedImages,
     State,
     gather,
     is_data_parallel,
@@ -24,6 +23,7 @@ from pipeflow.training.finetune import (
     whole_flow_trainer,
     without_heads,
 )
+from pipeflow.training.images import ImagesAhead, ImageSource, SharedImages
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
@@ -106,7 +106,7 @@ class Stages:
                     PartTrainer(part, world.device, config.optim, lr, self.schedule.num_updates(part.index))
                 )
         links = world.make_links(self.parts, owners, config)
-        self.worker = self._make_worker(trainers, links, self.batches)
+        self.worker = self._make_worker(trainers, links, self._images_ahead())
         self.name = "local"
         self._load_or_initialize(trainers)
 
@@ -114,7 +114,7 @@ class Stages:
         """state: what the gather brought together; None: from the checkpoint, or initialised here."""
         world, config = self.world, self.config
         data_parallel = is_data_parallel(config, world)
-        images, trainers = self.batches, []
+        images, trainers = self._images_ahead(), []
         if self.is_main or data_parallel:
             trainers = [whole_flow_trainer(self.flow, config, self.schedule, world)]
         if data_parallel:
@@ -134,11 +134,17 @@ class Stages:
                 trainer.load_model(state[0])
                 trainer.load_training(*state, same_stage=True)
 
-    def _make_worker(self, trainers: list, links: dict, images: Any) -> Worker:
-        batch_size = self.config.optim.batch_size
-        worker = Worker(trainers, links, images, self.world.device, batch_size, self.world.alarm)
-        if self.world.monitor is not None:
-            self.world.monitor.status = lambda: {**worker.progress, "sent": self.world.traffic.training}
+    def _images_ahead(self) -> ImagesAhead | None:
+        if self.batches is None:
+            return None
+        return ImagesAhead(self.batches, self.world.device, self.world.timeline)
+
+    def _make_worker(self, trainers: list, links: dict, images: ImageSource | None) -> Worker:
+        world, config, batch_size = self.world, self.config, self.config.optim.batch_size
+        draws = Draws(config.link, config.run.seed, self.schedule.steps_per_epoch * batch_size)
+        worker = Worker(trainers, links, images, world.device, batch_size, world.alarm, draws, world.timeline)
+        if world.monitor is not None:
+            world.monitor.status = lambda: {**worker.progress, "sent": world.traffic.training}
         return worker
 
     def _load_or_initialize(self, trainers: list[PartTrainer]) -> None:

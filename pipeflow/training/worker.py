@@ -6,64 +6,72 @@ A worker knows its own parts and the links at their ends, nothing of the others:
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+import time
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pipeflow.errors import TrainingStopped
 from pipeflow.metrics import bits_per_dim
+from pipeflow.training.draws import Draws
+from pipeflow.training.images import ImageSource
 from pipeflow.training.link import EVALUATION, INITIAL, TRAINING, Link
 from pipeflow.training.liveness import Alarm
 from pipeflow.training.schedule import Phase
+from pipeflow.training.timeline import COMPUTE, Timeline
 from pipeflow.training.trainer import PartTrainer
 
 LARGEST_LOSS = 1e4
 """Bits per dimension beyond which a loss counts as diverged at once."""
 
 _READ_LOSSES_EVERY = 16
-"""Steps between looks at the losses on a GPU, where a look waits for it."""
-
-
-class ImageSource(Protocol):
-    """Where the worker of the first part gets its images."""
-
-    def train(self, epoch: int, step: int) -> Tensor:
-        """A dequantized training batch, float32."""
-
-    def initial(self) -> Tensor:
-        """The batch for the data-dependent initialisation."""
-
-    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
-        """Test images with fixed noise."""
+"""Losses that a GPU hands over together."""
 
 
 class Losses:
-    """The losses of one phase: looked at for NaN, and averaged by part, without making a GPU wait in every step."""
+    """The losses of one phase: looked at for NaN, and averaged by part, without making a GPU wait in any step."""
 
     def __init__(self, epoch: int, device: torch.device):
         self.epoch = epoch
         self.latest: dict[str, float] = {}
-        self._read_every = 1 if device.type == "cpu" else _READ_LOSSES_EVERY
+        self._on_gpu = device.type == "cuda"
         self._waiting: dict[str, list[tuple[int, Tensor]]] = {}
+        self._copied: dict[str, tuple[list[int], Tensor, torch.cuda.Event | None]] = {}
         self._read: dict[str, list[float]] = {}
 
     def add(self, part: str, step: int, loss: Tensor) -> None:
-        """Raises TrainingStopped where this loss, or one not looked at yet, is no number or beyond all bounds."""
+        """Raises TrainingStopped where a loss is no number or beyond all bounds: this one, or on a GPU an earlier one."""
+        if not self._on_gpu:
+            self._look(part, [step], [loss.item()])
+            return
         waiting = self._waiting.setdefault(part, [])
         waiting.append((step, loss.detach()))
-        if len(waiting) >= self._read_every:
-            self._look(part)
+        if len(waiting) >= _READ_LOSSES_EVERY:
+            self._look_at_copied(part)
+            self._copy(part)
 
-    def _look(self, part: str) -> None:
-        waiting = self._waiting.pop(part, [])
-        values = torch.stack([loss for _, loss in waiting]).tolist() if waiting else []
-        for (step, _), value in zip(waiting, values):
+    def _copy(self, part: str) -> None:
+        """Sends what waits on its way from the GPU; it will be there when the next ones are."""
+        steps, losses = zip(*self._waiting.pop(part))
+        stacked = torch.stack(losses)
+        values = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=stacked.is_cuda)
+        values.copy_(stacked, non_blocking=True)
+        event = torch.cuda.current_stream().record_event() if stacked.is_cuda else None
+        self._copied[part] = (list(steps), values, event)
+
+    def _look_at_copied(self, part: str) -> None:
+        if part in self._copied:
+            steps, values, event = self._copied.pop(part)
+            if event is not None:
+                event.synchronize()
+            self._look(part, steps, values.tolist())
+
+    def _look(self, part: str, steps: Sequence[int], values: Sequence[float]) -> None:
+        for step, value in zip(steps, values):
             self.check(part, step, value)
-        if values:
-            self._read.setdefault(part, []).extend(values)
-            self.latest[part] = values[-1]
+        self._read.setdefault(part, []).extend(values)
+        self.latest[part] = values[-1]
 
     def check(self, part: str, step: int, loss: float) -> None:
         """Raises TrainingStopped for a loss that is no number or beyond all bounds."""
@@ -74,8 +82,11 @@ class Losses:
 
     def means(self) -> dict[str, float]:
         """Mean loss of each part over the phase."""
-        for part in list(self._waiting):
-            self._look(part)
+        for part in [*self._copied]:
+            self._look_at_copied(part)
+        for part in [*self._waiting]:
+            self._copy(part)
+            self._look_at_copied(part)
         return {part: sum(values) / len(values) for part, values in self._read.items()}
 
 
@@ -90,8 +101,12 @@ class Worker:
         device: torch.device,
         batch_size: int,
         alarm: Alarm,
+        draws: Draws,
+        timeline: Timeline,
     ):
         self._alarm = alarm
+        self._draws = draws
+        self._timeline = timeline
         self.trainers = trainers
         self.links = links
         self.images = images
@@ -100,6 +115,10 @@ class Worker:
         self._last_batches: dict[PartTrainer, Tensor] = {}
         self.progress: dict = {}
         """What the progress display shows. Replaced in every step, never changed: other threads read it."""
+        self.busy_seconds = 0.0
+        """Of the last phase, without waiting at links."""
+        self.cpu_seconds = 0.0
+        """Of the last phase, of all threads."""
 
     def initialize(self, layers: bool, heads: Sequence[str]) -> None:
         """Data-dependent initialisation: one batch goes through all parts, each initialises itself on what arrives.
@@ -118,13 +137,42 @@ class Worker:
         The loss of the part that holds the images includes the 8 bits of their 256 values, as bits/dim do.
         """
         losses = Losses(phase.epoch, self.device)
+        self._draws.begin(phase)
+        start, cpu, waited = time.perf_counter(), time.process_time(), self._waited_at_links()
         for step in range(phase.steps):
             self._alarm.check()
+            self._timeline.at(phase.epoch, step)
             self.progress = {"epoch": phase.epoch, "step": step, "losses": dict(losses.latest)}
             self._train_batch(phase, step, losses)
         means = losses.means()
         self._check_last_updates(phase, losses)
+        self.busy_seconds = time.perf_counter() - start - (self._waited_at_links() - waited)
+        self.cpu_seconds = time.process_time() - cpu
         return means
+
+    def _waited_at_links(self) -> float:
+        return sum(link.waited for link in self.links.values())
+
+    def lacks_draw(self, phase: Phase) -> bool:
+        """Whether this worker has the phase's part and not the latents that it is to take, as after a resume."""
+        parts = [trainer.part.index for trainer in self.trainers]
+        return any(part in parts and not self._draws.has(part, phase.draw_epoch) for part in phase.trained)
+
+    def fill_draw(self, phase: Phase) -> None:
+        """Computes the latents again that the phase is to take: those of another epoch, from the same frozen parts."""
+        (receiver,) = phase.trained
+        epoch = phase.draw_epoch
+        for step in range(phase.steps):
+            self._alarm.check()
+            for trainer in self.trainers:
+                part = trainer.part
+                if part.index > receiver:
+                    break
+                latent = self._incoming(part.index, TRAINING, epoch, step)
+                if part.index == receiver:
+                    self._draws.keep(receiver, epoch, step, latent)
+                else:
+                    self._send_on(part.index, TRAINING, epoch, step, part.outgoing(trainer.run(latent)))
 
     def _check_last_updates(self, phase: Phase, losses: Losses) -> None:
         """A loss is looked at before its update: what a part's last update broke shows on the same batch again."""
@@ -135,23 +183,38 @@ class Worker:
 
     def _train_batch(self, phase: Phase, step: int, losses: Losses) -> None:
         training = phase.training(step)
-        last = max(training)
+        first, last = min(training) if phase.uses_draw else 0, max(training)
         for trainer in self.trainers:
             part = trainer.part
             if part.index > last:
                 return
-            latent = self._incoming(part.index, TRAINING, phase.epoch, step)
-            if part.index not in training:
-                self._send_on(part.index, TRAINING, phase.epoch, step, part.outgoing(trainer.run(latent)))
+            if part.index < first:
                 continue
-            output = trainer.forward(latent)
-            loss = part.loss(output)
-            # Looked at before the latent leaves: a NaN stops here instead of travelling on.
-            losses.add(str(part.index), step, loss + 8 if part.index == 0 else loss)
+            latent = self._latent(phase, part.index, step)
+            if part.index not in training:
+                with self._timeline.span(COMPUTE, f"part {part.index} forward {step}"):
+                    latent = part.outgoing(trainer.run(latent))
+                self._send_on(part.index, TRAINING, phase.epoch, step, latent)
+                continue
+            with self._timeline.span(COMPUTE, f"part {part.index} forward {step}"):
+                output = trainer.forward(latent)
+                loss = part.loss(output)
+                # Looked at before the latent leaves: a NaN stops here instead of travelling on.
+                losses.add(str(part.index), step, loss + 8 if part.index == 0 else loss)
             if part.index < last:
                 self._send_on(part.index, TRAINING, phase.epoch, step, part.outgoing(output))
-            trainer.update(loss)
+            with self._timeline.span(COMPUTE, f"update part {part.index}, {step}"):
+                trainer.update(loss)
             self._last_batches[trainer] = latent
+
+    def _latent(self, phase: Phase, part: int, step: int) -> Tensor:
+        """What comes for this batch, or was kept from the batches of another epoch."""
+        if phase.uses_draw:
+            return self._draws.take(part, phase.draw_epoch, phase.epoch, step, self.batch_size).to(self.device)
+        latent = self._incoming(part, TRAINING, phase.epoch, step)
+        if phase.draw_epoch is not None and part in phase.trained:
+            self._draws.keep(part, phase.epoch, step, latent)
+        return latent
 
     def evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
         """Sums over the test images of each part's contributions and of its head's log-prior, by index as text."""

@@ -13,13 +13,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pipeflow.config import Config
+from pipeflow.config import Config, TimelineConfig
 from pipeflow.device import choose_device
 from pipeflow.errors import ConfigError, PipeflowError
 from pipeflow.flow.parts import Part
 from pipeflow.training.control import Control
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
 from pipeflow.training.liveness import Alarm, Monitor, claim_failure
+from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 
 _START_TIMEOUT = timedelta(minutes=10)
@@ -41,6 +42,7 @@ class World:
         self.traffic = Traffic()
         self.device = torch.device("cpu")
         self.backend = "gloo"
+        self.timeline = Timeline(TimelineConfig(), self.device)
         self.monitor: Monitor | None = None
         self._store: dist.Store | None = None
         self._links: list[Link] = []
@@ -55,6 +57,7 @@ class World:
         config.check_world_size(self.size)
         self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
         self.backend = self._choose_backend(config)
+        self.timeline = Timeline(config.timeline, self.device)
 
     def _connect(self) -> dist.ProcessGroup:
         """The control group over gloo.
@@ -78,6 +81,10 @@ class World:
         has_gpu = self.device.type == "cuda"
         gpu = str(torch.cuda.get_device_properties(self.device).uuid) if has_gpu else ""
         gpus = self.control.share([socket.gethostname(), gpu])
+        if config.link.dtype == "int8" and any(bool(gpu) != has_gpu for _, gpu in gpus):
+            raise ConfigError(
+                "link.dtype: int8 needs all workers on the CPU or all on GPUs: both ends draw one dither."
+            )
         if asked == "nccl" and not has_gpu:
             raise ConfigError("link.backend: nccl moves CUDA tensors only, this run is on the CPU: use auto or gloo.")
         shared = len({tuple(each) for each in gpus}) < self.size or any(not gpu for _, gpu in gpus)
@@ -91,9 +98,8 @@ class World:
         owners: the rank that holds each part. All workers call this together, as making groups asks for.
         """
         links: dict[int, Link] = {}
-        dtype = torch.bfloat16 if config.link.dtype == "bfloat16" else torch.float32
         for part, source, target in zip(parts, owners, owners[1:]):
-            channel = Channel(part.index, part.output_shape, dtype)
+            channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed)
             if source == target:
                 if source == self.rank:
                     links[part.index] = LocalLink(channel, self.traffic)
@@ -105,9 +111,11 @@ class World:
             wire = make_wire(group, nccl, target if self.rank == source else source, self.device)
             depth, timeout = config.link.depth, config.link.timeout_s
             if self.rank == source:
-                links[part.index] = SendingEnd(channel, wire, depth, timeout, self.traffic, self.alarm, self.rank)
+                links[part.index] = SendingEnd(
+                    channel, wire, depth, timeout, self.traffic, self.alarm, self.timeline, self.rank
+                )
             else:
-                links[part.index] = ReceivingEnd(channel, wire, depth, timeout, self.alarm, self.rank)
+                links[part.index] = ReceivingEnd(channel, wire, depth, timeout, self.alarm, self.timeline, self.rank)
         self._links = list(links.values())
         return links
 

@@ -1,6 +1,7 @@
 """Where a flow may be cut, and what its parts are trained on: objectives, gradients, names."""
 
 import contextlib
+import functools
 import itertools
 import math
 
@@ -165,6 +166,11 @@ class TestBalance:
         assert balance([3, 1, 1, 1], 2) == [0, 1]
 
 
+def note_size(sizes: list[int], tensor: torch.Tensor) -> torch.Tensor:
+    sizes.append(tensor.numel())
+    return tensor
+
+
 class TestPart:
     def test_parts_hold_each_layer_once_in_order(self, flow, parts):
         assert [name for part in parts for name in part.names] == flow.names
@@ -200,6 +206,23 @@ class TestPart:
         for part in parts:
             for name, parameter in part.global_parameters().items():
                 assert name.startswith("heads.") or parameter is own[name]
+
+    def test_recomputing_gives_the_same_numbers_and_keeps_less(self, flow, x):
+        found = []
+        for recompute in (False, True):
+            sizes = []
+            flow.zero_grad()
+            (whole,) = split_flow(flow, [], recompute=recompute)
+            with torch.autograd.graph.saved_tensors_hooks(functools.partial(note_size, sizes), lambda each: each):
+                loss = whole.loss(whole(x))
+            kept = sum(sizes)
+            loss.backward()
+            found.append((loss, [parameter.grad.clone() for parameter in flow.parameters()], kept))
+        (loss, gradients, kept), (loss_again, gradients_again, kept_again) = found
+        assert torch.equal(loss, loss_again) and all(map(torch.equal, gradients, gradients_again))
+        assert kept_again < kept / 2
+        with torch.no_grad():
+            assert torch.equal(whole(x).contribution, split_flow(flow, [])[0](x).contribution)
 
     def test_describe(self, flow):
         first, last = split_flow(flow, ["blocks.0.steps.1"])

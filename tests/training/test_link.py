@@ -9,7 +9,7 @@ from pipeflow.training.link import EVALUATION, TRAINING, Channel, LocalLink
 from pipeflow.training.traffic import Traffic
 
 
-def local_link(dtype=torch.float32) -> tuple[LocalLink, Traffic]:
+def local_link(dtype="float32") -> tuple[LocalLink, Traffic]:
     traffic = Traffic()
     return LocalLink(Channel(2, (3, 4, 4), dtype), traffic), traffic
 
@@ -24,7 +24,7 @@ def test_a_local_link_hands_on_what_was_sent_and_counts_its_bytes():
 
 
 def test_bfloat16_halves_the_bytes_of_training_and_leaves_evaluation_alone():
-    link, traffic = local_link(torch.bfloat16)
+    link, traffic = local_link("bfloat16")
     latent = torch.randn(5, 3, 4, 4)
     link.send(TRAINING, 0, 0, latent)
     link.send(EVALUATION, 0, 0, latent)

@@ -1,5 +1,6 @@
 """A run that was interrupted ends as one that never was; a run in parts goes on with other parts and workers."""
 
+import dataclasses
 import json
 import shutil
 
@@ -165,6 +166,27 @@ def test_a_layers_own_initialisation_is_not_repeated_on_resume(tmp_path, monkeyp
         folder = as_if_interrupted_after(epoch, tmp_path / "whole", tmp_path / f"resumed{epoch}")
         train(small_config(folder, **own, schedule=SCHEDULE))
         assert_same_tensors(tmp_path / "whole", folder)
+
+
+def test_timed_cuts_stay_when_a_run_is_resumed(tmp_path, monkeypatch, launch):
+    """Whatever the clock would say the next time; and all workers cut where rank 0 measured."""
+    from pipeflow.training import run
+
+    config = small_config(
+        tmp_path / "run",
+        parts={"split": "balanced", "num": 2, "balance": "time"},
+        schedule=SCHEDULE,
+        optim={"ema": 0.0},
+    )
+    process = launch(2, "-m", "pipeflow.launch", *options(config))
+    output = finish(process)
+    assert process.returncode == 0, output
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    folder = as_if_interrupted_after(2, tmp_path / "run", tmp_path / "resumed")
+    monkeypatch.setattr(run, "layer_seconds", lambda flow, *_: [100.0] + [1.0] * (len(flow.names) - 1))
+    resumed = train(dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(folder))))
+    assert [part["layers"] for part in resumed["parts"]] == [part["layers"] for part in summary["parts"]]
+    assert_same_tensors(tmp_path / "run", folder)
 
 
 DATA_PARALLEL = {"schedule": {"local_epochs": 1, "finetune_epochs": 3}, "finetune": {"parallel": "ddp"}}

@@ -8,7 +8,7 @@ from small_runs import PROGRAMS, assert_same_tensors, checkpoint_tensors, finish
 
 sys.path.insert(0, str(PROGRAMS))
 
-from all_schedules import SCHEDULES
+from all_schedules import SCHEDULES, config_of
 
 from pipeflow import train
 
@@ -21,8 +21,8 @@ def runs(tmp_path_factory) -> dict[int, Path]:
         process = torchrun(num, str(PROGRAMS / "all_schedules.py"), str(folders[num]))
         output = finish(process)
         assert process.returncode == 0, output
-    for name, schedule in SCHEDULES.items():
-        train(small_config(folders[1] / name, schedule=schedule))
+    for name in SCHEDULES:
+        train(config_of(folders[1], name))
     return folders
 
 
@@ -42,3 +42,12 @@ def test_optimizer_and_averages_are_among_what_is_compared(runs, name):
 def test_another_seed_is_another_run(runs, tmp_path):
     train(small_config(tmp_path, run={"seed": 1}, schedule=SCHEDULES["concurrent"]))
     assert learned(runs[1] / "concurrent") != learned(tmp_path)
+
+
+def test_dithered_bytes_are_another_run_of_a_quarter_of_the_bytes(runs):
+    full, bytes_ = learned(runs[1] / "concurrent"), learned(runs[1] / "concurrent_int8")
+    assert full[0]["train_loss"]["0"] == bytes_[0]["train_loss"]["0"], "the first part has no link before it"
+    assert full[0]["train_loss"]["1"] != bytes_[0]["train_loss"]["1"]
+    assert full["initial_bpd"] == bytes_["initial_bpd"], "evaluation is of full latents"
+    for four, one in zip(full["forward"], bytes_["forward"]):
+        assert four / 4 < one < four / 4 * 1.01

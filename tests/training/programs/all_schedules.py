@@ -8,17 +8,25 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from small_runs import small_config
 
-from pipeflow import train
+from pipeflow import Config, train
 
 SCHEDULES = {
     "sequential": {"mode": "sequential", "local_epochs": 3},
     "alternate": {"mode": "alternate"},
     "alternate_steps": {"mode": "alternate", "alternate_every": "2 steps"},
     "concurrent": {"mode": "concurrent"},
+    "concurrent_int8": {"mode": "concurrent"},
     "end_to_end": {"mode": "end_to_end"},
 }
 
+
+def config_of(folder: Path, name: str) -> Config:
+    """The configuration of one of them, in a folder of its name."""
+    link = {"dtype": "int8"} if name.endswith("int8") else {}
+    return small_config(folder / name, schedule=SCHEDULES[name], link=link)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name, schedule in SCHEDULES.items():
-        train(small_config(Path(sys.argv[1]) / name, schedule=schedule))
+    for name in SCHEDULES:
+        train(config_of(Path(sys.argv[1]), name))

@@ -8,12 +8,14 @@ import time
 import torch
 import torch.distributed as dist
 
+from pipeflow.config import TimelineConfig
 from pipeflow.errors import WorkerError
 from pipeflow.training.link import EVALUATION, TRAINING, Channel, ReceivingEnd, SendingEnd, make_wire
 from pipeflow.training.liveness import Alarm
+from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 
-CHANNEL = Channel(0, (2, 3), torch.bfloat16)
+CHANNEL = Channel(0, (2, 3), "bfloat16")
 DEPTH = 3
 CPU = torch.device("cpu")
 
@@ -21,9 +23,10 @@ CPU = torch.device("cpu")
 def ends(rank: int, timeout: float = 60.0):
     group = dist.new_group([0, 1], backend="gloo")
     wire, alarm, traffic = make_wire(group, None, 1 - rank, CPU), Alarm(), Traffic()
+    timeline = Timeline(TimelineConfig(), CPU)
     if rank == 0:
-        return SendingEnd(CHANNEL, wire, DEPTH, timeout, traffic, alarm, rank), alarm, traffic
-    return ReceivingEnd(CHANNEL, wire, DEPTH, timeout, alarm, rank), alarm, traffic
+        return SendingEnd(CHANNEL, wire, DEPTH, timeout, traffic, alarm, timeline, rank), alarm, traffic
+    return ReceivingEnd(CHANNEL, wire, DEPTH, timeout, alarm, timeline, rank), alarm, traffic
 
 
 def latent(step: int) -> torch.Tensor:

@@ -1,0 +1,112 @@
+"""Where the worker of the first part gets its images: loaded ahead, or handed out to data-parallel workers."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeflow.data import Batches, dequantization_noise, dequantize
+from pipeflow.flow.layers import Shape
+from pipeflow.training.control import Control
+from pipeflow.training.timeline import LOAD, WAIT, Timeline
+
+AHEAD = 2
+"""Training batches made while the worker computes."""
+
+
+class ImageSource(Protocol):
+    """Where the worker of the first part gets its images."""
+
+    def train(self, epoch: int, step: int) -> Tensor:
+        """A dequantized training batch, float32."""
+
+    def initial(self) -> Tensor:
+        """The batch for the data-dependent initialisation."""
+
+    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
+        """Test images with fixed noise."""
+
+
+class ImagesAhead:
+    """Training images picked, flipped, dequantized and brought to the device by a thread, in the order of an epoch."""
+
+    def __init__(self, batches: Batches, device: torch.device, timeline: Timeline):
+        self._batches = batches
+        self._device = device
+        self._timeline = timeline
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pipeflow-images")
+        self._coming: dict[tuple[int, int], Future] = {}
+
+    def train(self, epoch: int, step: int) -> Tensor:
+        """A training batch, on the device."""
+        last = min(step + AHEAD, self._batches.steps_per_epoch - 1)
+        wanted = [(epoch, each) for each in range(step, last + 1)]
+        # What was begun for an epoch that ended before its time is of no use.
+        self._coming = {key: self._coming.get(key) or self._thread.submit(self._load, *key) for key in wanted}
+        with self._timeline.span(WAIT, f"for images {step}"):
+            images, event = self._coming.pop((epoch, step)).result()
+        if event is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(event)
+            images.record_stream(stream)
+        return images
+
+    def _load(self, epoch: int, step: int) -> "tuple[Tensor, torch.cuda.Event | None]":
+        with self._timeline.span(LOAD, f"images {step}"):
+            images = self._batches.train(epoch, step)
+            if self._stream is None:
+                return images, None
+            torch.cuda.set_device(self._device)
+            with torch.cuda.stream(self._stream):
+                return images.pin_memory().to(self._device, non_blocking=True), self._stream.record_event()
+
+    def initial(self) -> Tensor:
+        """The batch for the data-dependent initialisation."""
+        return self._batches.initial()
+
+    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
+        """Test images with fixed noise."""
+        return self._batches.test_batches(num_images, batch_size)
+
+
+def share_of(batch_size: int, world_size: int, rank: int) -> slice:
+    """The images of a global batch that are this rank's; sizes differ by one at most."""
+    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
+class SharedImages:
+    """Training images for data-parallel workers: rank 0 draws each global batch and hands out the shares.
+
+    They travel as uint8; each worker adds its slice of the global batch's noise.
+    """
+
+    def __init__(self, batches: Batches | None, seed: int, batch_size: int, shape: Shape, control: Control):
+        self._batches = batches
+        self._seed = seed
+        self._shape = (batch_size, *shape)
+        self._control = control
+
+    def train(self, epoch: int, step: int) -> Tensor:
+        """This worker's share of a global batch."""
+        control, batch_size = self._control, self._shape[0]
+        mine = share_of(batch_size, control.world_size, control.rank)
+        if self._batches is not None:
+            images = self._batches.train_images(epoch, step)
+            for target in range(1, control.world_size):
+                control.send(images[share_of(batch_size, control.world_size, target)], target, "images")
+            images = images[mine]
+        else:
+            images = control.receive(torch.empty((mine.stop - mine.start, *self._shape[1:]), dtype=torch.uint8), 0)
+        noise = dequantization_noise(self._seed, "train", epoch, step, self._shape)
+        return dequantize(images, noise[mine])
+
+    def initial(self) -> Tensor:
+        """The batch for the data-dependent initialisation, on rank 0."""
+        return self._batches.initial()
+
+    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
+        """Test images, on rank 0."""
+        return self._batches.test_batches(num_images, batch_size)

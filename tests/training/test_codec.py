@@ -1,0 +1,82 @@
+"""What a latent becomes on a link: casts, and dithered bytes whose error is uniform noise."""
+
+import pytest
+import torch
+
+from pipeflow.training.codec import make_codec
+from pipeflow.training.link import EVALUATION, TRAINING, Channel
+
+SHAPE = (3, 8, 8)
+SCALES = torch.tensor([0.1, 1.0, 30.0]).view(3, 1, 1)
+
+
+def latents(batch: int = 200, shape=SHAPE) -> torch.Tensor:
+    values = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+    return values * SCALES.view(3, *[1] * (len(shape) - 1)) + 5
+
+
+def through(channel: Channel, latent: torch.Tensor, kind: str = TRAINING, step: int = 0) -> torch.Tensor:
+    payload = channel.encode(kind, 0, step, latent)
+    codec = channel.codec(kind)
+    assert tuple(payload.shape) == codec.payload_shape(len(latent)) and payload.dtype == codec.dtype
+    assert payload.nbytes == codec.num_bytes(len(latent)) and payload.is_contiguous()
+    return channel.decode(kind, 0, step, payload)
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
+def test_casts(dtype, size):
+    latent = latents()
+    assert make_codec(dtype, SHAPE).num_bytes(200) == size * latent.numel()
+    assert torch.equal(through(Channel(0, SHAPE, dtype), latent), latent.to(getattr(torch, dtype)).float())
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 8, 8)])
+def test_a_byte_a_value_and_two_numbers_a_channel(shape):
+    latent = latents(shape=shape)
+    received = through(Channel(0, shape, "int8"), latent)
+    assert received.shape == latent.shape and received.dtype == torch.float32
+    assert make_codec("int8", shape).num_bytes(200) == latent.numel() + 3 * 8
+
+
+def test_the_error_is_uniform_over_a_step_of_each_channel_and_independent_of_the_value():
+    latent = latents()
+    error = through(Channel(0, SHAPE, "int8"), latent) - latent
+    for channel in range(3):
+        values = latent[:, channel].flatten()
+        step = (values.max() - values.min()) / 255
+        scaled = error[:, channel].flatten() / step
+        assert scaled.abs().max() < 0.5 + 1e-3
+        assert abs(scaled.mean()) < 0.01 and abs(scaled.var() - 1 / 12) < 0.002
+        assert abs(torch.corrcoef(torch.stack([scaled, values]))[0, 1]) < 0.03
+        where = ((values - values.min()) / step).frac()  # nor does it tell where between two levels a value was
+        assert abs(torch.corrcoef(torch.stack([scaled, where]))[0, 1]) < 0.03
+
+
+def test_what_arrives_is_not_on_a_grid():
+    """The hazard of rounded latents: a density on a few hundred points. Dithered, no two of 12,800 need be equal."""
+    received = through(Channel(0, SHAPE, "int8"), latents())[:, 1].flatten()
+    assert len(received.unique()) > 0.95 * len(received)
+
+
+def test_both_ends_draw_one_dither_and_another_for_each_batch_and_link():
+    latent = latents(4)
+    first = through(Channel(0, SHAPE, "int8", seed=3), latent)
+    assert torch.equal(first, through(Channel(0, SHAPE, "int8", seed=3), latent))
+    for channel, step in [(Channel(0, SHAPE, "int8", seed=3), 1), (Channel(1, SHAPE, "int8", 3), 0)]:
+        assert not torch.equal(first, through(channel, latent, step=step))
+    wrong = Channel(0, SHAPE, "int8", seed=4).decode(
+        TRAINING, 0, 0, Channel(0, SHAPE, "int8", 3).encode(TRAINING, 0, 0, latent)
+    )
+    assert not torch.equal(first, wrong)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 1e-30, 1e30])
+def test_a_constant_channel_survives(value):
+    latent = torch.full((2, 3, 2, 2), value)
+    assert torch.allclose(through(Channel(0, (3, 2, 2), "int8"), latent), latent)
+
+
+def test_evaluation_is_never_rounded():
+    latent = latents(4)
+    for dtype in ("bfloat16", "int8"):
+        assert torch.equal(through(Channel(0, SHAPE, dtype), latent, EVALUATION), latent)
