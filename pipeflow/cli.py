@@ -56,11 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         "plan",
         _plan,
         "show what a configuration will do and cost",
-        usage="pipeflow plan [--phases] [--config FILE] [--section.option VALUE ...]",
+        usage="pipeflow plan [--phases] [--machines FILE] [--workers N ...] [--config FILE] [--section.option VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=describe_options(),
     )
     plan.add_argument("--phases", action="store_true", help="one line for each epoch")
+    _add_machines(plan.add_argument_group("machines, to predict seconds, bytes and memory of every schedule and rival"))
 
     sample = command("sample", _sample, "draw samples of a run's flow into a PNG")
     sample.add_argument("run_dir", metavar="RUN", help="folder of a run that has ended")
@@ -83,18 +84,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_machines(group: argparse._ArgumentGroup) -> None:
+    """Options that describe machines, read where they are used: all may stand in a file too."""
+    group.add_argument(
+        "--machines", metavar="FILE.yaml", help="workers, flops or step_seconds, bandwidth, latency, memory"
+    )
+    group.add_argument("--workers", metavar="N", help="how many")
+    group.add_argument("--link", metavar="SPEED", help="of each link: '100 Mbit/s', '450 GB/s'")
+    group.add_argument("--latency", metavar="TIME", help="of each link: '0.1 ms' (default 0)")
+    group.add_argument("--flops", metavar="NUMBER", help="a worker's sustained FLOP/s: 50e12, '50 TFLOP/s'")
+    group.add_argument("--memory", metavar="SIZE", help="a worker's: '80 GB' (default: no limit)")
+    group.add_argument(
+        "--probe",
+        metavar="FILE.yaml",
+        nargs="?",
+        const="machines.yaml",
+        help="measure this machine with --workers processes, and write the file (default machines.yaml)",
+    )
+    group.add_argument("--json", metavar="FILE", help="predictions for programs ('-': standard output)")
+    group.add_argument("--plot", type=_png, metavar="FILE.png", help="seconds an epoch against the speed of the links")
+
+
 def _no_command(options: argparse.Namespace, rest: list[str]) -> None:
     raise AssertionError("main hands train to the launcher")
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     config = load(*parse_arguments(rest))
-    from rich.console import Console
+    from pipeflow.plan.command import run
 
-    from pipeflow.plan import make_plan, print_phases, print_plan
-
-    show = print_phases if options.phases else print_plan
-    show(make_plan(config), Console(highlight=False))
+    run(options, config)
 
 
 def _sample(options: argparse.Namespace, rest: list[str]) -> None:

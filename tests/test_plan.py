@@ -9,7 +9,7 @@ from rich.console import Console
 from pipeflow.config import Config
 from pipeflow.costs import eval_link_bytes
 from pipeflow.errors import ConfigError, DataError
-from pipeflow.plan import make_plan, print_phases, print_plan
+from pipeflow.plan import Images, make_plan, print_phases, print_plan
 from pipeflow.saved_flow import read_config
 from pipeflow.training.record import training_macs
 
@@ -59,12 +59,18 @@ def test_a_plan_loads_no_images(monkeypatch):
     def fail(*arguments):
         raise AssertionError("images were loaded")
 
-    monkeypatch.setattr("pipeflow.plan.load_data", fail)
+    monkeypatch.setattr("pipeflow.plan.plan.load_data", fail)
     monkeypatch.setattr("pipeflow.data.sources.load_images", fail)
     assert plan_of(data={"name": "cifar10", "path": "nowhere"}).phases[0].steps == 781
     assert plan_of(data={"name": "cifar10", "num_train": 1000}).phases[0].steps == 15
     assert plan_of(data={"name": "dead_leaves", "num_train": 9000}).phases[0].steps == 140
     assert plan_of().parts[0].input_shape == (3, 32, 32)
+
+
+def test_images_that_are_not_there_may_be_described():
+    config = Config.from_dict({"data": {"name": "images", "path": "nowhere"}})
+    plan = make_plan(config, Images((3, 64, 64), 6400, 10))
+    assert (plan.parts[0].input_shape, plan.phases[0].steps, plan.num_test) == ((3, 64, 64), 100, 10)
 
 
 def test_of_a_folder_the_files_are_counted_and_the_first_is_measured(tmp_path):
@@ -108,6 +114,14 @@ def test_a_plan_fits_a_terminal_and_says_it_all():
         "of 5 epochs end to end", "by link), nothing backward", "with 3 workers, one for each part",
     ):  # fmt: skip
         assert words in text
+
+
+def test_cuts_by_time_are_not_known_before_the_run():
+    said = "by multiply-adds here; the run times the layers itself and may cut elsewhere"
+    timed = plan_of(parts={"split": "balanced", "num": 2, "balance": "time"})
+    text = printed(print_plan, timed, width=100)
+    assert said in text and max(map(len, printed(print_plan, timed).splitlines())) <= 80
+    assert said not in printed(print_plan, plan_of(parts={"split": "balanced", "num": 2}), width=100)
 
 
 def rows(**schedule) -> list[str]:

@@ -10,6 +10,7 @@ A cut is written as the name of the layer it falls before, and the head of the p
 import difflib
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -184,24 +185,43 @@ def balance(costs: Sequence[float], num: int) -> list[int]:
     total = [0]
     for cost in costs:
         total.append(total[-1] + cost)
+    largest = _least_largest(total, num)
+    # ways[end]: the least sum of squares of the runs so far, which end there, and where the last of them begins.
+    ways: dict[int, tuple[float, int]] = {0: (0, 0)}
+    by_run = []
+    for run in range(num):
+        longer: dict[int, tuple[float, int]] = {}
+        for first, (value, _) in ways.items():
+            for end in range(first + 1, len(costs) - (num - run - 1) + 1):
+                cost = total[end] - total[first]
+                if cost > largest:
+                    break
+                candidate = value + cost * cost
+                if end not in longer or candidate < longer[end][0]:
+                    longer[end] = (candidate, first)
+        by_run.append(longer)
+        ways = longer
+    end, starts = len(costs), []
+    for ways in reversed(by_run):
+        end = ways[end][1]
+        starts.append(end)
+    return starts[::-1]
 
-    def best(score, bound: float) -> tuple[float, list[int]]:
-        """The best runs by `score(runs before, next run)`, none dearer than `bound`: dynamic programming."""
-        ways = {0: (0, [])}
-        for run in range(num):
-            longer: dict[int, tuple[float, list[int]]] = {}
-            for first, (value, starts) in ways.items():
-                for end in range(first + 1, len(costs) - (num - run - 1) + 1):
-                    cost = total[end] - total[first]
-                    candidate = score(value, cost)
-                    if cost <= bound and (end not in longer or candidate < longer[end][0]):
-                        longer[end] = (candidate, [*starts, first])
-            ways = longer
-        return ways[len(costs)]
 
-    largest, _ = best(max, math.inf)
-    _, starts = best(lambda value, cost: value + cost * cost, largest)
-    return starts
+def _least_largest(total: Sequence[float], num: int) -> float:
+    """Cost of the most expensive of `num` runs at best, by bisection; total: costs of the items before each."""
+    candidates = sorted({last - first for index, first in enumerate(total) for last in total[index + 1 :]})
+
+    def is_enough(bound: float) -> bool:
+        """Whether runs that are filled up to the bound are no more than `num`: then there are `num` of them."""
+        start = 0
+        for _ in range(num):
+            start = bisect_right(total, bound, lo=start + 1, key=lambda until, before=total[start]: until - before) - 1
+            if start == len(total) - 1:
+                return True
+        return False
+
+    return candidates[bisect_left(candidates, True, key=is_enough)]
 
 
 def _blocks(flow: Flow) -> dict[str, list[str]]:

@@ -162,8 +162,24 @@ class TestBalance:
             runs = self.runs(costs, starts)
             assert (max(runs), sum(run**2 for run in runs)) == min(scores)
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_costs_may_be_measured_seconds(self, seed):
+        costs = torch.rand(9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+        for num in range(1, 10):
+            ways = [(0, *starts) for starts in itertools.combinations(range(1, 9), num - 1)]
+            found = max(self.runs(costs, balance(costs, num)))
+            assert found == pytest.approx(min(max(self.runs(costs, way)) for way in ways))
+
     def test_example(self):
         assert balance([3, 1, 1, 1], 2) == [0, 1]
+
+    def test_of_equally_good_ways_early_runs_are_short(self):
+        assert balance([1] * 5, 3) == [0, 1, 3]
+        assert balance([0, 0, 1], 2) == [0, 1]
+
+    def test_a_deep_flow_over_many_workers(self):
+        starts = balance([1, 2, 2, 5] * 70, 200)
+        assert len(starts) == 200 and max(self.runs([1, 2, 2, 5] * 70, starts)) == 5
 
 
 def note_size(sizes: list[int], tensor: torch.Tensor) -> torch.Tensor:

@@ -1,141 +1,20 @@
-"""What a configuration will do and cost, before anything is trained: its parts, its schedule, and what travels.
-
-No image is loaded for the data that comes along, and of a folder or a zip only the first is decoded.
-"""
+"""How a plan prints: the table of its parts, its schedule and costs in a few lines, or one row a phase."""
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeflow.config import Config
-from pipeflow.costs import (
-    eval_link_bytes,
-    gather_bytes,
-    gradient_bytes,
-    latent_bytes,
-    phase_link_bytes,
-    training_share,
-)
+from pipeflow.costs import latent_bytes, phase_link_bytes, training_share
 from pipeflow.curves import size
-from pipeflow.data import load_data
-from pipeflow.data.images import measure_images
-from pipeflow.data.sources import DEAD_LEAVES_NUM
-from pipeflow.errors import ConfigError, DataError
-from pipeflow.flow import Part, build_flow, cut_names, split_flow
-from pipeflow.flow.layers import Shape
+from pipeflow.plan.plan import Plan
 from pipeflow.training.record import training_macs
-from pipeflow.training.schedule import Phase, Schedule
-
-SMALL_IMAGE = (3, 32, 32)
-"""Shape of the images of cifar10 and dead_leaves."""
-
-CIFAR10_NUM = {"train": 50_000, "test": 10_000}
+from pipeflow.training.schedule import Phase
 
 NO_BREAK = "\u00a0"
-
-
-# ---------------------------------------------------------------------------------------------------------- the plan
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run that is yet to be made, with a worker for each part."""
-
-    config: Config
-    parts: list[Part]
-    phases: list[Phase]
-    num_test: int
-
-    @property
-    def forward(self) -> list[int]:
-        """Bytes over each link in all of training."""
-        optim, dtype = self.config.optim, self.config.link.dtype
-        by_phase = [phase_link_bytes(phase, self.parts, optim.batch_size, dtype) for phase in self.phases]
-        return [sum(link) for link in zip(*by_phase)]
-
-    @property
-    def evaluation(self) -> int:
-        """Bytes over the links in all evaluations before the gather: twice, where there are averaged weights."""
-        local = [phase for phase in self.phases if phase.is_local]
-        if not local:
-            return 0
-        num_images = min(self.config.eval.num_images or self.num_test, self.num_test)
-        in_training = num_images * (1 + sum(phase.evaluate for phase in local))
-        return sum(eval_link_bytes(self.parts, in_training + self.num_test)) * (2 if self.config.optim.ema > 0 else 1)
-
-    @property
-    def gather(self) -> dict[str, int]:
-        """Bytes of the gather, by kind; before data-parallel epochs rank 0 also sends everything to all others."""
-        local = [phase for phase in self.phases if phase.is_local]
-        trained = {part for phase in local for part in phase.trained}
-        ema = self.config.optim.ema > 0
-        counts = Counter(gather_bytes(self.parts, range(len(self.parts)), trained, ema) if local else {})
-        if self._is_data_parallel:
-            for _ in self.parts[1:]:
-                counts.update(gather_bytes(self.parts, [1] * len(self.parts), trained, ema))
-        return dict(counts)
-
-    @property
-    def gradients(self) -> int:
-        """Bytes of gradients in data-parallel epochs."""
-        steps = sum(phase.steps for phase in self.phases if not phase.is_local)
-        return gradient_bytes(self.parts, len(self.parts), steps) if self._is_data_parallel else 0
-
-    @property
-    def _is_data_parallel(self) -> bool:
-        return self.config.finetune.parallel == "ddp" and not self.phases[-1].is_local
-
-
-def make_plan(config: Config) -> Plan:
-    """Builds the flow and the schedule, without images.
-
-    Raises:
-        ConfigError: the parts, the model or the batch size cannot be.
-        DataError: the images are not there, or fewer than asked for.
-    """
-    shape, num_train, num_test = _measure_data(config)
-    if config.optim.batch_size > num_train:
-        raise ConfigError(
-            f"optim.batch_size is {config.optim.batch_size}, but there are {num_train} training images: it must be "
-            f"from 1 to {num_train}."
-        )
-    if config.model.name == "python":
-        raise ConfigError("model.name is python: a flow given from Python cannot be planned from a configuration.")
-    flow = build_flow(config, shape)
-    parts = split_flow(flow, cut_names(flow, config.parts.split, config.parts.num), config.parts.head)
-    phases = Schedule(config, len(parts), num_train // config.optim.batch_size).phases()
-    return Plan(config, parts, phases, num_test)
-
-
-def _measure_data(config: Config) -> tuple[Shape, int, int]:
-    """Shape of an image, number of training and of test images."""
-    data = config.data
-    if data.name == "python":
-        raise DataError("data.name is python: images given from Python cannot be planned from a configuration.")
-    if data.name == "dead_leaves":
-        return SMALL_IMAGE, data.num_train or DEAD_LEAVES_NUM["train"], data.num_test or DEAD_LEAVES_NUM["test"]
-    if data.name == "cifar10":
-        shape, train, test = SMALL_IMAGE, CIFAR10_NUM["train"], CIFAR10_NUM["test"]
-    elif data.name == "images":
-        shape, train, test = measure_images(data.path)
-    else:
-        images = load_data(data)
-        shape, train, test = images.shape, len(images.train), len(images.test)
-    for option, num, there in (("num_train", data.num_train, train), ("num_test", data.num_test, test)):
-        if num is not None and num > there:
-            raise DataError(
-                f"data.{option} is {num}, but there are only {there} images; lower it, or set null for all."
-            )
-    return shape, data.num_train or train, data.num_test or test
-
-
-# ------------------------------------------------------------------------------------------------------ how it prints
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -191,6 +70,8 @@ def _parts_table(plan: Plan) -> Table:
 def _schedule(plan: Plan) -> Iterator[tuple[str, str]]:
     config, parts, steps = plan.config, plan.parts, plan.phases[0].steps
     batch_size = config.optim.batch_size
+    if config.parts.split == "balanced" and config.parts.balance == "time":
+        yield "cuts", "by multiply-adds here; the run times the layers itself and may cut elsewhere"
     modes = [(mode, len(list(group))) for mode, group in groupby(phase.mode for phase in plan.phases)]
     epochs = " + ".join(f"{num} {mode}" for mode, num in modes)
     yield "epochs", f"{epochs}, {_count(steps, 'batch', 'es')} of {_count(batch_size, 'image')}"

@@ -1,0 +1,350 @@
+"""What can be expected where it cannot be run here, and how far predictions are from what was measured here.
+
+    python -m benchmarks.plan.run            # the tables of many workers, from multiply-adds and assumed machines: no GPU
+    python -m benchmarks.plan.run --check [--results FILE]    # probes this machine, and compares with what
+                                             # benchmarks.pipelines.run measured on it (benchmarks/pipelines/results.json)
+
+The first writes results.md, results.json and seconds_by_link.png; the second check.md and check.json. Every number in them
+is computed by `pipeflow.plan` from the configurations and the constants below.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from benchmarks.machine import describe_machine, in_words
+from pipeflow.config import Config
+from pipeflow.curves import size
+from pipeflow.plan import Images, make_plan
+from pipeflow.plan.figure import plot_by_speed
+from pipeflow.plan.machines import Machines, read_machines, write_machines
+from pipeflow.plan.plan import Plan
+from pipeflow.plan.predict import Prediction, Predictor
+from pipeflow.plan.quantities import in_time
+from pipeflow.plan.recommend import fastest, verdict
+
+HERE = Path(__file__).parent
+MEASURED = HERE.parent / "pipelines" / "results.json"
+
+FLOPS = 10e12
+"""Assumed: what a data-centre GPU sustains on float32 convolutions without TF32. Nobody measured it for this table."""
+MEMORY = 80e9
+"""Assumed: bytes of such a GPU."""
+LINKS = {
+    "NVLink, 450 GB/s": {"bandwidth": 450e9 * 8, "latency": 5e-6},
+    "100 GbE": {"bandwidth": 100e9, "latency": 20e-6},
+    "1 GbE": {"bandwidth": 1e9, "latency": 100e-6},
+    "WAN, 100 Mbit/s": {"bandwidth": 100e6, "latency": 20e-3},
+}
+"""Nominal speeds of the standards (NVLink: of one direction of a fourth-generation GPU); latencies are assumed."""
+WORKERS = (3, 8, 32, 256)
+FLOWS = {
+    "published: 3 x 32 steps, 32x32": {"num_blocks": 3, "num_steps": 32, "size": 32},
+    "3 x 48 steps, 32x32": {"num_blocks": 3, "num_steps": 48, "size": 32},
+    "4 x 48 steps, 64x64": {"num_blocks": 4, "num_steps": 48, "size": 64},
+    "6 x 48 steps, 256x256": {"num_blocks": 6, "num_steps": 48, "size": 256},
+}
+NUM_IMAGES = 50_000
+BATCH_SIZE = 64
+EPOCH = 4992
+PROBES = {False: "machines_workers.yaml", True: "machines_one_worker.yaml"}
+NAMES = {
+    "pipeflow_concurrent": "concurrent",
+    "pipeflow_alternate": "alternate",
+    "gpipe": "gpipe",
+    "1f1b": "1f1b",
+    "ddp": "ddp",
+    "single": "end_to_end",
+}
+"""Systems of benchmarks/pipelines that are predicted, and what they are called here."""
+OURS = ("concurrent", "alternate")
+"""Their bytes are known exactly."""
+
+
+# ------------------------------------------------------------------------------------------------------ many workers
+
+
+def sized_plan(num_blocks: int, num_steps: int, size: int) -> Plan:
+    """A flow of width 512 on so many images of this size, without images."""
+    config = Config.from_dict(
+        {
+            "data": {"name": "cifar10"},
+            "model": {"num_blocks": num_blocks, "num_steps": num_steps, "width": 512},
+            "parts": {"split": "balanced", "num": 2},
+            "schedule": {"mode": "concurrent", "local_epochs": 60, "finetune_epochs": 30},
+            "optim": {"batch_size": BATCH_SIZE},
+        }
+    )
+    return make_plan(config, Images((3, size, size), NUM_IMAGES, 10_000))
+
+
+def best(predictions: list[Prediction], *systems: str) -> Prediction | None:
+    """The fastest of these systems, whether or not it fits."""
+    return min((each for each in predictions if each.system in systems), key=lambda each: each.seconds, default=None)
+
+
+def across_machines(first: Predictor) -> list[dict]:
+    """Every number of workers on every link, for one flow."""
+    rows = []
+    for workers in WORKERS:
+        for link, values in LINKS.items():
+            machines = Machines(workers=workers, flops=FLOPS, memory=MEMORY, **values)
+            predictor = Predictor(first.plan, machines, shared=first)
+            predictions = predictor.all(modes=("concurrent",))
+            chosen = {
+                "parts": best(predictions, "concurrent"),
+                "pipeline": best(predictions, "gpipe", "1f1b"),
+                "ddp": best(predictions, "ddp"),
+                "ddp_wide": best(predictions, "ddp, batch a worker"),
+                "one": best(predictions, "end_to_end"),
+            }
+            rows.append({"workers": workers, "link": link, "verdict": verdict(fastest(predictions)), **chosen})
+    return rows
+
+
+def amdahl(plan: Plan) -> dict:
+    """60 balanced local epochs on three workers and 30 end to end, over 90 end to end on one; links are free."""
+    free = Machines(workers=3, flops=FLOPS, bandwidth=1e18)
+    predictor = Predictor(plan, free)
+    cut = next(cut for cut in predictor.cuts() if len(cut.parts) == 3 and cut.name.startswith("balanced"))
+    one = predictor.end_to_end().seconds
+    parts, shared = predictor.local("concurrent", cut).seconds, predictor.data_parallel()[-1].seconds
+    return {
+        "parts_then_one": (60 * parts + 30 * one) / (90 * one),
+        "parts_then_data_parallel": (60 * parts + 30 * shared) / (90 * one),
+        "data_parallel": shared / one,
+    }
+
+
+def tables(results: dict) -> str:
+    """results.md."""
+    line = results["amdahl"]
+    lines = [
+        "# Where isolated parts win, by prediction",
+        "",
+        f"`python -m benchmarks.plan.run`; nothing here was measured. Width 512, {NUM_IMAGES:,} images, "
+        f"batch {BATCH_SIZE}, float32 latents. Assumed of each worker: {FLOPS / 1e12:g} TFLOP/s sustained, "
+        f"{MEMORY / 1e9:g} GB. "
+        "Links: nominal speeds, latencies "
+        + ", ".join(f"{link} {in_time(values['latency'])}" for link, values in LINKS.items())
+        + ". Work: two FLOPs a multiply-add, backward twice the forward, no fixed cost of a step or a micro-batch, a ring "
+        "all-reduce in buckets of 25 MB. Times are of an epoch that trains everything; `!` does not fit in memory.",
+        "",
+        f"The published flow, three workers, free links: 60 balanced concurrent epochs and 30 end to end on one worker "
+        f"cost {line['parts_then_one']:.2f} of 90 end to end on one, with data-parallel fine-tuning "
+        f"{line['parts_then_data_parallel']:.2f}; data parallelism alone {line['data_parallel']:.2f}.",
+    ]
+    for flow in results["flows"]:
+        lines += [
+            "",
+            f"## {flow['name']}",
+            "",
+            f"{flow['parameters'] / 1e6:.1f} million parameters, {flow['macs'] / 1e9:.2f} G multiply-adds an image; one "
+            f"worker: {in_time(flow['one']['seconds'])} an epoch, {size(flow['one']['memory'])}"
+            f"{'' if flow['one']['fits'] else ' (!)'}. It can be cut into {flow['most_parts']} parts at most. "
+            "Largest part's share of the work in a balanced cut: "
+            + ", ".join(f"{num} parts {share:.3f} (1/{num} = {1 / num:.3f})" for num, share in flow["balance"])
+            + ".",
+            "",
+            f"| workers | link | concurrent parts | GB | end-to-end pipeline | data parallel, batch {BATCH_SIZE} in all "
+            f"| GB | data parallel, batch {BATCH_SIZE} a worker | fastest at batch {BATCH_SIZE} in all |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in flow["rows"]:
+            parts, pipeline = row["parts"], row["pipeline"]
+            ddp = row["ddp"]
+            lines.append(
+                f"| {row['workers']} | {row['link']} | {_seconds(parts)}, {parts['cut']} | {parts['bytes'] / 1e9:.2f} "
+                f"| {_seconds(pipeline)}, {pipeline['parts']} parts x{pipeline['micro_batches']} | {_on(ddp)} "
+                f"| {'-' if ddp is None else format(ddp['bytes'] / 1e9, ',.0f')} | {_seconds(row['ddp_wide'])} "
+                f"| {row['verdict']} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _on(prediction: dict | None) -> str:
+    return "-" if prediction is None else f"{_seconds(prediction)}, {prediction['workers']} workers"
+
+
+def _seconds(prediction: dict | None) -> str:
+    return "-" if prediction is None else f"{in_time(prediction['seconds'])}{'' if prediction['fits'] else ' !'}"
+
+
+def predict_all() -> dict:
+    """Every flow on all machines."""
+    flows = []
+    for label, about in FLOWS.items():
+        plan = sized_plan(**about)
+        one = Predictor(plan, Machines(flops=FLOPS, memory=MEMORY))
+        rows = across_machines(one)
+        one_cut = {
+            len(cut.parts): max(part.multiply_adds() for part in cut.parts) / plan.flow.multiply_adds()
+            for workers in WORKERS
+            for cut in one.cuts_for(workers)
+            if cut.name.startswith("balanced")
+        }
+        flows.append(
+            {
+                "name": label,
+                "parameters": sum(parameter.numel() for parameter in plan.flow.parameters()),
+                "macs": plan.flow.multiply_adds(),
+                "one": dataclasses.asdict(one.end_to_end()),
+                "most_parts": one.most_parts,
+                "balance": [[num, share] for num, share in sorted(one_cut.items())],
+                "rows": [
+                    {
+                        key: dataclasses.asdict(value) if isinstance(value, Prediction) else value
+                        for key, value in row.items()
+                    }
+                    for row in rows
+                ],
+            }
+        )
+        print(f"{label}: done", flush=True)
+    return {"amdahl": amdahl(sized_plan(**next(iter(FLOWS.values())))), "flops": FLOPS, "links": LINKS, "flows": flows}
+
+
+# ------------------------------------------------------------------------------------------------------------- check
+
+
+def check(measured: dict, probes: dict[bool, Machines]) -> list[dict]:
+    """Predicted and measured seconds of an epoch, of each system that both have.
+
+    probes: of the workers with a thread each, and (True) of one with all cores, as benchmarks/pipelines runs them.
+
+    Raises ValueError where a byte of an isolated part's link is other than predicted.
+    """
+    rows, workers = [], measured["settings"]["workers"]
+    for batch_text, systems in measured["results"].items():
+        batch_size = int(batch_text)
+        for title, row in systems.items():
+            if title not in NAMES or row.get("images_per_s") is None:
+                continue
+            plan = small_plan(batch_size, workers)
+            predictor = Predictor(plan, probes[NAMES[title] == "end_to_end"])
+            prediction = predicted(predictor, NAMES[title], row.get("micro_batches"))
+            scale = EPOCH / (predictor.steps * batch_size)
+            seconds = EPOCH / row["images_per_s"]
+            bytes_measured, bytes_predicted = row["sent_forward"] + row["sent_backward"], prediction.bytes * scale
+            # Both are of other numbers of images, scaled to an epoch: less than half a byte is rounding.
+            if NAMES[title] in OURS and abs(bytes_measured - bytes_predicted) >= 0.5:
+                raise ValueError(
+                    f"{title}, batch {batch_size}: {bytes_predicted:,.1f} bytes were predicted for {EPOCH} images, and "
+                    f"{bytes_measured:,.1f} measured"
+                )
+            rows.append(
+                {
+                    "system": title,
+                    "batch_size": batch_size,
+                    "micro_batches": row.get("micro_batches"),
+                    "measured": seconds,
+                    "predicted": prediction.seconds * scale,
+                    "error": prediction.seconds * scale / seconds - 1,
+                    "bytes_measured": bytes_measured,
+                    "bytes_predicted": bytes_predicted,
+                }
+            )
+    return rows
+
+
+def take_probes(settings: dict) -> dict[bool, Machines]:
+    """Of the workers and batches that were measured; written beside this file too."""
+    from pipeflow.plan.probe import describe, probe
+
+    workers = settings["workers"]
+    plan = small_plan(max(settings["batch"]), workers)
+    probes = {
+        False: probe(plan.config, plan.flow.shape, workers, threads=1),
+        True: probe(plan.config, plan.flow.shape, 1, threads=os.cpu_count()),
+    }
+    for is_single, machines in probes.items():
+        write_machines(machines, HERE / PROBES[is_single], describe(machines))
+    return probes
+
+
+def small_plan(batch_size: int, workers: int) -> Plan:
+    """What benchmarks/pipelines trains."""
+    return make_plan(
+        Config.from_dict(
+            {
+                "data": {"name": "dead_leaves", "num_train": EPOCH},
+                "model": {"num_steps": 4, "width": 64},
+                "parts": {"split": "balanced", "num": workers},
+                "optim": {"batch_size": batch_size},
+            }
+        )
+    )
+
+
+def predicted(predictor: Predictor, system: str, micro_batches: int | None) -> Prediction:
+    """The same system at the same number of micro-batches."""
+    if system == "end_to_end":
+        return predictor.end_to_end()
+    if system == "ddp":
+        return next(each for each in predictor.data_parallel() if each.system == "ddp")
+    cut = predictor.cuts()[0]  # the configured one
+    if system in ("gpipe", "1f1b"):
+        return predictor.pipeline_at(system, cut, micro_batches)
+    return predictor.local(system, cut)
+
+
+def check_table(rows: list[dict], machine: dict, workers: int) -> str:
+    """check.md."""
+    lines = [
+        "# Predicted and measured",
+        "",
+        f"`python -m benchmarks.plan.run --check` on {in_words(machine)}. Predicted from a probe of this machine; "
+        f"measured by `benchmarks/pipelines` with {workers} workers. Seconds of an epoch of {EPOCH:,} images; small flow, "
+        "3 x 4 steps, width 64. Bytes of isolated parts are equal, or this table would not be here.",
+        "",
+        "| system | batch | micro-batches | measured, s | predicted, s | error | MB measured | MB predicted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['system']} | {row['batch_size']} | {row['micro_batches'] or '-'} | {row['measured']:.1f} "
+        f"| {row['predicted']:.1f} | {row['error']:+.0%} "
+        f"| {row['bytes_measured'] / 1e6:.3f} | {row['bytes_predicted'] / 1e6:.3f} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The tables, or with --check the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with what was measured here")
+    parser.add_argument("--results", type=Path, default=MEASURED, help="with --check: of benchmarks.pipelines.run")
+    parser.add_argument(
+        "--keep-probe", action="store_true", help="with --check: take the probes that were written before"
+    )
+    options = parser.parse_args(arguments)
+    machine = describe_machine()
+    if options.check:
+        if not options.results.exists():
+            parser.error(f"{options.results} is not there: `python -m benchmarks.pipelines.run` writes it")
+        measured = json.loads(options.results.read_text())
+        if options.keep_probe:
+            probes = {is_single: read_machines(HERE / name) for is_single, name in PROBES.items()}
+        else:
+            probes = take_probes(measured["settings"])
+        rows = check(measured, probes)
+        table = check_table(rows, machine, measured["settings"]["workers"])
+        (HERE / "check.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        (HERE / "check.md").write_text(table)
+        print(table)
+        return
+    results = predict_all()
+    (HERE / "results.json").write_text(json.dumps({"machine": machine, **results}, indent=1) + "\n")
+    (HERE / "results.md").write_text(tables(results))
+    published = sized_plan(**next(iter(FLOWS.values())))
+    plot_by_speed(
+        Predictor(published, Machines(workers=8, flops=FLOPS, bandwidth=1e9, latency=1e-4)),
+        HERE / "seconds_by_link.png",
+    )
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What `pipeflow plan` does with its options."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeflow.config import Config
+from pipeflow.errors import ConfigError
+from pipeflow.plan.machines import Machines, read_machines, write_machines
+from pipeflow.plan.plan import Plan, make_plan
+from pipeflow.plan.predict import Predictor
+from pipeflow.plan.recommend import recommend
+from pipeflow.plan.show import print_phases, print_plan
+from pipeflow.plan.table import as_json, print_predictions
+
+
+def run(options: argparse.Namespace, config: Config) -> None:
+    """Prints the plan, and predictions where machines are described or measured.
+
+    Raises ConfigError for machines that cannot be, or options that need machines where there are none.
+    """
+    on_stdout = options.json == "-"
+    console = Console(highlight=False, stderr=on_stdout)
+    # A file that cannot be read is said before anything is built or measured.
+    machines = _described(options)
+    if machines is None and (options.json or options.plot):
+        raise ConfigError(
+            "--json and --plot show predictions: describe machines too (--machines, --workers or --probe)."
+        )
+    plan = make_plan(config)
+    if options.probe is not None:
+        machines = _probe(options, plan, console)
+    if options.phases:
+        print_phases(plan, console)
+    else:
+        print_plan(plan, console)
+    if machines is not None:
+        console.print()
+        _predict(options, plan, machines, console)
+
+
+def _described(options: argparse.Namespace) -> Machines | None:
+    inline = {
+        "workers": options.workers, "bandwidth": options.link, "latency": options.latency, "flops": options.flops,
+        "memory": options.memory,
+    }  # fmt: skip
+    if options.probe is not None:
+        if options.machines is not None or options.flops is not None:
+            raise ConfigError("--probe measures the machines: give neither --machines nor --flops with it.")
+        return read_machines(None, {"workers": inline["workers"] or 1, "flops": 1, "bandwidth": 1})
+    if options.machines is None and all(value is None for value in inline.values()):
+        return None
+    return read_machines(options.machines, inline)
+
+
+def _probe(options: argparse.Namespace, plan: Plan, console: Console) -> Machines:
+    from pipeflow.plan.probe import describe, probe
+
+    workers = int(options.workers) if options.workers is not None else max(2, len(plan.parts))
+    console.print(f"Measuring with {workers} processes at once, about half a minute ...")
+    machines = probe(plan.config, plan.flow.shape, workers)
+    write_machines(machines, options.probe, describe(machines))
+    console.print(f"Written to {options.probe}: --machines {options.probe} reads it back.", "", sep="\n")
+    inline = {"bandwidth": options.link, "latency": options.latency, "memory": options.memory}
+    return read_machines(options.probe, inline)
+
+
+def _predict(options: argparse.Namespace, plan: Plan, machines: Machines, console: Console) -> None:
+    predictor = Predictor(plan, machines)
+    predictions = predictor.all()
+    advice = recommend(predictor, predictions)
+    print_predictions(predictor, predictions, advice, console)
+    if options.json:
+        text = json.dumps(as_json(predictor, predictions, advice), indent=1) + "\n"
+        if options.json == "-":
+            sys.stdout.write(text)
+        else:
+            Path(options.json).write_text(text)
+    if options.plot:
+        if machines.workers < 2 or not machines.in_seconds:
+            raise ConfigError(
+                "--plot draws seconds against the speed of links: it needs 2 workers or more, and --flops."
+            )
+        from pipeflow.plan.figure import plot_by_speed
+
+        plot_by_speed(predictor, options.plot)
+        console.print(f"\nSeconds an epoch against the speed of the links: {options.plot}")

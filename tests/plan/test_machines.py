@@ -1,0 +1,67 @@
+import pytest
+
+from pipeflow.errors import ConfigError
+from pipeflow.plan.machines import Machines, StepSeconds, read_machines, write_machines
+from pipeflow.plan.quantities import quantity
+
+
+@pytest.mark.parametrize(
+    "kind, text, value",
+    [
+        ("bandwidth", "1 Gbit/s", 1e9), ("bandwidth", "450 GB/s", 3.6e12), ("bandwidth", "100Mbit/s", 1e8),
+        ("bandwidth", 5e6, 5e6), ("bandwidth", "1e9", 1e9), ("time", "0.1 ms", 1e-4), ("time", "20us", 2e-5),
+        ("time", 0, 0.0), ("memory", "16 GiB", 16 * 2**30), ("memory", "80 GB", 8e10), ("flops", "50e12", 5e13),
+        ("flops", "50 TFLOP/s", 5e13),
+    ],
+)  # fmt: skip
+def test_quantities(kind, text, value):
+    assert quantity("name", kind, text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"workers": 0}, r"workers: expected a whole number, 1 or more, got 0"),
+        ({"workers": "two"}, r"workers: .* got 'two'"),
+        ({"workers": 2.5}, r"workers: .* got 2.5"),
+        ({"bandwith": "1 Gbit/s"}, r"unknown field 'bandwith', did you mean 'bandwidth'"),
+        ({"bandwidth": "1 parsec"}, r"bandwidth: expected '1 Gbit/s'.* got '1 parsec'"),
+        ({"bandwidth": "1 GB"}, r"bandwidth: .* got '1 GB'"),
+        ({"bandwidth": -1}, r"bandwidth: .* above 0, got -1"),
+        ({"bandwidth": True}, r"bandwidth: .* got True"),
+        ({"latency": "-1 ms"}, r"latency: .* 0 or more, got '-1 ms'"),
+        ({"flops": "many"}, r"flops: expected 50e12 .* got 'many'"),
+        ({"flops": "nan"}, r"flops: .* got 'nan'"),
+        ({"alone": 2}, r"alone: .* at most 1, got 2"),
+        ({"workers": 2, "flops": 1e12}, r"bandwidth: 2 workers need the speed of the links"),
+        ({"workers": 2, "bandwidth": 1e9}, r"flops: a link's speed says nothing"),
+        ({"step_seconds": 3}, r"step_seconds: expected batch_size: 64"),
+        ({"step_seconds": {"batch_size": 4, "train": {"a": [1, 2]}}}, r"step_seconds.train.a: expected 1 number, "),
+        ({"step_seconds": {"batch_size": [8, 4], "train": {"a": [1, 2]}}}, r"batch_size: .* ascending, got \[8, 4\]"),
+        ({"step_seconds": {"batch_size": 4, "train": {"a": 1}, "speed": 3}}, r"step_seconds.speed: there is no such"),
+        ({"step_seconds": {"batch_size": 4, "train": {"a": 1}, "forward": {"b": 1}}}, r"must name the same layers"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_named_with_its_value_and_what_would_be_right(values, words):
+    with pytest.raises(ConfigError, match=words):
+        read_machines(None, values)
+
+
+@pytest.mark.parametrize(
+    "text, words", [("a: [", "is not YAML"), ("- 3", "expected fields such as"), ("", "expected fields")]
+)
+def test_a_file_that_is_none(tmp_path, text, words):
+    (tmp_path / "machines.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_machines(tmp_path / "machines.yaml")
+    with pytest.raises(ConfigError, match="No such file"):
+        read_machines(tmp_path / "nowhere.yaml")
+
+
+def test_a_file_is_read_back_as_it_was_written_and_options_go_over_it(tmp_path):
+    steps = StepSeconds(batch_size=(8, 64), train={"a": (1.0, 2.0)}, forward={"a": (0.5, 0.6)}, update=0.1)
+    machines = Machines(workers=3, step_seconds=steps, bandwidth=1e9, latency=1e-4, memory=8e9, alone=0.7)
+    write_machines(machines, tmp_path / "machines.yaml", "two\nlines")
+    assert read_machines(tmp_path / "machines.yaml") == machines
+    other = read_machines(tmp_path / "machines.yaml", {"workers": "2", "latency": None, "flops": "1e12"})
+    assert (other.workers, other.latency, other.flops, other.step_seconds) == (2, 1e-4, 1e12, None)

@@ -1,0 +1,53 @@
+import math
+
+import pytest
+import torch
+
+from pipeflow.costs import gather_bytes
+from pipeflow.flow import cut_names, glow, split_flow
+from pipeflow.plan.memory import Activations, flow_bytes, saved_bytes, trained_bytes
+
+
+@pytest.fixture(scope="module")
+def flow():
+    torch.manual_seed(0)
+    return glow((3, 16, 16), num_blocks=3, num_steps=2, width=8)
+
+
+def test_what_is_counted_without_memory_is_what_a_real_forward_keeps(flow):
+    """The flow's layers alone: `Part.forward` adds sums over the batch and the prior's."""
+    for batch_size in (3, 8):
+        kept = Activations(flow).of_layers(flow.names).at(batch_size)
+        measured = sum(saved_bytes(flow, torch.rand(batch_size, 3, 16, 16)).values())
+        assert kept == measured
+
+
+def test_a_part_keeps_what_a_real_forward_of_it_keeps(flow):
+    """Within 2 %: inside the flow a part's first layer also keeps what the gradient of its input needs."""
+    counted = Activations(flow)
+    for part in split_flow(flow, cut_names(flow, "across", 3)):
+        measured = sum(saved_bytes(part, torch.rand(8, *part.input_shape)).values())
+        assert counted.of(part).at(8) == pytest.approx(measured, rel=0.02)
+
+
+def test_weights_gradients_and_moments(flow):
+    part = split_flow(flow, [])[0]
+    num_bytes = 4 * sum(parameter.numel() for parameter in part.parameters())
+    buffers = sum(buffer.nbytes for buffer in part.buffers())
+    assert trained_bytes([part], ema=False) == 4 * num_bytes + buffers
+    assert trained_bytes([part], ema=True) == 5 * num_bytes + buffers
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_the_gather_sends_what_the_costs_say(flow, ema):
+    parts = split_flow(flow, cut_names(flow, "across", 3))
+    expected = sum(gather_bytes(parts, [0, 1, 2], {0, 1, 2}, ema).values())
+    assert sum(flow_bytes(part, ema) for part in parts[1:]) == expected
+
+
+def test_recomputing_keeps_the_inputs_and_one_layer(flow):
+    counted = Activations(flow, recompute=True).of_layers(flow.names)
+    fullest = max(Activations(flow).of_layers([name]).at(8) for name in flow.names)
+    inputs = 8 * 4 * sum(math.prod(shape) for shape in flow.shapes[:-1])
+    assert counted.at(8) == inputs + fullest
+    assert counted.at(8) < Activations(flow).of_layers(flow.names).at(8) / 2

@@ -1,0 +1,166 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeflow.config import Config, load
+from pipeflow.costs import gradient_bytes, phase_link_bytes
+from pipeflow.errors import ConfigError
+from pipeflow.plan import make_plan
+from pipeflow.plan.machines import Machines, StepSeconds
+from pipeflow.plan.predict import Predictor
+from pipeflow.plan.recommend import recommend
+from pipeflow.plan.work import Curve, layer_work
+from pipeflow.training.schedule import Schedule
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def plan_of(**sections):
+    return make_plan(Config.from_dict({"data": {"num_train": 1280, "num_test": 100}, **sections}))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return plan_of()
+
+
+@pytest.mark.parametrize("name, published", [("across2_lr1e-4", 720 / 1026), ("across3_lr1e-5", 647 / 1020)])
+def test_the_published_minutes_from_multiply_adds_alone(name, published):
+    """Both runs on one GPU: 60 alternate and 30 end-to-end epochs, against 90 end to end."""
+    predictor = Predictor(make_plan(load(str(CONFIGS / "cifar10" / f"{name}.yaml"))), Machines())
+    (cut,) = predictor.cuts()
+    ratio = predictor.local("alternate", cut).run_seconds / predictor.end_to_end().run_seconds
+    assert ratio == pytest.approx(published, abs=0.02)
+
+
+@pytest.mark.parametrize("mode", ["concurrent", "alternate", "sequential"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_are_those_of_the_links(mode, dtype):
+    """Of a local epoch for each part, on average."""
+    config = {"schedule": {"mode": mode, "local_epochs": 3, "finetune_epochs": 0}, "link": {"dtype": dtype}}
+    plan = plan_of(**config)
+    predictor = Predictor(plan, Machines(workers=3))
+    phases = Schedule(plan.config, 3, 20).phases()
+    expected = sum(sum(phase_link_bytes(phase, plan.parts, 64, dtype)) for phase in phases) / 3
+    assert predictor.local(mode, predictor.cuts()[0]).bytes == expected
+    assert sum(plan.forward) / 3 == expected
+
+
+def test_bytes_of_gradients_are_those_of_the_ring(small):
+    found = Predictor(small, Machines(workers=4)).data_parallel()
+    assert [each.bytes for each in found] == [gradient_bytes(small.parts, 4, 20), gradient_bytes(small.parts, 4, 5)]
+    assert [each.batch_size for each in found] == [64, 256]
+
+
+def test_on_free_links_each_system_takes_what_arithmetic_says(small):
+    """Without a measurement nothing is fitted: forward 1, backward 2, per multiply-add."""
+    predictor = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e18))
+    whole = predictor.end_to_end().seconds
+    macs = [part.multiply_adds() for part in small.parts]
+    assert whole == pytest.approx(3 * 1280 * sum(macs) / 1e9)
+    concurrent = predictor.local("concurrent", predictor.cuts()[0])
+    assert whole * max(macs) / sum(macs) <= concurrent.seconds <= 1.1 * whole * max(macs) / sum(macs)
+    assert predictor.data_parallel()[0].seconds == pytest.approx(whole / 3, rel=0.04)  # 64 images on 3 are 22 for one
+    turns = [(sum(macs[: part + 1]) + 2 * macs[part]) / 3 / sum(macs) for part in range(3)]
+    alone = Predictor(small, Machines(flops=2e9))
+    assert alone.local("alternate", alone.cuts()[0]).seconds == pytest.approx(whole * sum(turns) / 3)
+
+
+def test_a_pipeline_takes_its_best_number_of_micro_batches(small):
+    predictor = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e18, pass_seconds=0.0))
+    cut = predictor.cuts()[0]
+    assert predictor.pipeline("gpipe", cut).micro_batches == 16
+    costly = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e18, pass_seconds=1.0))
+    assert costly.pipeline("gpipe", costly.cuts()[0]).micro_batches == 2
+    gpipe, one_f_one_b = (predictor.pipeline_at(kind, cut, 16) for kind in ("gpipe", "1f1b"))
+    assert one_f_one_b.memory < gpipe.memory / 2
+
+
+def test_a_pipeline_sends_latents_and_densities_forward_and_gradients_back(small):
+    predictor = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e9))
+    values = [math.prod(part.output_shape) for part in small.parts[:-1]]
+    for kind in ("gpipe", "1f1b"):
+        found = predictor.pipeline_at(kind, predictor.cuts()[0], 4)
+        assert found.bytes == 2 * 20 * 64 * sum(4 * count + 8 for count in values)
+
+
+@pytest.mark.parametrize(
+    "bandwidth, latency", [(1e12, 0.0), (1e7, 0.0), (1e12, 1.0)], ids=["workers", "link", "latency"]
+)
+@pytest.mark.parametrize("machines", [{}, {"alone": 0.7}])
+def test_an_epoch_is_as_long_as_one_that_is_simulated_to_its_end(bandwidth, latency, machines, monkeypatch):
+    plan = make_plan(Config.from_dict({"data": {"num_train": 64 * 97}}))
+
+    def found() -> list[float]:
+        predictor = Predictor(plan, Machines(workers=3, flops=2e11, bandwidth=bandwidth, latency=latency, **machines))
+        cut = predictor.cuts()[0]
+        ways = [predictor.local(mode, cut) for mode in ("concurrent", "alternate")]
+        return [each.seconds for each in [*ways, *(predictor.pipeline_at(kind, cut, 4) for kind in ("gpipe", "1f1b"))]]
+
+    extrapolated, epoch = found(), Predictor._epoch
+    monkeypatch.setattr(
+        Predictor, "_epoch", lambda self, programs, link, steps, _: epoch(self, programs, link, steps, 97)
+    )
+    # Where a latency holds up, `link.depth` batches arrive at once, and the last of them may be fewer.
+    assert extrapolated == pytest.approx(found(), rel=0.04 if latency else 0.02 if machines else 0.005)
+
+
+def test_recomputing_takes_one_forward_more_and_less_memory(small):
+    again = plan_of(memory={"activations": "recompute"})
+    machines = Machines(workers=3, flops=2e9, bandwidth=1e18)
+    kept, recomputed = (Predictor(plan, machines) for plan in (small, again))
+    assert recomputed.end_to_end().seconds == pytest.approx(kept.end_to_end().seconds * 4 / 3)
+    assert recomputed.end_to_end().memory < kept.end_to_end().memory / 2
+    ways = [predictor.local("concurrent", predictor.cuts()[0]) for predictor in (kept, recomputed)]
+    assert ways[1].seconds == pytest.approx(ways[0].seconds * 4 / 3, rel=0.01) and ways[1].memory < ways[0].memory
+
+
+def test_a_flow_under_a_bucket_does_not_overlap_its_all_reduce(small):
+    slow = Predictor(small, Machines(workers=2, flops=2e9, bandwidth=1e6)).data_parallel()[0]
+    free = Predictor(small, Machines(workers=2, flops=2e9, bandwidth=1e18)).data_parallel()[0]
+    assert slow.seconds - free.seconds == pytest.approx(slow.bytes / 2 / (1e6 / 8))
+
+
+def test_seconds_between_measured_batch_sizes_are_on_a_line():
+    curve = Curve((8, 64, 128), (1.0, 2.0, 6.0))
+    assert [curve.at(num) for num in (8, 36, 64, 96, 192)] == [1.0, 1.5, 2.0, 4.0, 10.0]
+    assert Curve((8,), (2.0,)).at(32) == 8.0
+
+
+def test_measured_runs_of_layers_are_shared_out_by_multiply_adds(small):
+    steps = StepSeconds(batch_size=(64,), train={"blocks.0.squeeze": (3.0,), "blocks.1.squeeze": (6.0,)}, update=0.5)
+    predictor = Predictor(small, Machines(step_seconds=steps))
+    assert predictor.end_to_end().seconds == pytest.approx(20 * 9.5)
+    work = layer_work(small.flow, predictor.machines)
+    first = [name for name in small.flow.names if name.startswith("blocks.0.")]
+    assert sum(work[name].forward(64) for name in first) == pytest.approx(1.0)
+    wrong = StepSeconds(batch_size=(64,), train={"blocks.7.squeeze": (3.0,)})
+    with pytest.raises(ConfigError, match=r"there is no layer 'blocks.7.squeeze'.*same model"):
+        Predictor(small, Machines(step_seconds=wrong))
+
+
+def advice_of(plan, **machines):
+    predictor = Predictor(plan, Machines(**machines))
+    return recommend(predictor, predictor.all())
+
+
+def test_who_is_better_off_without_parts_is_told(small):
+    fast = advice_of(small, workers=3, flops=2e9, bandwidth=1e18)
+    assert fast.verdict == "data parallelism" and "NOT the faster way" in " ".join(fast.sentences)
+    hopeless = advice_of(small, workers=3, flops=2e12, bandwidth=1e3)
+    assert hopeless.verdict == "one worker" and "NOT the faster way" in " ".join(hopeless.sentences)
+
+
+def test_a_slow_link_and_a_large_model_are_for_parts():
+    plan = make_plan(load(str(CONFIGS / "cifar10" / "across3_lr1e-5.yaml")))
+    advice = advice_of(plan, workers=3, flops=1e13, bandwidth=1e8)
+    assert (advice.verdict, advice.best.system, advice.best.cut) == ("pipeflow", "concurrent", "balanced 3")
+
+
+def test_where_nothing_fits_the_least_is_named(small):
+    advice = advice_of(small, workers=3, flops=2e9, bandwidth=1e9, memory=1000)
+    assert advice.best is None and "Nothing fits" in advice.sentences[0]
+    some = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e9, memory=3e7)).all()
+    assert {each.fits for each in some} == {True, False}
+    assert all(math.isfinite(each.seconds) and 0 <= each.idle < 1 for each in some)
