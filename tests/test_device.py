@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -22,3 +26,29 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(no_gpu):
 def test_a_gpu_that_is_not_there_is_an_error(no_gpu):
     with pytest.raises(ConfigError, match=r"^run\.device: cuda, but torch finds no GPU here: use auto or cpu"):
         choose_device("cuda")
+
+
+FAULTS = """
+import resource
+import torch
+from pipeflow.device import choose_device
+
+def faults(repeats):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(repeats):
+        torch.zeros(16 * 2**20).add_(1)  # 64 MB, which glibc would map and unmap each time
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(2)
+before = faults(10)
+choose_device("cpu")
+faults(2)
+print(before, faults(10))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this option")
+def test_on_the_cpu_freed_memory_is_used_again():
+    result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    before, after = map(int, result.stdout.split())
+    assert after < before / 10, result.stderr

@@ -81,6 +81,10 @@ CASES = {
         ],
         ["link.cache_draws", "link.cache_gb", "fewer draws"],
     ),
+    "timeline of batches that are not there": (
+        lambda tmp: ["--timeline.steps=4", "--optim.batch_size=8"],
+        ["timeline.steps", "4 batches from number 10", "8 batches", "timeline.first_step"],
+    ),
     "batch too large": (lambda tmp: ["--optim.batch_size=65"], ["optim.batch_size", "65", "64"]),
 }
 

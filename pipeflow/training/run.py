@@ -112,6 +112,7 @@ class Run:
         self.flow = self._build_flow(flow, tuple(info["shape"]))
         self.parts = self._split()
         self.schedule = Schedule(config, len(self.parts), info["steps"])
+        self._check_timeline(info["steps"])
         check_bound(config.link, self.schedule.phases(), self.parts, info["steps"] * config.optim.batch_size)
         self.recorder = Recorder(config, self.folder, self.parts, world, self.manifest)
         self.stages = Stages(
@@ -184,6 +185,16 @@ class Run:
         if any(theirs != values for theirs in self.control.share(values)):
             raise ConfigError("flow: its initial values differ between workers: build it under torch.manual_seed(...).")
         return flow
+
+    def _check_timeline(self, num_steps: int) -> None:
+        """Raises ConfigError where the batches to be recorded are not there."""
+        asked = self.config.timeline
+        if asked.steps and (asked.epoch >= self.config.num_epochs or asked.first_step + asked.steps > num_steps):
+            raise ConfigError(
+                f"timeline.steps: {asked.steps} batches from number {asked.first_step} of epoch {asked.epoch}, but there are "
+                f"{self.config.num_epochs} epochs of {num_steps} batches: record others (timeline.first_step, "
+                f"timeline.epoch)."
+            )
 
     def _split(self) -> list:
         config = self.config

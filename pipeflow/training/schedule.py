@@ -143,7 +143,8 @@ class Schedule:
     def next_phase(self, history: Sequence[dict]) -> Phase | Stop | None:
         """What follows on the epochs of `history` (records as in `summary.json`); None when the run is at its end.
 
-        Stops a run in which a part's training loss has risen by `DIVERGED_BY` over that of the first epoch it trained in.
+        Stops a run in which a part's training loss has risen by `DIVERGED_BY` over that of the first epoch it trained in, or
+        the gathered flow's over the test bits/dim there were before: its first epoch may be the one that breaks it.
         """
         if history:
             for part, loss in history[-1]["train_loss"].items():
@@ -153,10 +154,13 @@ class Schedule:
                     for each in history
                     if part in each["train_loss"] and (each["phase"] in FINETUNE) == stage
                 )
+                measured = [each["test_bpd"] for each in history[:-1] if each.get("test_bpd") is not None]
+                if stage and measured:
+                    first = min(first, measured[-1])
                 if not loss < first + DIVERGED_BY:
                     return Stop(
                         f"the training loss of part {part} rose to {loss:.2f} bits/dim in epoch {history[-1]['epoch']}, "
-                        f"from {first:.2f} in the first epoch it trained"
+                        f"from {first:.2f} before"
                     )
         return self.phase(len(history)) if len(history) < self.config.num_epochs else None
 
