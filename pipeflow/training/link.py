@@ -4,16 +4,18 @@ This is the only file that sends or receives latents. A link has a sending and a
 
     part k --send--> [up to depth batches] --thread--> wire --thread--> [up to depth batches] --receive--> part k+1
 
-Both ends work in threads of their own, so that a batch travels while the parts compute, and so that a part that waits
+Both ends work in threads of their own, so that batches travel while the parts compute, and so that a part that waits
 hears of a stop. Each latent is announced by a header on the CPU; the payload is received only once its header is there,
-so a waiting receive never holds up a GPU stream. Between parts of one worker the link is a queue with the same counts.
+so a waiting receive never holds up a GPU stream. gloo sends nothing before the receiver has asked for it, which takes a
+round trip: headers are asked for ahead, and up to `depth` payloads are on their way at once, so that a link over a long
+distance delays the first batch and not the others. Between parts of one worker the link is a queue with the same counts.
 """
 
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,6 +34,8 @@ from pipeflow.training.traffic import Traffic
 TRAINING, EVALUATION, INITIAL = "latents", "eval", "initial"
 _KINDS = (TRAINING, EVALUATION, INITIAL)
 _CLOSE = -1
+_HEADER, _PAYLOAD = 1, 2
+"""Tags: a payload must not be taken for a header that has been asked for."""
 
 
 @dataclass(frozen=True)
@@ -97,34 +101,48 @@ class LocalLink:
 
 
 class _Wire:
-    """Moves payloads of CPU tensors over gloo. `peer` is the other end's rank."""
+    """Moves payloads of CPU tensors over gloo. `peer` is the other end's rank.
+
+    `send` and `receive` only begin; the function that they return waits for the end, in another thread.
+    """
 
     def __init__(self, group: dist.ProcessGroup, peer: int):
         self.group = group
         self.peer = peer
 
     def enter_thread(self) -> None:
-        """Called once in the thread that sends or receives: a GPU is chosen for each thread anew."""
+        """Called once in each thread that sends or receives: a GPU is chosen for each thread anew."""
 
     def send_header(self, header: Sequence[int]) -> None:
-        dist.send(torch.tensor(header, dtype=torch.int64), self.peer, group=self.group)
+        dist.send(torch.tensor(header, dtype=torch.int64), self.peer, group=self.group, tag=_HEADER)
 
-    def receive_header(self) -> list[int]:
+    def receive_header(self) -> Callable[[], list[int]]:
         header = torch.empty(4, dtype=torch.int64)
-        dist.recv(header, self.peer, group=self.group)
-        return header.tolist()
+        coming = dist.irecv(header, self.peer, group=self.group, tag=_HEADER)
+
+        def finish() -> list[int]:
+            coming.wait()
+            return header.tolist()
+
+        return finish
 
     def ready(self) -> "torch.cuda.Event | None":
         """Marks, on the computing thread, when the payload will have been computed."""
         return None
 
-    def send(self, payload: Tensor, ready: "torch.cuda.Event | None") -> None:
-        dist.send(payload, self.peer, group=self.group)
+    def send(self, payload: Tensor, ready: "torch.cuda.Event | None") -> Callable[[], object]:
+        going = dist.isend(payload, self.peer, group=self.group, tag=_PAYLOAD)
+        return lambda: (going.wait(), payload)  # which must live until it has gone
 
-    def receive(self, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, "torch.cuda.Event | None"]:
+    def receive(self, shape: Shape, dtype: torch.dtype) -> Callable[[], "tuple[Tensor, torch.cuda.Event | None]"]:
         payload = torch.empty(shape, dtype=dtype)
-        dist.recv(payload, self.peer, group=self.group)
-        return payload, None
+        coming = dist.irecv(payload, self.peer, group=self.group, tag=_PAYLOAD)
+
+        def finish() -> tuple[Tensor, None]:
+            coming.wait()
+            return payload, None
+
+        return finish
 
     def arrived(self, payload: Tensor, event: "torch.cuda.Event | None") -> None:
         """Makes the computing thread's stream wait for the payload, not the thread."""
@@ -148,21 +166,26 @@ class _StagedWire(_Wire):
     def ready(self) -> torch.cuda.Event:
         return torch.cuda.current_stream(self.device).record_event()
 
-    def send(self, payload: Tensor, ready: torch.cuda.Event) -> None:
+    def send(self, payload: Tensor, ready: torch.cuda.Event) -> Callable[[], object]:
         staged = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(ready)
             staged.copy_(payload, non_blocking=True)
             payload.record_stream(self.stream)
         self.stream.synchronize()
-        dist.send(staged, self.peer, group=self.group)
+        return super().send(staged, ready)
 
-    def receive(self, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, torch.cuda.Event]:
+    def receive(self, shape: Shape, dtype: torch.dtype) -> Callable[[], tuple[Tensor, torch.cuda.Event]]:
         staged = torch.empty(shape, dtype=dtype, pin_memory=True)
-        dist.recv(staged, self.peer, group=self.group)
-        with torch.cuda.stream(self.stream):
-            payload = staged.to(self.device, non_blocking=True)
-            return payload, self.stream.record_event()
+        coming = dist.irecv(staged, self.peer, group=self.group, tag=_PAYLOAD)
+
+        def finish() -> tuple[Tensor, torch.cuda.Event]:
+            coming.wait()
+            with torch.cuda.stream(self.stream):
+                payload = staged.to(self.device, non_blocking=True)
+                return payload, self.stream.record_event()
+
+        return finish
 
     def arrived(self, payload: Tensor, event: torch.cuda.Event) -> None:
         stream = torch.cuda.current_stream(self.device)
@@ -171,28 +194,55 @@ class _StagedWire(_Wire):
 
 
 class _NcclWire(_StagedWire):
-    """CUDA tensors over NCCL; headers stay on gloo, and bound how far the sender runs ahead."""
+    """CUDA tensors over NCCL; headers stay on gloo."""
 
     def __init__(self, group: dist.ProcessGroup, nccl: dist.ProcessGroup, peer: int, device: torch.device):
         super().__init__(group, peer, device)
         self.nccl = nccl
 
-    def send(self, payload: Tensor, ready: torch.cuda.Event) -> None:
+    def send(self, payload: Tensor, ready: torch.cuda.Event) -> Callable[[], object]:
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(ready)
             dist.isend(payload, self.peer, group=self.nccl).wait()
             payload.record_stream(self.stream)
+            return self.stream.record_event().synchronize
 
-    def receive(self, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, torch.cuda.Event]:
+    def receive(self, shape: Shape, dtype: torch.dtype) -> Callable[[], tuple[Tensor, torch.cuda.Event]]:
         with torch.cuda.stream(self.stream):
             payload = torch.empty(shape, dtype=dtype, device=self.device)
             dist.irecv(payload, self.peer, group=self.nccl).wait()
-            return payload, self.stream.record_event()
+            event = self.stream.record_event()
+        return lambda: (payload, event)
 
     def close(self) -> None:
         torch.cuda.synchronize(self.device)
         dist.destroy_process_group(self.nccl)
         super().close()
+
+
+class _Threads:
+    """The two threads of an end: one begins what the other finishes, in the same order."""
+
+    def __init__(self, name: str, wire: _Wire, begin: Callable[[], None], finish: Callable[[], None], lost: Callable):
+        """lost: told of any exception, for the waiting thread must hear of it."""
+        self._wire = wire
+        self._lost = lost
+        self._threads = [
+            threading.Thread(target=self._run, args=(work,), name=name, daemon=True) for work in (begin, finish)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout: float) -> None:
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            self._wire.enter_thread()
+            work()
+        except Exception as error:
+            self._lost(error)
 
 
 class SendingEnd:
@@ -218,9 +268,11 @@ class SendingEnd:
         self._traffic = traffic
         self._alarm = alarm
         self._rank = rank
-        self._outbox: queue.Queue = queue.Queue(depth)
-        self._thread = threading.Thread(target=self._run, name=str(channel), daemon=True)
-        self._thread.start()
+        self._depth = depth
+        self._taken: queue.Queue = queue.Queue(depth)  # an entry for each batch that is waiting or on its way
+        self._outbox: queue.Queue = queue.Queue()
+        self._going: queue.Queue = queue.Queue()
+        self._threads = _Threads(str(channel), wire, self._begin, self._finish, self._lose)
 
     def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
         """Hands on a detached latent, [batch, *shape]; waits while `depth` batches are on their way."""
@@ -229,34 +281,42 @@ class SendingEnd:
         item = ((_KINDS.index(kind), epoch, step, len(latent)), payload, self._wire.ready())
         with _waiting(self, self._timeline, f"for room, {step}"):
             self._alarm.put(
-                self._outbox,
-                item,
+                self._taken,
+                None,
                 self._timeout,
                 lambda: (
                     f"{self.channel}: worker {self._wire.peer} took nothing for {self._timeout:g} s (link.timeout_s) "
                     f"while worker {self._rank} waited to send the {kind} of epoch {epoch}, step {step}."
                 ),
             )
+        self._outbox.put(item)
 
     def close(self) -> None:
         """Sends what is still waiting, then the end."""
-        self._alarm.put(self._outbox, None, self._timeout, lambda: f"{self.channel}: could not be closed.")
-        self._thread.join(self._timeout)
+        self._outbox.put(None)
+        self._threads.join(self._timeout)
         self._wire.close()
 
-    def _run(self) -> None:
-        try:
-            self._wire.enter_thread()
-            while (item := self._outbox.get()) is not None:
-                header, payload, ready = item
-                with self._timeline.span(SEND, f"send {header[2]}"):
-                    self._wire.send_header(header)
-                    self._wire.send(payload, ready)
-                self._traffic.add("control", self._rank, self._wire.peer, 8 * len(header))
+    def _begin(self) -> None:
+        while (item := self._outbox.get()) is not None:
+            header, payload, ready = item
+            self._wire.send_header(header)
+            self._traffic.add("control", self._rank, self._wire.peer, 8 * len(header))
+            self._going.put((header[2], self._wire.send(payload, ready)))
+        for _ in range(self._depth):  # one for each that the other end has asked for
             self._wire.send_header((_CLOSE, 0, 0, 0))
             self._traffic.add("control", self._rank, self._wire.peer, 8 * 4)
-        except Exception as error:  # any: the waiting thread must hear of it
-            self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+        self._going.put(None)
+
+    def _finish(self) -> None:
+        while (item := self._going.get()) is not None:
+            step, gone = item
+            with self._timeline.span(SEND, f"send {step}"):
+                gone()
+            self._taken.get()
+
+    def _lose(self, error: Exception) -> None:
+        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
 
 
 class ReceivingEnd:
@@ -281,9 +341,10 @@ class ReceivingEnd:
         self._alarm = alarm
         self._rank = rank
         self._inbox: queue.Queue = queue.Queue()
+        self._coming: queue.Queue = queue.Queue()
         self._room = threading.Semaphore(depth)
-        self._thread = threading.Thread(target=self._run, name=str(channel), daemon=True)
-        self._thread.start()
+        self._depth = depth
+        self._threads = _Threads(str(channel), wire, self._begin, self._finish, self._lose)
 
     def receive(self, kind: str, epoch: int, step: int) -> Tensor:
         """The latent of this batch, float32. Raises WorkerError when another comes, or none in time."""
@@ -303,24 +364,34 @@ class ReceivingEnd:
 
     def close(self) -> None:
         """Waits for the sender's end."""
-        self._thread.join(self._timeout)
+        self._threads.join(self._timeout)
         self._wire.close()
 
-    def _run(self) -> None:
-        try:
-            self._wire.enter_thread()
-            while True:
-                self._room.acquire()
-                kind, epoch, step, batch = self._wire.receive_header()
-                if kind == _CLOSE:
-                    return
-                label = (_KINDS[kind], epoch, step)
-                codec = self.channel.codec(label[0])
-                with self._timeline.span(RECEIVE, f"receive {step}"):
-                    payload, event = self._wire.receive(codec.payload_shape(batch), codec.dtype)
-                self._inbox.put((label, payload, event))
-        except Exception as error:  # any: the waiting thread must hear of it
-            self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+    def _begin(self) -> None:
+        asked = deque(self._wire.receive_header() for _ in range(self._depth))
+        while True:
+            kind, epoch, step, batch = asked.popleft()()
+            if kind == _CLOSE:
+                break
+            self._room.acquire()
+            label = (_KINDS[kind], epoch, step)
+            codec = self.channel.codec(label[0])
+            # The payload before the next header: it is what the other end waits to send.
+            self._coming.put((label, self._wire.receive(codec.payload_shape(batch), codec.dtype)))
+            asked.append(self._wire.receive_header())
+        for header in asked:
+            header()
+        self._coming.put(None)
+
+    def _finish(self) -> None:
+        while (item := self._coming.get()) is not None:
+            label, come = item
+            with self._timeline.span(RECEIVE, f"receive {label[2]}"):
+                payload, event = come()
+            self._inbox.put((label, payload, event))
+
+    def _lose(self, error: Exception) -> None:
+        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
 
 
 @contextmanager

@@ -191,8 +191,8 @@ class Run:
         asked = self.config.timeline
         if asked.steps and (asked.epoch >= self.config.num_epochs or asked.first_step + asked.steps > num_steps):
             raise ConfigError(
-                f"timeline.steps: {asked.steps} batches from number {asked.first_step} of epoch {asked.epoch}, but there are "
-                f"{self.config.num_epochs} epochs of {num_steps} batches: record others (timeline.first_step, "
+                f"timeline.steps: {asked.steps} batches from number {asked.first_step} of epoch {asked.epoch}, but there "
+                f"are {self.config.num_epochs} epochs of {num_steps} batches: record others (timeline.first_step, "
                 f"timeline.epoch)."
             )
 

@@ -143,8 +143,8 @@ class Schedule:
     def next_phase(self, history: Sequence[dict]) -> Phase | Stop | None:
         """What follows on the epochs of `history` (records as in `summary.json`); None when the run is at its end.
 
-        Stops a run in which a part's training loss has risen by `DIVERGED_BY` over that of the first epoch it trained in, or
-        the gathered flow's over the test bits/dim there were before: its first epoch may be the one that breaks it.
+        Stops a run in which a part's training loss has risen by `DIVERGED_BY` over that of the first epoch it trained
+        in, or the gathered flow's over the test bits/dim before: its first epoch may be the one that breaks it.
         """
         if history:
             for part, loss in history[-1]["train_loss"].items():

@@ -50,13 +50,13 @@ def order(rank: int) -> None:
     if rank == 0:
         values = sum(latent(step).numel() for step in range(50))
         assert sent["latents"] == [0, 1, 2 * values] and sent["eval"] == [0, 1, 4 * latent(2).numel()]
-        assert sent["control"] == [0, 1, 52 * 32]  # and the header that closes the link
+        assert sent["control"] == [0, 1, (51 + DEPTH) * 32]  # and the headers that close the link
     else:
         assert sent == {}, "nothing ever goes back"
 
 
 def depth(rank: int) -> None:
-    """The sender runs ahead by `depth` batches at each end and one between, then waits for the receiver."""
+    """The sender runs ahead by `depth` batches at each end, then waits for the receiver."""
     link, _, _ = ends(rank)
     if rank == 0:
         sent = []
@@ -72,7 +72,7 @@ def depth(rank: int) -> None:
             time.sleep(0.01)
         dist.barrier()
         thread.join(1.0)
-        assert thread.is_alive() and len(sent) <= 2 * DEPTH + 2, len(sent)
+        assert thread.is_alive() and len(sent) == 2 * DEPTH, len(sent)
         dist.barrier()
         thread.join()
         assert len(sent) == 40
