@@ -251,7 +251,9 @@ class Predictor:
         """The whole flow on several workers: at the same batch in all, on as many as are fastest, and at it a worker."""
         workers = self.machines.workers
         powers = [2**exponent for exponent in range(1, workers.bit_length())]
-        tried = sorted({num for num in [*powers, workers, self.batch_size] if 2 <= num <= min(workers, self.batch_size)})
+        tried = sorted(
+            {num for num in [*powers, workers, self.batch_size] if 2 <= num <= min(workers, self.batch_size)}
+        )
         found = [self._data_parallel("ddp", self.batch_size, num) for num in tried]
         found = [min(found, key=lambda each: (not each.fits, each.seconds))] if found else []
         if self.batch_size * workers <= self.plan.num_train:
