@@ -76,6 +76,8 @@ def test_removed_after_an_error(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_removed_after_a_signal(number):
     code = (
+        # A shell starts what it runs in the background with interrupts ignored, and that is inherited.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import time\nfrom benchmarks.links.hosts import make_hosts\n"
         "with make_hosts(2):\n    print('up', flush=True)\n    time.sleep(1000)"
     )
