@@ -81,6 +81,15 @@ CASES = {
         ],
         ["link.cache_draws", "link.cache_gb", "fewer draws"],
     ),
+    "no place for draws": (
+        lambda tmp: [
+            "--schedule.mode=sequential",
+            "--schedule.local_epochs=9",
+            "--link.cache_draws=1",
+            f"--link.cache_dir={not_a_zip(tmp)}",
+        ],
+        ["link.cache_dir", "text.zip", "another folder"],
+    ),
     "timeline of batches that are not there": (
         lambda tmp: ["--timeline.steps=4", "--optim.batch_size=8"],
         ["timeline.steps", "4 batches from number 10", "8 batches", "timeline.first_step"],

@@ -76,15 +76,16 @@ def falls_below(points: Sequence[Point], share: float = KEPT) -> str:
     return f"{math.exp(math.log(low) + position * (math.log(high) - math.log(low))):.3g}"
 
 
-def write_report(results: dict, folder: Path, command: str) -> None:
+def write_report(results: dict, folder: Path) -> None:
     """results.md and a figure for each batch size into `folder`."""
     points = summarize(list(results["runs"].values()))
     batches = sorted({point["batch"] for point in points})
     lines = [
         "# Training over slow links",
         "",
-        f"`{command}` on {in_words(results['machine'])}; a worker in each of {results['settings']['workers']} network "
-        "namespaces, one thread a worker, gloo, TCP with CUBIC, MTU 1500.",
+        f"`python -m benchmarks.links.run --seconds {results['settings']['seconds']:g} --workers "
+        f"{results['settings']['workers']}`, some of its systems and rates at a time, on {in_words(results['machine'])}; "
+        "each worker in a network namespace of its own, one thread a worker, gloo, TCP with CUBIC, MTU 1500.",
         "",
         "Rates are of each link in each direction, in Mbit/s. Images/s are of training alone, warm; all workers share "
         "this machine's cores, so compare shares rather than speeds. In brackets: share of the system's own speed over "

@@ -249,7 +249,7 @@ def main() -> int:
         settings = {"workers": arguments.workers, "config": base, "seconds": arguments.seconds}
         results = Results(arguments.out / "results.json", settings)
         failed = [] if arguments.report else measure_all(make_jobs(arguments), results, arguments, base)
-        write_report(results.values, arguments.out, " ".join(["python -m benchmarks.links.run", *sys.argv[1:]]))
+        write_report(results.values, arguments.out)
     except (HostsError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,7 +22,7 @@ from benchmarks.pipelines.measure import interface_bytes, peak_memory
 from benchmarks.pipelines.torch_pipeline import KINDS, TorchPipeline
 from pipeflow.config import Config, load
 from pipeflow.data import Batches, load_data
-from pipeflow.device import keep_freed_memory
+from pipeflow.device import choose_device, keep_freed_memory
 from pipeflow.flow import build_flow
 from pipeflow.training.trainer import learning_rate
 
@@ -71,8 +71,7 @@ def connect(config: Config) -> torch.device:
         dist.init_process_group("gloo")
         return torch.device("cpu")
     num_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
+    device = choose_device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # float32 as pipeflow computes it: no TF32
     dist.init_process_group("nccl" if torch.cuda.device_count() >= num_here else "gloo")
     return device
 

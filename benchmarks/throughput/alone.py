@@ -8,6 +8,7 @@ Leaves images a second, of the clock and of the CPU, in FOLDER/partK.json.
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def main() -> None:
     config = load(options.config)
     dist.init_process_group("gloo")
     rank, num_workers = dist.get_rank(), dist.get_world_size()
-    device = choose_device(config.run.device)
+    device = choose_device(config.run.device, int(os.environ["LOCAL_RANK"]))
     batches = Batches(load_data(config.data), config.run.seed, config.optim.batch_size, config.data.flip)
     flow = build_flow(config, batches.data.shape)
     parts = split_flow(flow, cut_names(flow, config.parts.split, config.parts.num), config.parts.head)

@@ -16,6 +16,8 @@ from pipeflow.plan.recommend import recommend
 from pipeflow.plan.show import print_phases, print_plan
 from pipeflow.plan.table import as_json, print_predictions
 
+_FOR_A_PLOT = "--plot draws seconds against the speed of links: it needs 2 workers or more, and --flops or --probe."
+
 
 def run(options: argparse.Namespace, config: Config) -> None:
     """Prints the plan, and predictions where machines are described or measured.
@@ -50,7 +52,10 @@ def _described(options: argparse.Namespace) -> Machines | None:
     if options.probe is not None:
         if options.machines is not None or options.flops is not None:
             raise ConfigError("--probe measures the machines: give neither --machines nor --flops with it.")
-        return read_machines(None, {"workers": inline["workers"] or 1, "flops": 1, "bandwidth": 1})
+        told = {name: value for name, value in inline.items() if value is not None}
+        if options.plot and int(told.get("workers", 2)) < 2:
+            raise ConfigError(_FOR_A_PLOT)
+        return read_machines(None, {"workers": 1, "bandwidth": 1, **told, "flops": 1})  # what was told is looked at
     if options.machines is None and all(value is None for value in inline.values()):
         return None
     return read_machines(options.machines, inline)
@@ -81,9 +86,7 @@ def _predict(options: argparse.Namespace, plan: Plan, machines: Machines, consol
             Path(options.json).write_text(text)
     if options.plot:
         if machines.workers < 2 or not machines.in_seconds:
-            raise ConfigError(
-                "--plot draws seconds against the speed of links: it needs 2 workers or more, and --flops."
-            )
+            raise ConfigError(_FOR_A_PLOT)
         from pipeflow.plan.figure import plot_by_speed
 
         plot_by_speed(predictor, options.plot)

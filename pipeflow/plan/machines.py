@@ -221,6 +221,8 @@ def _step_seconds(value: Any) -> StepSeconds:
         raise ConfigError(
             "step_seconds.forward: it must name the same layers as step_seconds.train, in the same order."
         )
+    if not all(map(sum, zip(*tables["train"].values()))):
+        raise ConfigError("step_seconds.train: all layers together take 0 s: give what was measured.")
     return StepSeconds(
         batch_size=sizes, update=quantity("step_seconds.update", "time", value.get("update", 0.0)), **tables
     )

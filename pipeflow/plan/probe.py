@@ -36,6 +36,7 @@ BATCH_SIZES = (8, 32, 128, 512)
 _SECONDS = 20.0
 """For the rounds in which everything is measured once: what disturbs one of them is not in the median."""
 _LEAST_ROUNDS = 3
+_LOOK_EVERY = 0.2
 _MESSAGES = (1_000, 4_000_000)
 """Bytes."""
 _MICRO_BATCHES = (2, 16)
@@ -56,13 +57,18 @@ def probe(
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     threads = int(os.environ.get("OMP_NUM_THREADS", 1)) if threads is None else threads
-    multiprocessing.spawn(
+    processes = multiprocessing.spawn(
         _process,
         (workers, port, threads, config.to_dict(), tuple(shape), sizes, seconds, results),
         nprocs=workers,
-        join=True,
+        join=False,
     )
+    # What is longer than a pipe holds is written only while it is read; and a process that fails writes nothing.
+    while results.empty() and not processes.join(timeout=_LOOK_EVERY):
+        pass
     measured = results.get()
+    while not processes.join():
+        pass
     return read_machines(None, {"workers": workers, **measured, "about": _about(threads)})
 
 

@@ -46,8 +46,7 @@ def _table(gap: int, *headings: str) -> Table:
 
 
 def _parts_table(plan: Plan) -> Table:
-    batch_size, dtype = plan.config.optim.batch_size, plan.config.link.dtype
-    epoch = plan.phases[0].steps * batch_size
+    batch_size, dtype, steps = plan.config.optim.batch_size, plan.config.link.dtype, plan.phases[0].steps
     whole = sum(part.multiply_adds() for part in plan.parts)
     table = _table(
         2, "part", "layers", "parameters", "multiply-adds\nan image", "latent\nout", "bytes a batch,\nan epoch"
@@ -62,7 +61,7 @@ def _parts_table(plan: Plan) -> Table:
             f"{about['parameters']:,}",
             f"{part.multiply_adds() / 1e6:,.1f} M\n{part.multiply_adds() / max(1, whole):.1%}",
             "x".join(map(str, part.output_shape)),
-            "-" if is_last else "\n".join(size(latent_bytes(part, images, dtype)) for images in (batch_size, epoch)),
+            "-" if is_last else "\n".join(size(num * latent_bytes(part, batch_size, dtype)) for num in (1, steps)),
         )
     return table
 

@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -36,8 +37,8 @@ class Draws:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def begin(self, phase: Phase) -> None:
-        """Forgets what belongs to a turn that is over."""
-        trained = phase.trained[0] if phase.draw_epoch is not None else None
+        """Forgets what belongs to a turn that is over; one of its epochs may neither keep nor use a draw."""
+        trained = phase.trained[0] if phase.is_local and len(phase.trained) == 1 else None
         self._draws = {key: draw for key, draw in self._draws.items() if key[0] == trained}
 
     def has(self, part: int, epoch: int) -> bool:
@@ -63,17 +64,28 @@ class Draws:
         dtype = _stored_as(self._config.dtype)
         if self._config.cache_dir is None:
             return torch.empty(shape, dtype=dtype)
-        folder = Path(self._config.cache_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        size = math.prod(shape)
-        file, path = tempfile.mkstemp(dir=folder, prefix=f"part{key[0]}_epoch{key[1]}_")
+        return _on_disk(self._config.cache_dir, f"part{key[0]}_epoch{key[1]}_", shape, dtype)
+
+
+def _on_disk(folder: str, prefix: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor in a file of this folder. Raises ConfigError where there is no such place, or no room in it."""
+    size = math.prod(shape)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file, path = tempfile.mkstemp(dir=folder, prefix=prefix)
         try:
             # Asked for at once, a full disk is an error here; asked for page by page it would kill the process.
-            os.posix_fallocate(file, 0, size * dtype.itemsize)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, size * dtype.itemsize)
             return torch.from_file(path, shared=True, size=size, dtype=dtype).view(shape)
         finally:
             os.close(file)
             os.unlink(path)  # without a name the file goes with the process, however that ends
+    except OSError as error:
+        raise ConfigError(
+            f"link.cache_dir: {folder} has no place for {size * dtype.itemsize / 1e9:.3g} GB of kept latents "
+            f"({error.strerror}): choose another folder, or keep fewer draws (link.cache_draws)."
+        ) from None
 
 
 def _stored_as(link_dtype: str) -> torch.dtype:
@@ -81,14 +93,21 @@ def _stored_as(link_dtype: str) -> torch.dtype:
     return torch.bfloat16 if link_dtype == "bfloat16" else torch.float32
 
 
-def check_bound(config: LinkConfig, phases: Sequence[Phase], parts: Sequence[Part], num_images: int) -> None:
-    """Raises ConfigError where the draws of a turn would take more than `link.cache_gb`."""
-    receivers = {phase.trained[0] for phase in phases if phase.draw_epoch is not None}
-    largest = max((math.prod(parts[part].input_shape) for part in receivers), default=0)
-    needed = config.cache_draws * num_images * largest * _stored_as(config.dtype).itemsize
+def check_room(config: LinkConfig, phases: Sequence[Phase], parts: Sequence[Part], num_images: int) -> None:
+    """Raises ConfigError where the draws of a turn would take more than `link.cache_gb`, or have no place."""
+    turns = groupby(phases, key=lambda phase: phase.trained if phase.is_local else None)
+    kept = [(trained, len({phase.draw_epoch for phase in turn} - {None})) for trained, turn in turns]
+    kept = [(trained[0], num_draws) for trained, num_draws in kept if num_draws]
+    if not kept:
+        return
+    part, num_draws = max(kept, key=lambda each: each[1] * math.prod(parts[each[0]].input_shape))
+    values = math.prod(parts[part].input_shape)
+    needed = num_draws * num_images * values * _stored_as(config.dtype).itemsize
     if needed > config.cache_gb * 1e9:
         raise ConfigError(
-            f"link.cache_draws: {config.cache_draws} draws of {num_images:,} latents of {largest:,} values take "
+            f"link.cache_draws: {num_draws} draws of {num_images:,} latents of {values:,} values take "
             f"{needed / 1e9:.2f} GB, link.cache_gb allows {config.cache_gb:g}: keep fewer draws, or raise it (with "
             f"link.cache_dir on a disk)."
         )
+    if config.cache_dir is not None:
+        _on_disk(config.cache_dir, "try_", (1,), torch.uint8)  # now, not in an epoch hours from now

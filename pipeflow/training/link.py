@@ -36,6 +36,8 @@ _KINDS = (TRAINING, EVALUATION, INITIAL)
 _CLOSE = -1
 _HEADER, _PAYLOAD = 1, 2
 """Tags: a payload must not be taken for a header that has been asked for."""
+_LOOK_EVERY = 0.2
+"""Seconds from one look at the alarm to the next, while a link ends."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,9 @@ class _Wire:
         """Marks, on the computing thread, when the payload will have been computed."""
         return None
 
+    def wait_until(self, ready: "torch.cuda.Event | None") -> None:
+        """Waits, in a link's thread, for the payload to have been computed."""
+
     def send(self, payload: Tensor, ready: "torch.cuda.Event | None") -> Callable[[], object]:
         going = dist.isend(payload, self.peer, group=self.group, tag=_PAYLOAD)
         return lambda: (going.wait(), payload)  # which must live until it has gone
@@ -165,6 +170,9 @@ class _StagedWire(_Wire):
 
     def ready(self) -> torch.cuda.Event:
         return torch.cuda.current_stream(self.device).record_event()
+
+    def wait_until(self, ready: torch.cuda.Event) -> None:
+        ready.synchronize()
 
     def send(self, payload: Tensor, ready: torch.cuda.Event) -> Callable[[], object]:
         staged = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
@@ -233,9 +241,15 @@ class _Threads:
         for thread in self._threads:
             thread.start()
 
-    def join(self, timeout: float) -> None:
+    def join(self, timeout: float, alarm: Alarm, late: str) -> None:
+        """Waits for the end of both. Raises what the alarm was tripped with, or WorkerError with the text of `late`."""
+        end = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            while thread.is_alive():
+                thread.join(_LOOK_EVERY)
+                alarm.check()
+                if thread.is_alive() and time.monotonic() > end:
+                    raise WorkerError(late)
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
@@ -294,12 +308,19 @@ class SendingEnd:
     def close(self) -> None:
         """Sends what is still waiting, then the end."""
         self._outbox.put(None)
-        self._threads.join(self._timeout)
+        self._threads.join(
+            self._timeout,
+            self._alarm,
+            f"{self.channel}: worker {self._wire.peer} did not take what was left for {self._timeout:g} s "
+            f"(link.timeout_s) at the end of the link.",
+        )
         self._wire.close()
 
     def _begin(self) -> None:
         while (item := self._outbox.get()) is not None:
             header, payload, ready = item
+            # Behind the computation: a receive that NCCL has begun would occupy the other GPU until then.
+            self._wire.wait_until(ready)
             self._wire.send_header(header)
             self._traffic.add("control", self._rank, self._wire.peer, 8 * len(header))
             self._going.put((header[2], self._wire.send(payload, ready)))
@@ -364,7 +385,11 @@ class ReceivingEnd:
 
     def close(self) -> None:
         """Waits for the sender's end."""
-        self._threads.join(self._timeout)
+        self._threads.join(
+            self._timeout,
+            self._alarm,
+            f"{self.channel}: worker {self._wire.peer} did not end the link for {self._timeout:g} s (link.timeout_s).",
+        )
         self._wire.close()
 
     def _begin(self) -> None:

@@ -25,7 +25,7 @@ from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import NoInverse
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.saved_flow import save_flow, to_images
-from pipeflow.training.draws import check_bound
+from pipeflow.training.draws import check_room
 from pipeflow.training.finetune import is_data_parallel
 from pipeflow.training.images import share_of
 from pipeflow.training.record import Recorder
@@ -113,7 +113,7 @@ class Run:
         self.parts = self._split()
         self.schedule = Schedule(config, len(self.parts), info["steps"])
         self._check_timeline(info["steps"])
-        check_bound(config.link, self.schedule.phases(), self.parts, info["steps"] * config.optim.batch_size)
+        check_room(config.link, self.schedule.phases(), self.parts, info["steps"] * config.optim.batch_size)
         self.recorder = Recorder(config, self.folder, self.parts, world, self.manifest)
         self.stages = Stages(
             world, config, self.flow, self.parts, self.schedule, self.batches, self.folder.checkpoints, self.manifest
@@ -212,8 +212,11 @@ class Run:
         split, num = self.config.parts.split, self.config.parts.num
         if split != "balanced" or self.config.parts.balance == "macs":
             return cut_names(self.flow, split, num)
-        cuts = None if self.manifest is None else self.manifest["cuts"]
-        if cuts is None or len(cuts) != num - 1:
+        before = {} if self.manifest is None else self.manifest
+        timed = {"split": split, "num": num, "balance": "time"}
+        was_timed = timed.items() <= before.get("config", {}).get("parts", {}).items()
+        cuts = before.get("cuts") if was_timed else None
+        if cuts is None:
             if self.is_main:
                 costs = layer_seconds(self.flow, self.world.device, self.config.optim.batch_size)
                 cuts = cut_names(self.flow, split, num, costs)

@@ -79,11 +79,14 @@ class World:
         """NCCL where each worker has a GPU to itself, unless asked otherwise."""
         asked = config.link.backend
         has_gpu = self.device.type == "cuda"
-        gpu = str(torch.cuda.get_device_properties(self.device).uuid) if has_gpu else ""
-        gpus = self.control.share([socket.gethostname(), gpu])
-        if config.link.dtype == "int8" and any(bool(gpu) != has_gpu for _, gpu in gpus):
+        about = torch.cuda.get_device_properties(self.device) if has_gpu else None
+        gpu, model = (str(about.uuid), about.name) if has_gpu else ("", "CPU")
+        gpus, models = zip(*self.control.share([[socket.gethostname(), gpu], model]))
+        if config.link.dtype == "int8" and len(set(models)) > 1:
             raise ConfigError(
-                "link.dtype: int8 needs all workers on the CPU or all on GPUs: both ends draw one dither."
+                f"link.dtype: int8 needs all workers on the CPU, or all on GPUs of one model, but here are "
+                f"{', '.join(sorted(set(models)))}: both ends of a link draw one dither, and their random numbers differ. "
+                f"Use bfloat16."
             )
         if asked == "nccl" and not has_gpu:
             raise ConfigError("link.backend: nccl moves CUDA tensors only, this run is on the CPU: use auto or gloo.")
@@ -105,7 +108,9 @@ class World:
                     links[part.index] = LocalLink(channel, self.traffic)
                 continue
             group = dist.new_group([source, target], backend="gloo", timeout=_NO_TIMEOUT)
-            nccl = dist.new_group([source, target], backend="nccl") if self.backend == "nccl" else None
+            nccl = None
+            if self.backend == "nccl":
+                nccl = dist.new_group([source, target], backend="nccl", timeout=_NO_TIMEOUT)
             if self.rank not in (source, target):
                 continue
             wire = make_wire(group, nccl, target if self.rank == source else source, self.device)

@@ -41,6 +41,22 @@ def test_nothing_is_kept_where_no_part_trains_alone_for_epochs(schedule):
     assert set(draw_epochs(1, local_epochs=6, **schedule)) == {None}
 
 
+def test_a_draw_outlives_epochs_that_neither_keep_nor_use_one():
+    """Three draws in turns of four epochs: the first is used in the last, and nothing is computed or sent for it."""
+    config = Config.from_dict({"schedule": SCHEDULES["sequential"], "link": {"cache_draws": 3}})
+    draws = Draws(config.link, seed=0, num_images=4)
+    kept, *between, used = Schedule(config, 3, 1).phases()[4:8]
+    assert (kept.draw_epoch, used.draw_epoch, used.uses_draw) == (4, 4, True)
+    draws.begin(kept)
+    draws.keep(1, 4, 0, torch.ones(4, 2))
+    for phase in between:
+        draws.begin(phase)
+    draws.begin(used)
+    assert draws.has(1, 4)
+    draws.begin(Schedule(config, 3, 1).phases()[8])
+    assert not draws.has(1, 4), "another part's turn"
+
+
 def test_parts_in_front_rest_and_send_nothing_while_a_draw_is_used():
     config = Config.from_dict({"schedule": SCHEDULES["sequential"], "link": {"cache_draws": 1}})
     kept, used = Schedule(config, 3, 5).phases()[8:10]

@@ -189,6 +189,20 @@ def test_timed_cuts_stay_when_a_run_is_resumed(tmp_path, monkeypatch, launch):
     assert_same_tensors(tmp_path / "run", folder)
 
 
+def test_cuts_that_nobody_timed_do_not_pass_for_timed_ones(tmp_path, monkeypatch):
+    """A run that was cut otherwise is timed and cut anew when it is resumed with a timed balance."""
+    from pipeflow.training import run
+
+    schedule = {"mode": "concurrent", "local_epochs": 1, "finetune_epochs": 1}
+    config = small_config(tmp_path / "run", parts={"split": "across", "num": 2}, schedule=schedule)
+    train(config)
+    folder = as_if_interrupted_after(1, tmp_path / "run", tmp_path / "resumed")
+    monkeypatch.setattr(run, "layer_seconds", lambda flow, *_: [100.0] + [1.0] * (len(flow.names) - 1))
+    timed = {"split": "balanced", "num": 2, "balance": "time"}
+    resumed = train(small_config(folder, parts=timed, schedule={**schedule, "local_epochs": 2}))
+    assert resumed["parts"][0]["layers"] == ["blocks.0.squeeze", "blocks.0.steps.0"]
+
+
 DATA_PARALLEL = {"schedule": {"local_epochs": 1, "finetune_epochs": 3}, "finetune": {"parallel": "ddp"}}
 
 
