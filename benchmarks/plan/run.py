@@ -1,8 +1,9 @@
 """What can be expected where it cannot be run here, and how far predictions are from what was measured here.
 
     python -m benchmarks.plan.run            # the tables of many workers, from multiply-adds and assumed machines: no GPU
-    python -m benchmarks.plan.run --check [--results FILE]    # probes this machine, and compares with what
-                                             # benchmarks.pipelines.run measured on it (benchmarks/pipelines/results.json)
+    python -m benchmarks.plan.run --check --measure 2    # measures two rounds of each system as benchmarks.pipelines.run
+                                             # does, probes this machine, and compares; without --measure: with what
+                                             # was measured before (--results FILE, benchmarks/pipelines/results.json)
 
 The first writes results.md, results.json and seconds_by_link.png; the second check.md and check.json. Every number in them
 is computed by `pipeflow.plan` from the configurations and the constants below.
@@ -12,6 +13,9 @@ import argparse
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 from benchmarks.machine import describe_machine, in_words
@@ -249,6 +253,17 @@ def check(measured: dict, probes: dict[bool, Machines]) -> list[dict]:
     return rows
 
 
+def measure(rounds: int, folder: Path) -> Path:
+    """Measures the systems that are predicted, now; the file of results."""
+    command = [sys.executable, "-m", "benchmarks.pipelines.run", "--workers", "2", "--batch", str(BATCH_SIZE)]
+    subprocess.run(
+        [*command, "--rounds", str(rounds), "--systems", *NAMES, "--results", str(folder)],
+        check=True,
+        cwd=HERE.parents[1],
+    )
+    return folder / "results.json"
+
+
 def take_probes(settings: dict) -> dict[bool, Machines]:
     """Of the workers and batches that were measured; written beside this file too."""
     from pipeflow.plan.probe import describe, probe
@@ -290,12 +305,12 @@ def predicted(predictor: Predictor, system: str, micro_batches: int | None) -> P
     return predictor.local(system, cut)
 
 
-def check_table(rows: list[dict], machine: dict, workers: int) -> str:
+def check_table(rows: list[dict], machine: dict, workers: int, command: str) -> str:
     """check.md."""
     lines = [
         "# Predicted and measured",
         "",
-        f"`python -m benchmarks.plan.run --check` on {in_words(machine)}. Predicted from a probe of this machine; "
+        f"`{command}` on {in_words(machine)}. Predicted from a probe of this machine; "
         f"measured by `benchmarks/pipelines` with {workers} workers. Seconds of an epoch of {EPOCH:,} images; small flow, "
         "3 x 4 steps, width 64. Bytes of isolated parts are equal, or this table would not be here.",
         "",
@@ -316,21 +331,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with what was measured here")
     parser.add_argument("--results", type=Path, default=MEASURED, help="with --check: of benchmarks.pipelines.run")
+    parser.add_argument("--measure", type=int, metavar="ROUNDS", help="with --check: measure first, in so many rounds")
     parser.add_argument(
         "--keep-probe", action="store_true", help="with --check: take the probes that were written before"
     )
     options = parser.parse_args(arguments)
     machine = describe_machine()
     if options.check:
-        if not options.results.exists():
-            parser.error(f"{options.results} is not there: `python -m benchmarks.pipelines.run` writes it")
-        measured = json.loads(options.results.read_text())
+        with tempfile.TemporaryDirectory() as scratch:
+            path = measure(options.measure, Path(scratch)) if options.measure else options.results
+            if not path.exists():
+                parser.error(f"{path} is not there: `python -m benchmarks.pipelines.run` writes it")
+            measured = json.loads(path.read_text())
         if options.keep_probe:
             probes = {is_single: read_machines(HERE / name) for is_single, name in PROBES.items()}
         else:
             probes = take_probes(measured["settings"])
         rows = check(measured, probes)
-        table = check_table(rows, machine, measured["settings"]["workers"])
+        command = f"python -m benchmarks.plan.run {' '.join(sys.argv[1:] if arguments is None else arguments)}"
+        table = check_table(rows, machine, measured["settings"]["workers"], command)
         (HERE / "check.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
         (HERE / "check.md").write_text(table)
         print(table)

@@ -22,7 +22,7 @@ from benchmarks.machine import describe_machine, in_words
 from pipeflow.config import Config
 
 HERE = Path(__file__).parent
-NUM_STEPS = 60
+NUM_STEPS = 40
 GOAL = 0.95
 
 

@@ -27,7 +27,7 @@ def test_systems_that_are_predicted_are_compared():
     assert [row["system"] for row in rows] == ["pipeflow_concurrent", "1f1b"]
     assert rows[0]["measured"] == EPOCH / 100 and round(rows[0]["bytes_predicted"]) == round(rows[0]["bytes_measured"])
     assert rows[0]["error"] == pytest.approx(rows[0]["predicted"] / rows[0]["measured"] - 1)
-    assert "| 1f1b | 512 | 4 |" in check_table(rows, describe_machine(), 2)
+    assert "| 1f1b | 512 | 4 |" in check_table(rows, describe_machine(), 2, "command")
 
 
 def test_a_byte_too_many_is_an_error():
