@@ -101,7 +101,7 @@ def main() -> None:
         group: {name: run(name, *each, arguments) for name, each in GROUPS[group].items()} for group in arguments.groups
     }
     machine = describe_machine()
-    kept = ("test_bpd", "exit_bpd", "epochs", "bytes", "seconds", "world_size")
+    kept = ("test_bpd", "exit_bpd", "bytes", "seconds", "world_size")
     document = {
         name: {key: summary[key] for key in kept if key in summary}
         for summaries in groups.values()
