@@ -1,9 +1,9 @@
 """What can be expected where it cannot be run here, and how far predictions are from what was measured here.
 
     python -m benchmarks.plan.run            # the tables of many workers, from multiply-adds and assumed machines: no GPU
-    python -m benchmarks.plan.run --check --measure 2    # measures two rounds of each system as benchmarks.pipelines.run
-                                             # does, probes this machine, and compares; without --measure: with what
-                                             # was measured before (--results FILE, benchmarks/pipelines/results.json)
+    python -m benchmarks.plan.run --check --measure 3    # three times in turn: probes this machine, measures each system
+                                             # as benchmarks.pipelines.run does, and compares; without --measure: with
+                                             # what was measured before (--results FILE, benchmarks/pipelines/results.json)
 
 The first writes results.md, results.json and seconds_by_link.png; the second check.md and check.json. Every number in them
 is computed by `pipeflow.plan` from the configurations and the constants below.
@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -253,15 +254,30 @@ def check(measured: dict, probes: dict[bool, Machines]) -> list[dict]:
     return rows
 
 
-def measure(rounds: int, folder: Path) -> Path:
-    """Measures the systems that are predicted, now; the file of results."""
+def median_of(rounds: list[list[dict]]) -> list[dict]:
+    """Each system's median over rounds of `check`, error included, which is taken within a round; and their errors."""
+    systems: dict[tuple, list[dict]] = {}
+    for rows in rounds:
+        for row in rows:
+            systems.setdefault((row["system"], row["batch_size"]), []).append(row)
+    return [
+        {
+            **same[0],
+            **{key: statistics.median(row[key] for row in same) for key in ("measured", "predicted", "error")},
+            "errors": [row["error"] for row in same],
+        }
+        for same in systems.values()
+    ]
+
+
+def measure() -> dict:
+    """One round of the systems that are predicted, now; as benchmarks/pipelines writes it."""
     command = [sys.executable, "-m", "benchmarks.pipelines.run", "--workers", "2", "--batch", str(BATCH_SIZE)]
-    subprocess.run(
-        [*command, "--rounds", str(rounds), "--systems", *NAMES, "--results", str(folder)],
-        check=True,
-        cwd=HERE.parents[1],
-    )
-    return folder / "results.json"
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [*command, "--rounds", "1", "--systems", *NAMES, "--results", folder], check=True, cwd=HERE.parents[1]
+        )
+        return json.loads((Path(folder) / "results.json").read_text())
 
 
 def take_probes(settings: dict) -> dict[bool, Machines]:
@@ -312,18 +328,25 @@ def check_table(rows: list[dict], machine: dict, workers: int, command: str) -> 
         "",
         f"`{command}` on {in_words(machine)}. Predicted from a probe of this machine; "
         f"measured by `benchmarks/pipelines` with {workers} workers. Seconds of an epoch of {EPOCH:,} images; small flow, "
-        "3 x 4 steps, width 64. Bytes of isolated parts are equal, or this table would not be here.",
+        "3 x 4 steps, width 64. Of several rounds, each of a probe and a measurement, medians; the error is a round's own. "
+        "Bytes of isolated parts are equal, or this table would not be here.",
         "",
         "| system | batch | micro-batches | measured, s | predicted, s | error | MB measured | MB predicted |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['system']} | {row['batch_size']} | {row['micro_batches'] or '-'} | {row['measured']:.1f} "
-        f"| {row['predicted']:.1f} | {row['error']:+.0%} "
+        f"| {row['predicted']:.1f} | {in_percent(row['errors'])} "
         f"| {row['bytes_measured'] / 1e6:.3f} | {row['bytes_predicted'] / 1e6:.3f} |"
         for row in rows
     ]
     return "\n".join(lines) + "\n"
+
+
+def in_percent(errors: list[float]) -> str:
+    """The median, and what it is the median of."""
+    spread = f" ({min(errors):+.0%} to {max(errors):+.0%})" if len(errors) > 1 else ""
+    return f"{statistics.median(errors):+.0%}{spread}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -331,23 +354,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with what was measured here")
     parser.add_argument("--results", type=Path, default=MEASURED, help="with --check: of benchmarks.pipelines.run")
-    parser.add_argument("--measure", type=int, metavar="ROUNDS", help="with --check: measure first, in so many rounds")
+    parser.add_argument("--measure", type=int, metavar="ROUNDS", help="with --check: probe and measure so many times")
     parser.add_argument(
         "--keep-probe", action="store_true", help="with --check: take the probes that were written before"
     )
     options = parser.parse_args(arguments)
     machine = describe_machine()
     if options.check:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = measure(options.measure, Path(scratch)) if options.measure else options.results
-            if not path.exists():
-                parser.error(f"{path} is not there: `python -m benchmarks.pipelines.run` writes it")
-            measured = json.loads(path.read_text())
-        if options.keep_probe:
-            probes = {is_single: read_machines(HERE / name) for is_single, name in PROBES.items()}
-        else:
-            probes = take_probes(measured["settings"])
-        rows = check(measured, probes)
+        if not options.measure and not options.results.exists():
+            parser.error(f"{options.results} is not there: `python -m benchmarks.pipelines.run` writes it")
+        rounds = []
+        for _ in range(options.measure or 1):
+            measured = measure() if options.measure else json.loads(options.results.read_text())
+            if options.keep_probe:
+                probes = {is_single: read_machines(HERE / name) for is_single, name in PROBES.items()}
+            else:
+                probes = take_probes(measured["settings"])
+            rounds.append(check(measured, probes))
+        rows = median_of(rounds)
         command = f"python -m benchmarks.plan.run {' '.join(sys.argv[1:] if arguments is None else arguments)}"
         table = check_table(rows, machine, measured["settings"]["workers"], command)
         (HERE / "check.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")

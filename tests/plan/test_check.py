@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.machine import describe_machine
-from benchmarks.plan.run import EPOCH, check, check_table, small_plan
+from benchmarks.plan.run import EPOCH, check, check_table, median_of, small_plan
 from pipeflow.plan.machines import Machines
 from pipeflow.plan.predict import Predictor
 
@@ -27,7 +27,19 @@ def test_systems_that_are_predicted_are_compared():
     assert [row["system"] for row in rows] == ["pipeflow_concurrent", "1f1b"]
     assert rows[0]["measured"] == EPOCH / 100 and round(rows[0]["bytes_predicted"]) == round(rows[0]["bytes_measured"])
     assert rows[0]["error"] == pytest.approx(rows[0]["predicted"] / rows[0]["measured"] - 1)
-    assert "| 1f1b | 512 | 4 |" in check_table(rows, describe_machine(), 2, "command")
+    table = check_table(median_of([rows]), describe_machine(), 2, "command")
+    assert "| 1f1b | 512 | 4 |" in table and f"| {rows[0]['error']:+.0%} |" in table
+
+
+def test_errors_are_taken_within_a_round():
+    """A machine that was slow in one round was slow for its probe and its measurement."""
+    (row,) = check(measured(), PROBES)[:1]
+    slow = {**row, "measured": 3 * row["measured"], "predicted": 3 * row["predicted"]}
+    worse = {**row, "error": 1.0}
+    (merged,) = median_of([[row], [slow], [worse]])
+    assert merged["error"] == row["error"] and merged["errors"] == [row["error"], row["error"], 1.0]
+    assert merged["measured"] == row["measured"]
+    assert "(" in check_table([merged], describe_machine(), 2, "command").splitlines()[-1]
 
 
 def test_a_byte_too_many_is_an_error():
