@@ -96,10 +96,14 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """What is computed in less than float32, and what is compiled."""
+    """How a step is computed: what may be rounded otherwise, for speed, and what in less than float32."""
 
+    step: Literal["fast", "reference"] = option(
+        "fast", "fast: ActNorms folded into convolutions, fused optimizer; reference: operation by operation"
+    )
     coupling: Literal["float32", "bfloat16"] = option("float32", "type inside the coupling nets; all else is float32")
-    compile: bool = option(False, "torch.compile the coupling nets (numbers may change in the last bits)")
+    compile: bool = option(False, "torch.compile the flow steps (numbers may change in the last bits)")
+    graphs: bool = option(False, "record a part's step once and launch it whole (CUDA graphs; needs a GPU)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +125,11 @@ class LinkConfig:
 class MemoryConfig:
     """What is kept for the backward."""
 
-    activations: Literal["keep", "recompute"] = option(
-        "keep", "recompute: only each layer's input is kept, for about a third more time"
+    activations: Literal["keep", "recompute", "invert"] = option(
+        "keep",
+        "recompute: only each layer's input is kept, for about a third more time; invert: not even those, for two thirds",
     )
+    max_error: float = option(1e-3, "invert: by how much a part's recovered input may be off before the run is stopped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +332,7 @@ def _check_ranges(config: Config) -> None:
         "eval.every_epochs": 1, "eval.num_images": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1,
         "link.cache_draws": 0, "timeline.steps": 0, "timeline.epoch": 0, "timeline.first_step": 0,
     }  # fmt: skip
-    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb"]
+    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb", "memory.max_error"]
     values = {
         f"{s}.{key}": value for s, section in dataclasses.asdict(config).items() for key, value in section.items()
     }
@@ -349,6 +355,16 @@ def _check_ranges(config: Config) -> None:
     if config.data.name == "images" and config.data.path is None:
         raise ConfigError("data.path: data.name 'images' needs a folder or a zip with train/ and test/ in it.")
     turn_length(config.schedule.alternate_every)
+    if config.precision.graphs:
+        _check_graphs(config)
+
+
+def _check_graphs(config: Config) -> None:
+    """What cannot be recorded."""
+    if config.finetune.parallel == "ddp":
+        raise ConfigError("precision.graphs: data-parallel steps are not recorded: set finetune.parallel to single.")
+    if config.memory.activations == "invert":
+        raise ConfigError("precision.graphs: inverses are not recorded: set memory.activations to keep or recompute.")
 
 
 def _is_function(name: str) -> bool:

@@ -68,7 +68,7 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
     parts = split_flow(flow, [] if last_phase in FINETUNE else cuts, config.parts.head)
     where = choose_device(device)
     worker = Worker(
-        [PartTrainer(part, where, config.optim, config.optim.lr, num_updates=0) for part in parts],
+        [PartTrainer(part, where, config, config.optim.lr, num_updates=0) for part in parts],
         {part.index: LocalLink(Channel(part.index, part.output_shape), Traffic()) for part in parts[:-1]},
         batches,
         where,

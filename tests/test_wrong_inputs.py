@@ -54,6 +54,10 @@ def images(path: Path) -> list[str]:
 
 
 CASES = {
+    "graphs without a gpu": (
+        lambda tmp: ["--precision.graphs=true", "--run.device=cpu"],
+        ["precision.graphs", "CUDA graphs need a GPU"],
+    ),
     "unknown option": (lambda tmp: ["--optim.lrr=1"], ["optim.lrr", "did you mean 'optim.lr'"]),
     "wrong type": (lambda tmp: ["--optim.batch_size=many"], ["optim.batch_size", "'many'", "whole number"]),
     "no such config": (lambda tmp: [f"--config={tmp}/none.yaml"], ["none.yaml", "No such file"]),

@@ -17,9 +17,11 @@ def glow(
     coupling: str = "affine",
     invconv: str = "lu",
     net_dtype: torch.dtype = torch.float32,
+    fold: bool = False,
 ) -> Flow:
     """Glow for images of this shape, (channels, height, width); the defaults are the published CIFAR-10 model.
 
+    fold: as of `FlowStep`, with the coupling nets folded too.
     Layers are `blocks.B.squeeze`, `blocks.B.steps.S` and, but in the last block, `blocks.B.factor_out`.
     Raises ValueError where height or width cannot be halved `num_blocks` times.
     """
@@ -32,7 +34,8 @@ def glow(
             layers[f"blocks.{block}.steps.{step}"] = FlowStep(
                 ActNorm(channels),
                 InvertibleConv1x1(channels, invconv),
-                Coupling(channels, width, coupling, net_dtype),
+                Coupling(channels, width, coupling, net_dtype, fold),
+                fold,
             )
         if block < num_blocks - 1:
             layers[f"blocks.{block}.factor_out"] = FactorOut(channels)
@@ -79,9 +82,17 @@ def _build_glow(config: Config, shape: Shape) -> Flow:
             f"Use fewer blocks or other images."
         )
     net_dtype = torch.bfloat16 if config.precision.coupling == "bfloat16" else torch.float32
-    flow = glow(shape, model.num_blocks, model.num_steps, model.width, model.coupling, model.invconv, net_dtype)
+    fold = config.precision.step == "fast"
+    flow = glow(shape, model.num_blocks, model.num_steps, model.width, model.coupling, model.invconv, net_dtype, fold)
     if config.precision.compile:
-        for module in flow.modules():
-            if isinstance(module, Coupling):
-                module.net.compile()
+        _compile_steps(flow)
     return flow
+
+
+def _compile_steps(flow: Flow) -> None:
+    """Each flow step by itself: those of a block share their code, which is compiled once and not for every step."""
+    # One for each block, with and without gradients, and for a last smaller batch: torch gives up after 8.
+    torch._dynamo.config.recompile_limit = 64
+    for _, layer in flow.named_layers():
+        if isinstance(layer, FlowStep):
+            layer.compile(dynamic=False)

@@ -4,6 +4,10 @@ A layer takes `x` to `(y, contribution)`, where `contribution` ([batch], float32
 log-determinant, or for `FactorOut` the log-prior of the half it takes out, which it returns as a third value. So log p(x)
 is one running sum over a list of layers, plus the prior of the last latent.
 
+With `fold`, a flow step and its coupling net compute the same in fewer passes over memory: an ActNorm beside a convolution
+is a factor on its weights and a bias, so that what remains are convolutions with ReLUs between them, channels last. The
+parameters and their meaning stay; numbers differ by rounding.
+
 Shapes of latents are [batch, channels, height, width]; a layer of one's own may use any [batch, ...]. Formulas are those
 of Kingma and Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018), as openai/glow computes them.
 """
@@ -66,6 +70,11 @@ def _check_channels(shape: Shape, num_channels: int) -> Shape:
     return shape
 
 
+def _over_pixels(logdet: Tensor, x: Tensor) -> Tensor:
+    """The contribution, [batch], of a layer that does the same at each pixel, with this log-determinant."""
+    return (logdet * (x.shape[2] * x.shape[3])).expand(x.shape[0])
+
+
 class ActNorm(Layer):
     """`y = (x + bias) * exp(3 log_scale)` for each channel, initialised to zero mean and unit variance of `y`.
 
@@ -85,9 +94,22 @@ class ActNorm(Layer):
         """`y` alone, for use inside a coupling net, where no log-determinant is asked for."""
         return (x + self._channels_of(self.bias)) * torch.exp(3 * self._channels_of(self.log_scale))
 
+    def folded_behind(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that does what one with `weight` and then this layer do."""
+        scale = torch.exp(3 * self.log_scale)
+        return weight * scale.view(-1, 1, 1, 1), self.bias * scale
+
+    def folded_before(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the 1x1 convolution that does what this layer and then `matrix` do at each pixel."""
+        scaled = matrix * torch.exp(3 * self.log_scale)
+        return scaled[:, :, None, None], scaled @ self.bias
+
+    def logdet(self) -> Tensor:
+        """At one pixel: a scalar."""
+        return 3 * self.log_scale.sum()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logdet = 3 * self.log_scale.sum() * (x.shape[2] * x.shape[3])
-        return self.normalize(x), logdet.expand(x.shape[0])
+        return self.normalize(x), _over_pixels(self.logdet(), x)
 
     def inverse(self, y: Tensor) -> Tensor:
         return y * torch.exp(-3 * self._channels_of(self.log_scale)) - self._channels_of(self.bias)
@@ -139,10 +161,12 @@ class InvertibleConv1x1(Layer):
         upper = self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_s))
         return self.permutation @ lower @ upper
 
+    def logdet(self) -> Tensor:
+        """log |det W|, a scalar."""
+        return torch.linalg.slogdet(self.weight)[1] if self.form == "plain" else self.log_s.sum()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logdet = torch.linalg.slogdet(self.weight)[1] if self.form == "plain" else self.log_s.sum()
-        y = functional.conv2d(x, self.matrix()[:, :, None, None])
-        return y, (logdet * (x.shape[2] * x.shape[3])).expand(x.shape[0])
+        return functional.conv2d(x, self.matrix()[:, :, None, None]), _over_pixels(self.logdet(), x)
 
     def inverse(self, y: Tensor) -> Tensor:
         inverse = torch.linalg.inv(self.matrix().double()).to(y.dtype)
@@ -169,6 +193,11 @@ class ZeroConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) * torch.exp(3 * self.log_scale.view(1, -1, 1, 1))
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the plain convolution that this is."""
+        scale = torch.exp(3 * self.log_scale)
+        return self.conv.weight * scale.view(-1, 1, 1, 1), self.conv.bias * scale
+
 
 class CouplingNet(nn.Module):
     """3x3 to `width`, 1x1, 3x3 zero convolution; ActNorm and ReLU after the first two.
@@ -176,9 +205,12 @@ class CouplingNet(nn.Module):
     `dtype` is the type its convolutions run in; what it returns has its parameters' type, float32, in any case.
     """
 
-    def __init__(self, num_inputs: int, num_outputs: int, width: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, num_inputs: int, num_outputs: int, width: int, dtype: torch.dtype = torch.float32, fold: bool = False
+    ):
         super().__init__()
         self.dtype = dtype
+        self.fold = fold
         self.conv_in = nn.Conv2d(num_inputs, width, 3, padding=1, bias=False)
         self.norm_in = ActNorm(width)
         self.conv_mid = nn.Conv2d(width, width, 1, bias=False)
@@ -189,9 +221,17 @@ class CouplingNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            if self.fold:
+                return self._folded(x.contiguous(memory_format=torch.channels_last)).to(x.dtype)
             hidden = functional.relu(self.norm_in.normalize(self.conv_in(x)))
             hidden = functional.relu(self.norm_mid.normalize(self.conv_mid(hidden)))
             return self.conv_out(hidden)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        # In place: a convolution's output is needed by no backward, so that only what ReLUs give is kept.
+        hidden = functional.conv2d(x, *self.norm_in.folded_behind(self.conv_in.weight), padding=1).relu_()
+        hidden = functional.conv2d(hidden, *self.norm_mid.folded_behind(self.conv_mid.weight)).relu_()
+        return functional.conv2d(hidden, *self.conv_out.folded(), padding=1)
 
     def multiply_adds(self, shape: Shape) -> int:
         weights = (self.conv_in.weight, self.conv_mid.weight, self.conv_out.conv.weight)
@@ -212,7 +252,14 @@ class Coupling(Layer):
     kind `additive`: `y2 = x2 + t`. With an odd number of channels the first half is the smaller.
     """
 
-    def __init__(self, num_channels: int, width: int, kind: str = "affine", net_dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        num_channels: int,
+        width: int,
+        kind: str = "affine",
+        net_dtype: torch.dtype = torch.float32,
+        fold: bool = False,
+    ):
         super().__init__()
         if num_channels < 2:
             raise ValueError(f"a coupling needs 2 channels or more to halve, got {num_channels}")
@@ -221,7 +268,7 @@ class Coupling(Layer):
         self.num_kept = num_channels // 2
         num_changed = num_channels - self.num_kept
         num_outputs = 2 * num_changed if kind == "affine" else num_changed
-        self.net = CouplingNet(self.num_kept, num_outputs, width, net_dtype)
+        self.net = CouplingNet(self.num_kept, num_outputs, width, net_dtype, fold)
 
     def _shift_and_log_scale(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.net(kept)
@@ -254,17 +301,26 @@ class Coupling(Layer):
 class FlowStep(Layer):
     """ActNorm, invertible 1x1 convolution and coupling, one after the other."""
 
-    def __init__(self, actnorm: ActNorm, invconv: InvertibleConv1x1, coupling: Coupling):
+    def __init__(self, actnorm: ActNorm, invconv: InvertibleConv1x1, coupling: Coupling, fold: bool = False):
+        """fold: the ActNorm and the 1x1 convolution as one map. The coupling net folds by its own option."""
         super().__init__()
         self.actnorm = actnorm
         self.invconv = invconv
         self.coupling = coupling
+        self.fold = fold
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x, from_mixing = self._mix(x)
+        x, from_coupling = self.coupling(x)
+        return x, from_mixing + from_coupling
+
+    def _mix(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.fold:
+            y = functional.conv2d(x, *self.actnorm.folded_before(self.invconv.matrix()))
+            return y, _over_pixels(self.actnorm.logdet() + self.invconv.logdet(), x)
         x, from_actnorm = self.actnorm(x)
         x, from_invconv = self.invconv(x)
-        x, from_coupling = self.coupling(x)
-        return x, from_actnorm + from_invconv + from_coupling
+        return x, from_actnorm + from_invconv
 
     def inverse(self, y: Tensor) -> Tensor:
         return self.actnorm.inverse(self.invconv.inverse(self.coupling.inverse(y)))

@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeflow.errors import ConfigError
 from pipeflow.flow.flow import PRIOR, Flow
+from pipeflow.flow.inverting import run_inverting
+from pipeflow.flow.layers import Layer
 from pipeflow.flow.priors import PRIORS, Prior
 
 
@@ -40,10 +42,12 @@ class Part(nn.Module):
     It shares its layers with the flow: what is trained here is trained there. Names of parameters are the flow's own.
     """
 
-    def __init__(self, flow: Flow, index: int, first: int, last: int, head: Prior | None, recompute: bool = False):
+    def __init__(self, flow: Flow, index: int, first: int, last: int, head: Prior | None, activations: str = "keep"):
         """Layers first..last (exclusive); head None: the part ends the flow and takes the flow's own prior.
 
-        recompute: a backward computes each layer's forward again instead of keeping all that it made; same numbers.
+        activations: what a backward finds of its forward. `keep`: all; `recompute`: the layers' inputs, same numbers;
+        `invert`: the part's input and output, from which the inverses recover the rest, up to rounding.
+        Raises ConfigError where a layer has no inverse to do that with.
         """
         super().__init__()
         self.index = index
@@ -54,16 +58,35 @@ class Part(nn.Module):
         self.input_shape, self.output_shape = flow.shapes[first], flow.shapes[last]
         self._layer_shapes = flow.shapes[first:last]
         self.nats_per_bit_per_dim = flow.num_dims * math.log(2)
-        self._recompute = recompute
+        self._activations = activations
+        self.reconstruction_error: Tensor | None = None
+        """With `invert`, of the last backward: by how much the input that was recovered differs from the input."""
+        if activations == "invert":
+            for name, layer in zip(self.names, self.layers):
+                if type(layer).inverse is Layer.inverse:
+                    raise ConfigError(
+                        f"memory.activations: invert recovers activations by inverting, but layer {name!r} "
+                        f"({type(layer).__name__}) has no inverse: write one, or use recompute."
+                    )
 
     def forward(self, latent: Tensor) -> PartOutput:
         """latent: [batch, *input_shape], float32."""
+        latent, total = self._run_layers(latent)
+        return PartOutput(latent, total, self.head.log_prob(latent).double())
+
+    def _run_layers(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        with_backward = torch.is_grad_enabled()
+        if self._activations == "invert" and with_backward:
+            return run_inverting(self.layers, latent, self._measure)
+        recompute = self._activations == "recompute" and with_backward
         total = torch.zeros(latent.shape[0], dtype=torch.float64, device=latent.device)
-        recompute = self._recompute and torch.is_grad_enabled()
         for layer in self.layers:
             latent, contribution, *_ = checkpoint(layer, latent, use_reentrant=False) if recompute else layer(latent)
             total = total + contribution.double()
-        return PartOutput(latent, total, self.head.log_prob(latent).double())
+        return latent, total
+
+    def _measure(self, error: Tensor) -> None:
+        self.reconstruction_error = error
 
     def loss(self, output: PartOutput) -> Tensor:
         """The truncated objective, mean over the batch, in bits per dimension of the image: a scalar, float64.
@@ -137,10 +160,10 @@ class Part(nn.Module):
         }
 
 
-def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", recompute: bool = False) -> list[Part]:
+def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", activations: str = "keep") -> list[Part]:
     """The flow's parts, cut before each of the named layers; no cuts give one part, the whole flow.
 
-    recompute: as of `Part`.
+    activations: as of `Part`.
 
     Raises ConfigError for a cut that cannot be made.
     """
@@ -150,7 +173,7 @@ def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", recomput
     for index, (first, last) in enumerate(zip(bounds, bounds[1:])):
         is_last = last == len(flow.names)
         prior = None if is_last else PRIORS[head](flow.shapes[last])
-        parts.append(Part(flow, index, first, last, prior, recompute))
+        parts.append(Part(flow, index, first, last, prior, activations))
     return parts
 
 

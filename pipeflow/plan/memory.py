@@ -42,24 +42,30 @@ class Kept:
 class Activations:
     """What autograd keeps for each layer of a flow."""
 
-    def __init__(self, flow: Flow, recompute: bool = False):
+    def __init__(self, flow: Flow, activations: str = "keep"):
         """Runs the flow forward twice, without memory.
 
-        recompute: only the layers' inputs are kept, and one layer's activations at a time.
+        activations: as of `Part`; other than `keep`, one layer's activations are there at a time.
         """
         self._by_size = [_saved_by_layer(flow, size) for size in _COUNTED]
-        self._input_bytes = {name: _FLOAT * math.prod(shape) for name, shape in zip(flow.names, flow.shapes)}
-        self._recompute = recompute
+        latents = [_FLOAT * math.prod(shape) for shape in flow.shapes]
+        self._input_bytes = dict(zip(flow.names, latents))
+        self._taken_out = dict(zip(flow.names, (before - after for before, after in zip(latents, latents[1:]))))
+        self._activations = activations
         self._known: dict[tuple[str, str], Kept] = {}
 
     def of_layers(self, names: Iterable[str]) -> Kept:
         """Kept by these layers. What two of them keep both is counted once."""
         names = list(names)
-        if self._recompute:
-            fullest = max((self._of_saved([name]) for name in names), key=lambda kept: kept.per_image)
-            inputs = sum(self._input_bytes[name] for name in names)
-            return Kept(fullest.fixed, fullest.per_image + inputs)
-        return self._of_saved(names)
+        if self._activations == "keep":
+            return self._of_saved(names)
+        fullest = max((self._of_saved([name]) for name in names), key=lambda kept: kept.per_image)
+        inputs = [self._input_bytes[name] for name in names]
+        if self._activations == "recompute":
+            return Kept(fullest.fixed, fullest.per_image + sum(inputs))
+        taken_out = sum(self._taken_out[name] for name in names)
+        output = inputs[0] - taken_out
+        return Kept(fullest.fixed, fullest.per_image + inputs[0] + taken_out + output)
 
     def _of_saved(self, names: Sequence[str]) -> Kept:
         return _line([_union(saved[name] for name in names) for saved in self._by_size])

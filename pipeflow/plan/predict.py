@@ -4,7 +4,7 @@ Rivals on the same workers: a pipeline with gradients (GPipe, 1F1B; the fastest 
 parallelism with a ring all-reduce, at the same batch in all (`ddp`) and at the same batch a worker (`ddp, batch a worker`,
 which makes fewer updates). An epoch of taking turns trains one part: its seconds are the mean over the turns.
 
-`memory.activations: recompute` counts for all ways alike. Not predicted: what `link.cache_draws` saves (here every epoch
+`memory.activations` counts for all ways alike. Not predicted: what `link.cache_draws` saves (here every epoch
 computes and sends its latents), and where `parts.balance: time` will cut (here cuts are by multiply-adds).
 """
 
@@ -99,9 +99,9 @@ class Predictor:
         self.config: Config = plan.config
         self.machines = machines
         self.batch_size = batch_size or plan.config.optim.batch_size
-        recompute = plan.config.memory.activations == "recompute"
-        self._layers = layer_work(plan.flow, machines, recompute)
-        self._activations = shared._activations if shared else Activations(plan.flow, recompute)
+        activations = plan.config.memory.activations
+        self._layers = layer_work(plan.flow, machines, activations)
+        self._activations = shared._activations if shared else Activations(plan.flow, activations)
         self._all_cuts = shared._all_cuts if shared else {}
         self._whole = shared._whole if shared else self._split([])[0]
         self._counted: dict[tuple, Any] = shared._counted if shared else {}

@@ -140,7 +140,7 @@ class Compute:
 
     def __init__(self, flow: Flow, config: Config, device: torch.device):
         self.flow, self.config, self.device = flow, config, device
-        self.trainer = PartTrainer(split_flow(flow, [])[0], device, config.optim, config.optim.lr, 1)
+        self.trainer = PartTrainer(split_flow(flow, [])[0], device, config, config.optim.lr, 1)
         self.trainer.part.initialize(torch.rand(8, *flow.shape, device=device) - 0.5)
 
     def measure(self, sizes: tuple[int, ...], seconds: float) -> dict:
@@ -210,7 +210,7 @@ class Compute:
         updates: list[float] = []
 
         def step() -> None:
-            loss = trainer.part.loss(trainer.forward(images))
+            _, loss = trainer.forward(images)
             trainer.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._wait()

@@ -40,8 +40,8 @@ class LayerWork:
     share: float
     """Of the run's seconds that are this layer's."""
     update: float
-    recompute: bool = False
-    """Whether a backward computes the forward again."""
+    again: int = 0
+    """Forwards, or inverses, that a backward computes on its way."""
 
     def forward(self, num_images: float) -> float:
         """Seconds for this many images."""
@@ -50,7 +50,7 @@ class LayerWork:
     def backward(self, num_images: float) -> float:
         """Seconds for this many images, beside the forward."""
         forward = self.forward(num_images)
-        return max(0.0, self.share * self.curves[1].at(num_images) - forward) + forward * self.recompute
+        return max(0.0, self.share * self.curves[1].at(num_images) - forward) + forward * self.again
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,12 @@ class Work:
         return sum(layer.update for layer in self.layers)
 
 
-def layer_work(flow: Flow, machines: Machines, recompute: bool = False) -> dict[str, LayerWork]:
-    """The work of each layer, by name; recompute: as of `Part`.
+AGAIN = {"keep": 0, "recompute": 1, "invert": 2}
+"""Forwards and inverses that a backward computes, by `memory.activations`."""
+
+
+def layer_work(flow: Flow, machines: Machines, activations: str = "keep") -> dict[str, LayerWork]:
+    """The work of each layer, by name; activations: as of `Part`.
 
     Raises ConfigError where step times are of layers that this flow does not have.
     """
@@ -83,10 +87,10 @@ def layer_work(flow: Flow, machines: Machines, recompute: bool = False) -> dict[
         flops = machines.flops or RELATIVE_FLOPS
         curves = {name: Curve((1,), (2 * count / flops,)) for name, count in macs.items()}
         return {
-            name: LayerWork((curve, Curve((1,), (3 * curve.seconds[0],))), 1.0, 0.0, recompute)
+            name: LayerWork((curve, Curve((1,), (3 * curve.seconds[0],))), 1.0, 0.0, AGAIN[activations])
             for name, curve in curves.items()
         }
-    return _measured(flow, macs, machines.step_seconds, recompute)
+    return _measured(flow, macs, machines.step_seconds, AGAIN[activations])
 
 
 def part_work(part: Part, layers: dict[str, LayerWork]) -> Work:
@@ -94,7 +98,7 @@ def part_work(part: Part, layers: dict[str, LayerWork]) -> Work:
     return Work([layers[name] for name in part.names])
 
 
-def _measured(flow: Flow, macs: dict[str, int], measured: StepSeconds, recompute: bool) -> dict[str, LayerWork]:
+def _measured(flow: Flow, macs: dict[str, int], measured: StepSeconds, again: int) -> dict[str, LayerWork]:
     starts = list(measured.train)
     unknown = [name for name in starts if name not in flow.names]
     if unknown or starts[0] != flow.names[0] or starts != sorted(starts, key=flow.names.index):
@@ -118,5 +122,5 @@ def _measured(flow: Flow, macs: dict[str, int], measured: StepSeconds, recompute
         for name in names:
             share = macs[name] / whole if whole else 1 / len(names)
             update = measured.update * parameters[name] / all_parameters
-            work[name] = LayerWork((forward, train), share, update, recompute)
+            work[name] = LayerWork((forward, train), share, update, again)
     return work

@@ -17,6 +17,7 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, split_flow
 from pipeflow.flow.layers import Shape
 from pipeflow.training.control import Control
+from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import share_of
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
@@ -92,12 +93,13 @@ def is_data_parallel(config: Config, world: World) -> bool:
 
 def whole_flow_trainer(flow: Flow, config: Config, schedule: Schedule, world: World) -> PartTrainer:
     """A trainer of the whole flow, data-parallel where `finetune.parallel` says so and there are workers for it."""
-    whole = split_flow(flow, [], recompute=config.memory.activations == "recompute")[0]
+    whole = split_flow(flow, [], activations=config.memory.activations)[0]
     lr = config.finetune.lr if config.finetune.lr is not None else config.optim.lr
-    kind = DataParallelTrainer if is_data_parallel(config, world) else PartTrainer
-    trainer = kind(whole, world.device, config.optim, lr, schedule.num_finetune_updates())
-    if isinstance(trainer, DataParallelTrainer):
-        trainer.join(world, config.optim.batch_size)
+    num_updates = schedule.num_finetune_updates()
+    if not is_data_parallel(config, world):
+        return make_trainer(whole, world.device, config, lr, num_updates)
+    trainer = DataParallelTrainer(whole, world.device, config, lr, num_updates)
+    trainer.join(world, config.optim.batch_size)
     return trainer
 
 

@@ -205,7 +205,7 @@ class Run:
             raise ConfigError(f"optim.part_lr: {len(rates)} rates for {num_parts} parts: give one for each part.")
         if self.world.size > num_parts and not (is_data_parallel(config, self.world) and not config.num_local_epochs):
             raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {num_parts} workers.")
-        return split_flow(self.flow, cuts, config.parts.head, config.memory.activations == "recompute")
+        return split_flow(self.flow, cuts, config.parts.head, config.memory.activations)
 
     def _cuts(self) -> list[str]:
         """Where the parts begin. Timed cuts of a run that is resumed stay: times would not come out the same again."""

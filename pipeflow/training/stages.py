@@ -23,6 +23,7 @@ from pipeflow.training.finetune import (
     whole_flow_trainer,
     without_heads,
 )
+from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import ImagesAhead, ImageSource, SharedImages
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
@@ -102,9 +103,7 @@ class Stages:
         for part, owner in zip(self.parts, owners):
             if owner == world.rank:
                 lr = config.optim.part_lr[part.index] if config.optim.part_lr else config.optim.lr
-                trainers.append(
-                    PartTrainer(part, world.device, config.optim, lr, self.schedule.num_updates(part.index))
-                )
+                trainers.append(make_trainer(part, world.device, config, lr, self.schedule.num_updates(part.index)))
         links = world.make_links(self.parts, owners, config)
         self.worker = self._make_worker(trainers, links, self._images_ahead())
         self.name = "local"
@@ -142,7 +141,10 @@ class Stages:
     def _make_worker(self, trainers: list, links: dict, images: ImageSource | None) -> Worker:
         world, config, batch_size = self.world, self.config, self.config.optim.batch_size
         draws = Draws(config.link, config.run.seed, self.schedule.steps_per_epoch * batch_size)
-        worker = Worker(trainers, links, images, world.device, batch_size, world.alarm, draws, world.timeline)
+        max_error = config.memory.max_error
+        worker = Worker(
+            trainers, links, images, world.device, batch_size, world.alarm, draws, world.timeline, max_error
+        )
         if world.monitor is not None:
             world.monitor.status = lambda: {**worker.progress, "sent": world.traffic.training}
         return worker

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pipeflow.config import OptimConfig
+from pipeflow.config import Config
 from pipeflow.flow.parts import Part, PartOutput
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
@@ -24,28 +24,28 @@ def learning_rate(base: float, update: int, num_updates: int, warmup_steps: int,
 class PartTrainer:
     """Updates one part. `forward`, hand the latent on, then `update`: the latent leaves before the backward begins."""
 
-    def __init__(
-        self,
-        part: Part,
-        device: torch.device,
-        optim: OptimConfig,
-        lr: float,
-        num_updates: int,
-    ):
+    def __init__(self, part: Part, device: torch.device, config: Config, lr: float, num_updates: int):
         """num_updates: of this part in this stage, over which the rate decays."""
         self.part = part.to(device)
-        self.optim = optim
+        self.optim = config.optim
         self.lr = lr
         self.num_updates = num_updates
         self.updates = 0
         self._module: nn.Module = self.part
         self._parameters = part.global_parameters()
-        self.optimizer = _OPTIMIZERS[optim.name](list(self._parameters.values()), lr=lr)
+        self.optimizer = self._make_optimizer(fused=config.precision.step == "fast")
         self.averages: dict[str, Tensor] = {}
 
-    def forward(self, latent: Tensor) -> PartOutput:
-        """With gradients, for an update."""
-        return self._module(latent)
+    def _make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
+        """fused: one kernel for a whole update, where there is one: torch has none for Adamax."""
+        name = self.optim.name
+        kernels = {"fused": True} if fused and name == "adam" else {}
+        return _OPTIMIZERS[name](list(self._parameters.values()), lr=self.lr, **kernels)
+
+    def forward(self, latent: Tensor) -> tuple[PartOutput, Tensor]:
+        """With gradients, for an update: what the part makes of the latent, and its loss."""
+        output = self._module(latent)
+        return output, self.part.loss(output)
 
     @torch.no_grad()
     def run(self, latent: Tensor) -> PartOutput:
@@ -53,18 +53,24 @@ class PartTrainer:
         return self.part(latent)
 
     def update(self, loss: Tensor) -> None:
-        """Backward, clip, step, and the average."""
+        """Backward, clip, step, and the average. loss: of the last `forward`."""
         rate = learning_rate(self.lr, self.updates, self.num_updates, self.optim.warmup_steps, self.optim.decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            self._set_rate(group, rate)
+        self._step(loss)
+        self.updates += 1
+        if self.averages:
+            self._average()
+
+    def _set_rate(self, group: dict, rate: float) -> None:
+        group["lr"] = rate
+
+    def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.optim.clip_norm > 0:
             nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm)
         self.optimizer.step()
-        self.updates += 1
-        if self.averages:
-            self._average()
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -30,31 +30,39 @@ _READ_LOSSES_EVERY = 16
 
 
 class Losses:
-    """The losses of one phase: looked at for NaN, and averaged by part, without making a GPU wait in any step."""
+    """The losses of one phase: looked at for NaN, and averaged by part, without making a GPU wait in any step.
 
-    def __init__(self, epoch: int, device: torch.device):
+    With them, of a part whose backward inverts its layers, the error of the activations that it recovered.
+    """
+
+    def __init__(self, epoch: int, device: torch.device, max_error: float = math.inf):
         self.epoch = epoch
+        self.max_error = max_error
         self.latest: dict[str, float] = {}
         self._on_gpu = device.type == "cuda"
         self._waiting: dict[str, list[tuple[int, Tensor]]] = {}
         self._copied: dict[str, tuple[list[int], Tensor, torch.cuda.Event | None]] = {}
         self._read: dict[str, list[float]] = {}
 
-    def add(self, part: str, step: int, loss: Tensor) -> None:
-        """Raises TrainingStopped where a loss is no number or beyond all bounds: this one, or on a GPU an earlier one."""
+    def add(self, part: str, step: int, loss: Tensor, error: Tensor | None = None) -> None:
+        """Raises TrainingStopped where a loss is no number or beyond all bounds: this one, or on a GPU an earlier one.
+
+        error: of the backward before this batch, where it is known.
+        """
+        pair = torch.stack([loss.detach(), loss.new_zeros(()) if error is None else error.to(loss.dtype)])
         if not self._on_gpu:
-            self._look(part, [step], [loss.item()])
+            self._look(part, [step], [pair.tolist()])
             return
         waiting = self._waiting.setdefault(part, [])
-        waiting.append((step, loss.detach()))
+        waiting.append((step, pair))
         if len(waiting) >= _READ_LOSSES_EVERY:
             self._look_at_copied(part)
             self._copy(part)
 
     def _copy(self, part: str) -> None:
         """Sends what waits on its way from the GPU; it will be there when the next ones are."""
-        steps, losses = zip(*self._waiting.pop(part))
-        stacked = torch.stack(losses)
+        steps, pairs = zip(*self._waiting.pop(part))
+        stacked = torch.stack(pairs)
         values = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=stacked.is_cuda)
         values.copy_(stacked, non_blocking=True)
         event = torch.cuda.current_stream().record_event() if stacked.is_cuda else None
@@ -67,14 +75,20 @@ class Losses:
                 event.synchronize()
             self._look(part, steps, values.tolist())
 
-    def _look(self, part: str, steps: Sequence[int], values: Sequence[float]) -> None:
-        for step, value in zip(steps, values):
-            self.check(part, step, value)
-        self._read.setdefault(part, []).extend(values)
-        self.latest[part] = values[-1]
+    def _look(self, part: str, steps: Sequence[int], pairs: Sequence[Sequence[float]]) -> None:
+        for step, (loss, error) in zip(steps, pairs):
+            self.check(part, step, loss, error)
+        self._read.setdefault(part, []).extend(loss for loss, _ in pairs)
+        self.latest[part] = pairs[-1][0]
 
-    def check(self, part: str, step: int, loss: float) -> None:
-        """Raises TrainingStopped for a loss that is no number or beyond all bounds."""
+    def check(self, part: str, step: int, loss: float, error: float = 0.0) -> None:
+        """Raises TrainingStopped for a loss that is no number or beyond all bounds, or an error that is."""
+        if not error <= self.max_error:
+            raise TrainingStopped(
+                f"the activations that part {part} recovered by inverting its layers were off by {error:.1e} in epoch "
+                f"{self.epoch}, before step {step}, more than memory.max_error {self.max_error:g}, so that its gradients "
+                f"are wrong: set memory.activations to recompute, or cut into shorter parts"
+            )
         if not math.isfinite(loss) or loss > LARGEST_LOSS:
             raise TrainingStopped(
                 f"the training loss of part {part} became {loss:g} bits/dim in epoch {self.epoch}, step {step}"
@@ -103,7 +117,10 @@ class Worker:
         alarm: Alarm,
         draws: Draws,
         timeline: Timeline,
+        max_error: float = math.inf,
     ):
+        """max_error: of activations that a backward recovers by inverting, `memory.max_error`."""
+        self._max_error = max_error
         self._alarm = alarm
         self._draws = draws
         self._timeline = timeline
@@ -136,7 +153,7 @@ class Worker:
 
         The loss of the part that holds the images includes the 8 bits of their 256 values, as bits/dim do.
         """
-        losses = Losses(phase.epoch, self.device)
+        losses = Losses(phase.epoch, self.device, self._max_error)
         self._draws.begin(phase)
         start, cpu, waited = time.perf_counter(), time.process_time(), self._waited_at_links()
         for step in range(phase.steps):
@@ -178,7 +195,8 @@ class Worker:
         """A loss is looked at before its update: what a part's last update broke shows on the same batch again."""
         for trainer, latent in self._last_batches.items():
             loss = trainer.part.loss(trainer.run(latent))
-            losses.check(str(trainer.part.index), phase.steps, float(loss))
+            error = trainer.part.reconstruction_error
+            losses.check(str(trainer.part.index), phase.steps, float(loss), 0.0 if error is None else float(error))
         self._last_batches = {}
 
     def _train_batch(self, phase: Phase, step: int, losses: Losses) -> None:
@@ -197,10 +215,10 @@ class Worker:
                 self._send_on(part.index, TRAINING, phase.epoch, step, latent)
                 continue
             with self._timeline.span(COMPUTE, f"part {part.index} forward {step}"):
-                output = trainer.forward(latent)
-                loss = part.loss(output)
+                output, loss = trainer.forward(latent)
                 # Looked at before the latent leaves: a NaN stops here instead of travelling on.
-                losses.add(str(part.index), step, loss + 8 if part.index == 0 else loss)
+                shown = loss + 8 if part.index == 0 else loss
+                losses.add(str(part.index), step, shown, part.reconstruction_error)
             if part.index < last:
                 self._send_on(part.index, TRAINING, phase.epoch, step, part.outgoing(output))
             with self._timeline.span(COMPUTE, f"update part {part.index}, {step}"):

@@ -56,6 +56,10 @@ class World:
         """
         config.check_world_size(self.size)
         self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
+        if config.precision.graphs and self.device.type != "cuda":
+            raise ConfigError(
+                f"precision.graphs: CUDA graphs need a GPU, this run is on the {self.device.type.upper()}."
+            )
         self.backend = self._choose_backend(config)
         self.timeline = Timeline(config.timeline, self.device)
 

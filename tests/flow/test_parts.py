@@ -225,10 +225,10 @@ class TestPart:
 
     def test_recomputing_gives_the_same_numbers_and_keeps_less(self, flow, x):
         found = []
-        for recompute in (False, True):
+        for activations in ("keep", "recompute"):
             sizes = []
             flow.zero_grad()
-            (whole,) = split_flow(flow, [], recompute=recompute)
+            (whole,) = split_flow(flow, [], activations=activations)
             with torch.autograd.graph.saved_tensors_hooks(functools.partial(note_size, sizes), lambda each: each):
                 loss = whole.loss(whole(x))
             kept = sum(sizes)
@@ -239,6 +239,48 @@ class TestPart:
         assert kept_again < kept / 2
         with torch.no_grad():
             assert torch.equal(whole(x).contribution, split_flow(flow, [])[0](x).contribution)
+
+    def test_inverting_gives_the_same_gradients_and_keeps_no_layer(self, flow, parts, x):
+        """What is kept does not grow with the layers, and the error of what the inverses recover is known."""
+        cuts = [part.names[0] for part in parts[1:]]
+        inverting = split_flow(flow, cuts, activations="invert")
+        latent = x
+        for plain, inverted in zip(parts, inverting):
+            inverted.head.load_state_dict(plain.head.state_dict())
+            found, kept = [], []
+            for part in (plain, inverted):
+                own, sizes = latent.clone().requires_grad_(), []
+                with torch.autograd.graph.saved_tensors_hooks(functools.partial(note_size, sizes), lambda each: each):
+                    output = part(own)
+                    loss = part.loss(output)
+                kept.append(sum(sizes))
+                found.append([loss, *torch.autograd.grad(loss, [own, *part.parameters()], allow_unused=True)])
+            for exact, recovered in zip(*found):
+                if exact is not None:
+                    torch.testing.assert_close(recovered, exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+            assert plain.reconstruction_error is None and 0 < inverted.reconstruction_error < 1e-4
+            if len(parts) == 1:
+                assert kept[1] < kept[0] / 4
+            latent = plain.outgoing(output)
+
+    def test_inverting_says_how_far_off_it_was(self, flow, x):
+        """A layer that shrinks by 1e-6 loses what its inverse should give back."""
+        with torch.no_grad():
+            flow.get_submodule("blocks.0.steps.0").invconv.log_s[0] = -40.0
+        (whole,) = split_flow(flow, [], activations="invert")
+        whole.loss(whole(x)).backward()
+        assert whole.reconstruction_error > 1e-2 or whole.reconstruction_error.isnan()
+
+    def test_inverting_needs_inverses(self):
+        class OneWay(Layer):
+            def forward(self, x):
+                return x, x.new_zeros(len(x))
+
+        flow = Flow([ActNorm(3), OneWay()], (3, 4, 4))
+        with pytest.raises(
+            ConfigError, match=r"memory.activations: invert .* layer 'layers.1' \(OneWay\) has no inverse"
+        ):
+            split_flow(flow, [], activations="invert")
 
     def test_describe(self, flow):
         first, last = split_flow(flow, ["blocks.0.steps.1"])

@@ -46,8 +46,15 @@ def test_the_gather_sends_what_the_costs_say(flow, ema):
 
 
 def test_recomputing_keeps_the_inputs_and_one_layer(flow):
-    counted = Activations(flow, recompute=True).of_layers(flow.names)
+    counted = Activations(flow, "recompute").of_layers(flow.names)
     fullest = max(Activations(flow).of_layers([name]).at(8) for name in flow.names)
     inputs = 8 * 4 * sum(math.prod(shape) for shape in flow.shapes[:-1])
     assert counted.at(8) == inputs + fullest
     assert counted.at(8) < Activations(flow).of_layers(flow.names).at(8) / 2
+
+
+def test_inverting_keeps_the_two_ends_what_was_taken_out_and_one_layer(flow):
+    counted = Activations(flow, "invert").of_layers(flow.names)
+    fullest = max(Activations(flow).of_layers([name]).at(8) for name in flow.names)
+    first, last = (8 * 4 * math.prod(shape) for shape in (flow.shapes[0], flow.shapes[-1]))
+    assert counted.at(8) == fullest + first + last + (first - last)

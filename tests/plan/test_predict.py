@@ -111,9 +111,19 @@ def test_recomputing_takes_one_forward_more_and_less_memory(small):
     machines = Machines(workers=3, flops=2e9, bandwidth=1e18)
     kept, recomputed = (Predictor(plan, machines) for plan in (small, again))
     assert recomputed.end_to_end().seconds == pytest.approx(kept.end_to_end().seconds * 4 / 3)
-    assert recomputed.end_to_end().memory < kept.end_to_end().memory / 2
+    assert recomputed.end_to_end().memory < kept.end_to_end().memory * 0.6
     ways = [predictor.local("concurrent", predictor.cuts()[0]) for predictor in (kept, recomputed)]
     assert ways[1].seconds == pytest.approx(ways[0].seconds * 4 / 3, rel=0.01) and ways[1].memory < ways[0].memory
+
+
+def test_inverting_takes_an_inverse_and_a_forward_more_and_the_least_memory(small):
+    machines = Machines(workers=3, flops=2e9, bandwidth=1e18)
+    kept, recomputed, inverted = (
+        Predictor(plan_of(memory={"activations": activations}), machines).end_to_end()
+        for activations in ("keep", "recompute", "invert")
+    )
+    assert inverted.seconds == pytest.approx(kept.seconds * 5 / 3)
+    assert inverted.memory < recomputed.memory
 
 
 def test_a_flow_under_a_bucket_does_not_overlap_its_all_reduce(small):
@@ -161,6 +171,6 @@ def test_a_slow_link_and_a_large_model_are_for_parts():
 def test_where_nothing_fits_the_least_is_named(small):
     advice = advice_of(small, workers=3, flops=2e9, bandwidth=1e9, memory=1000)
     assert advice.best is None and "Nothing fits" in advice.sentences[0]
-    some = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e9, memory=3e7)).all()
+    some = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e9, memory=1.5e7)).all()
     assert {each.fits for each in some} == {True, False}
     assert all(math.isfinite(each.seconds) and 0 <= each.idle < 1 for each in some)

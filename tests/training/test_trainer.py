@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_runs import small_config
 
-from pipeflow.config import OptimConfig
+from pipeflow.config import Config, OptimConfig, PrecisionConfig
 from pipeflow.flow import glow, split_flow
 from pipeflow.training import run, stages
 from pipeflow.training.trainer import PartTrainer, learning_rate
@@ -18,16 +18,17 @@ CPU = torch.device("cpu")
 NUM_UPDATES = 5
 
 
-def options(**changed) -> OptimConfig:
+def options(step: str = "fast", **changed) -> Config:
     """Nothing but the optimizer, unless an option says so."""
-    return OptimConfig(**{"lr": 1e-2, "warmup_steps": 0, "decay": "none", **changed})
+    optim = OptimConfig(**{"lr": 1e-2, "warmup_steps": 0, "decay": "none", **changed})
+    return Config(optim=optim, precision=PrecisionConfig(step=step))
 
 
 def batch(step: int) -> torch.Tensor:
     return 0.3 * torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(step))
 
 
-def make_trainers(num_parts: int, optim: OptimConfig, seed: int = 0, num_updates: int = NUM_UPDATES):
+def make_trainers(num_parts: int, config: Config, seed: int = 0, num_updates: int = NUM_UPDATES):
     """A trainer for each part of a flow with random parameters; the flow's values do not depend on the cuts."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -37,7 +38,7 @@ def make_trainers(num_parts: int, optim: OptimConfig, seed: int = 0, num_updates
             for parameter in flow.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
     parts = split_flow(flow, CUTS[num_parts])
-    trainers = [PartTrainer(part, CPU, optim, optim.lr, num_updates) for part in parts]
+    trainers = [PartTrainer(part, CPU, config, config.optim.lr, num_updates) for part in parts]
     for trainer in trainers:
         trainer.load_training({}, {}, same_stage=True)
     return trainers
@@ -48,10 +49,10 @@ def update(trainers, steps, training=None) -> None:
     for step in steps:
         latent = batch(step)
         for trainer in trainers:
-            output = trainer.forward(latent)
+            output, loss = trainer.forward(latent)
             latent = trainer.part.outgoing(output)
             if training is None or trainer.part.index in training:
-                trainer.update(trainer.part.loss(output))
+                trainer.update(loss)
 
 
 def saved(trainers) -> tuple[dict, dict]:
@@ -164,9 +165,10 @@ class TestClipping:
 
 
 class TestOptimizers:
+    @pytest.mark.parametrize("step, tolerance", [("reference", 0.0), ("fast", 1e-6)])
     @pytest.mark.parametrize("name, kind", [("adam", torch.optim.Adam), ("adamax", torch.optim.Adamax)])
-    def test_are_torch_s_own(self, name, kind):
-        (trainer,) = make_trainers(1, options(name=name, lr=3e-3, warmup_steps=2))
+    def test_are_torch_s_own(self, name, kind, step, tolerance):
+        (trainer,) = make_trainers(1, options(step, name=name, lr=3e-3, warmup_steps=2))
         copied = copy.deepcopy(trainer.part)
         reference = kind(copied.parameters(), lr=3e-3)
         for step, rate in enumerate([1.5e-3, 3e-3, 3e-3]):
@@ -176,7 +178,12 @@ class TestOptimizers:
             reference.step()
         update([trainer], range(3))
         for ours, theirs in zip(trainer.part.parameters(), copied.parameters()):
-            assert torch.equal(ours, theirs)
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+    def test_a_fast_update_is_one_kernel(self):
+        for step, fused in [("fast", True), ("reference", None)]:
+            (trainer,) = make_trainers(1, options(step))
+            assert trainer.optimizer.param_groups[0]["fused"] is fused
 
     def test_gradients_of_an_earlier_batch_are_forgotten(self):
         (trainer,) = make_trainers(1, options(lr=1e-9))
@@ -197,7 +204,7 @@ class TestOptimizers:
     def test_run_keeps_no_graph(self):
         (trainer,) = make_trainers(1, options())
         assert not trainer.run(batch(0)).log_head.requires_grad
-        assert trainer.forward(batch(0)).log_head.requires_grad
+        assert trainer.forward(batch(0))[0].log_head.requires_grad
 
 
 class TestAverages:

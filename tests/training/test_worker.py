@@ -62,6 +62,20 @@ class TestLosses:
         with pytest.raises(TrainingStopped, match="step 0"):
             losses.means()
 
+    def test_recovered_activations_that_are_too_far_off_stop_the_run(self):
+        losses = Losses(2, CPU, max_error=1e-3)
+        losses.add("1", 4, torch.tensor(2.0), torch.tensor(9e-4))
+        with pytest.raises(
+            TrainingStopped, match=r"part 1 .* off by 2.0e-03 in epoch 2, before step 5, .*max_error 0.001"
+        ):
+            losses.add("1", 5, torch.tensor(2.0), torch.tensor(2e-3))
+
+    def test_recovered_activations_that_are_no_number_stop_it_too(self):
+        losses = Losses(2, GPU, max_error=1e-3)
+        losses.add("1", 5, torch.tensor(2.0), torch.tensor(math.nan))
+        with pytest.raises(TrainingStopped, match="off by nan"):
+            losses.means()
+
     def test_latest(self):
         on_cpu, on_gpu = Losses(0, CPU), Losses(0, GPU)
         for step in range(33):

@@ -16,14 +16,20 @@ SCHEDULES = {
     "alternate_steps": {"mode": "alternate", "alternate_every": "2 steps"},
     "concurrent": {"mode": "concurrent"},
     "concurrent_int8": {"mode": "concurrent"},
+    "concurrent_reference": {"mode": "concurrent"},
+    "concurrent_invert": {"mode": "concurrent"},
     "end_to_end": {"mode": "end_to_end"},
+}
+CHANGED = {
+    "concurrent_int8": {"link": {"dtype": "int8"}},
+    "concurrent_reference": {"precision": {"step": "reference"}},
+    "concurrent_invert": {"memory": {"activations": "invert"}},
 }
 
 
 def config_of(folder: Path, name: str) -> Config:
     """The configuration of one of them, in a folder of its name."""
-    link = {"dtype": "int8"} if name.endswith("int8") else {}
-    return small_config(folder / name, schedule=SCHEDULES[name], link=link)
+    return small_config(folder / name, schedule=SCHEDULES[name], **CHANGED.get(name, {}))
 
 
 if __name__ == "__main__":
