@@ -13,12 +13,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.pipelines.measure import Clock, Sent, ring_bytes
-from benchmarks.pipelines.optimizers import make_optimizer, set_rate
 from pipeflow.config import Config
 from pipeflow.data import Batches, dequantize
 from pipeflow.flow import Flow, split_flow
 from pipeflow.metrics import bits_per_dim
 from pipeflow.training.images import share_of
+from pipeflow.training.trainer import make_optimizer
 
 
 class DataParallel:
@@ -40,7 +40,7 @@ class DataParallel:
         self.module = DistributedDataParallel(
             self.part, **{"forward_sync_buffers" if renamed else "broadcast_buffers": False}, **self.bucket_options
         )
-        self.optimizer = make_optimizer(self.parameters, config.optim)
+        self.optimizer = make_optimizer(self.parameters, config, config.optim.lr)
         self._share = share_of(config.optim.batch_size, self._world_size, dist.get_rank())
         # DDP averages over workers, so shares of unequal size are weighted back to a mean over images.
         self._weight = (self._share.stop - self._share.start) * self._world_size / config.optim.batch_size
@@ -62,7 +62,8 @@ class DataParallel:
             images = dequantize(images[self._share], noise[self._share]).to(self._device)
         with self.clock.span("forward"):
             loss = self.part.loss(self.module(images))
-        set_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         with self.clock.span("backward"):
             (loss * self._weight).backward()

@@ -31,11 +31,11 @@ from torch.distributed.pipelining import (
 )
 
 from benchmarks.pipelines.measure import Clock, Sent
-from benchmarks.pipelines.optimizers import make_optimizer, set_rate
 from pipeflow.config import Config
 from pipeflow.data import Batches
 from pipeflow.flow import Flow, Part, cut_names, split_flow
 from pipeflow.flow.flow import PRIOR
+from pipeflow.training.trainer import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TorchPipeline:
         self._initialize(mine, owners, config.optim.batch_size)
         modules = [Stage(part, wire) for part in mine]
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
-        self.optimizer = make_optimizer(self.parameters, config.optim)
+        self.optimizer = make_optimizer(self.parameters, config, config.optim.lr)
         nats_per_bit_per_dim = parts[0].nats_per_bit_per_dim
 
         def loss_function(log_density: Tensor, _: Tensor) -> Tensor:
@@ -182,7 +182,8 @@ class TorchPipeline:
         if self._batches is not None:
             with self.clock.span("images"):
                 inputs = [self._batches.train(epoch, step).to(self._device)]
-        set_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         self.schedule.step(*inputs, target=self._target, losses=losses, return_outputs=False)

@@ -82,14 +82,11 @@ class GraphedTrainer(PartTrainer):
         self._loss = torch.empty(0)
         self._recorded_forward: Callable[[], tuple[PartOutput, Tensor]] | None = None
         self._recorded_step: Callable[[], None] | None = None
-
-    def _make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
-        """With its step count and rate on the device, where the recording reads them."""
-        optimizer = super()._make_optimizer(fused)
-        for group in optimizer.param_groups:
+        for (
+            group
+        ) in self.optimizer.param_groups:  # its step count and rate on the device, where the recording reads them
             group["capturable"] = True
-            group["lr"] = torch.tensor(self.lr, device=next(self.part.parameters()).device)
-        return optimizer
+            group["lr"] = torch.tensor(lr, device=device)
 
     def forward(self, latent: Tensor) -> tuple[PartOutput, Tensor]:
         if self._warm_ups_left > 0:

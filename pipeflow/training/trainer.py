@@ -1,7 +1,7 @@
 """One part's training: its optimizer, learning rate, clipping and averaged weights. The whole flow is a part too."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,13 @@ def learning_rate(base: float, update: int, num_updates: int, warmup_steps: int,
     return rate
 
 
+def make_optimizer(parameters: Sequence[nn.Parameter], config: Config, lr: float) -> torch.optim.Optimizer:
+    """As `optim.name` and `precision.step` say: one kernel for a whole update, where torch has one, or many."""
+    name = config.optim.name
+    fused = {"fused": True} if config.precision.step == "fast" and name == "adam" else {}
+    return _OPTIMIZERS[name](parameters, lr=lr, **fused)
+
+
 class PartTrainer:
     """Updates one part. `forward`, hand the latent on, then `update`: the latent leaves before the backward begins."""
 
@@ -33,14 +40,8 @@ class PartTrainer:
         self.updates = 0
         self._module: nn.Module = self.part
         self._parameters = part.global_parameters()
-        self.optimizer = self._make_optimizer(fused=config.precision.step == "fast")
+        self.optimizer = make_optimizer(list(self._parameters.values()), config, lr)
         self.averages: dict[str, Tensor] = {}
-
-    def _make_optimizer(self, fused: bool) -> torch.optim.Optimizer:
-        """fused: one kernel for a whole update, where there is one: torch has none for Adamax."""
-        name = self.optim.name
-        kernels = {"fused": True} if fused and name == "adam" else {}
-        return _OPTIMIZERS[name](list(self._parameters.values()), lr=self.lr, **kernels)
 
     def forward(self, latent: Tensor) -> tuple[PartOutput, Tensor]:
         """With gradients, for an update: what the part makes of the latent, and its loss."""
