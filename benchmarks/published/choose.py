@@ -4,6 +4,7 @@ Writes choose.md and choose.json. What is chosen stands in `CHOSEN` of rows.py, 
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.machine import in_words
 from benchmarks.published.results import measure, time_of
 from benchmarks.published.rows import ROWS, SIZES, Line, Settings, launch_arguments
 from benchmarks.published.slices import Leg, Slice
+from pipeflow.errors import ConfigError
 
 EPOCHS = 6
 BASE = {
@@ -35,7 +37,12 @@ ROW = ROWS["glow_lr1e-4"]
 
 
 def choose(part: Slice, overrides: Mapping[str, str], data: str | None, runs: Path, out: Path) -> dict[str, str]:
-    """Runs what is missing, as far as the slice goes, and writes what is there; errors by variant."""
+    """Runs what is missing, as far as the slice goes, and writes what is there; errors by variant.
+
+    Raises ConfigError where the overrides set what is to be chosen.
+    """
+    for name in BASE.keys() & overrides.keys():
+        raise ConfigError(f"--set {name}: is one of what --choose tries ({', '.join(BASE)}): leave it out.")
     legs, lines = {}, []
     for name, changes in VARIANTS.items():
         settings = Settings(size="small", overrides={**overrides, **BASE, **changes})
@@ -45,24 +52,28 @@ def choose(part: Slice, overrides: Mapping[str, str], data: str | None, runs: Pa
         lines.append(Line(name=name, title=name, row=row, epochs=EPOCHS))
     errors = part.run(legs)
     measured, _ = measure(lines, Settings(size="small", overrides=overrides), runs)
-    write(measured, out)
+    write(measured, overrides, out)
     return errors
 
 
-def write(measured: Mapping[str, dict], out: Path) -> None:
+def write(measured: Mapping[str, dict], overrides: Mapping[str, str], out: Path) -> None:
     """choose.md and choose.json, of the variants that have ended."""
     ended = {name: line for name, line in measured.items() if line["ended"]}
-    (out / "choose.json").write_text(json.dumps({"epochs": EPOCHS, "variants": ended}, indent=1) + "\n")
-    (out / "choose.md").write_text("\n".join(_table(ended)) + "\n")
+    (out / "choose.json").write_text(
+        json.dumps({"epochs": EPOCHS, "overrides": overrides, "variants": ended}, indent=1) + "\n"
+    )
+    (out / "choose.md").write_text("\n".join(_table(ended, overrides)) + "\n")
 
 
-def _table(ended: Mapping[str, dict]) -> Sequence[str]:
+def _table(ended: Mapping[str, dict], overrides: Mapping[str, str]) -> Sequence[str]:
     machines = dict.fromkeys(in_words(line["machine"]) for line in ended.values())
     base = ended.get("base")
+    words = ["python", "-m", "benchmarks.published.run", "--choose"]
+    words += [word for name, value in overrides.items() for word in ("--set", f"{name}={value}")]
     lines = [
         "# What the source leaves open",
         "",
-        f"`python -m benchmarks.published.run --choose --data cifar10.zip` on {'; '.join(machines) or 'no machine yet'}.",
+        f"`{shlex.join([*words, '--data', 'cifar10.zip'])}` on {'; '.join(machines) or 'no machine yet'}.",
         "",
         f"{EPOCHS} epochs end to end of {SIZES['small'].title}; the base is "
         f"{', '.join(f'{name} {value}' for name, value in BASE.items())}, and each run changes one thing. Bits/dim of all "

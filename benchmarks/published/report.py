@@ -1,7 +1,7 @@
 """results.md and the figures, from what results.json and curves.json hold."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.machine import in_words
@@ -22,6 +22,8 @@ HEADINGS = (
     "multiply-adds", "minutes", "time ratio", "MB forward by links", "published bits/dim", "published time ratio",
 )  # fmt: skip
 
+FIGURES = ("compare_by_epoch", "compare_by_macs")
+
 
 def command(settings: Settings) -> str:
     """The call that makes the table."""
@@ -39,11 +41,19 @@ def write_report(
     settings: Settings,
     folder: Path,
 ) -> None:
-    """results.md and, once something has been trained, the figures into `folder`."""
+    """results.md, and for each row end to end that has begun a folder with its figures, into `folder`."""
     (folder / "results.md").write_text(table(lines, measured, equal, settings))
-    shown = {row.name: curves[row.name] for row in ROWS.values() if curves.get(row.name, {}).get("epochs")}
-    if shown:
-        comparison(shown, folder)
+    trained = {name: curves[name] for name in ROWS if curves.get(name, {}).get("epochs")}
+    for whole in _rows_end_to_end(trained):
+        family = {name: curve for name, curve in trained.items() if whole in (name, ROWS[name].rival)}
+        for figure in comparison(family, folder / whole):
+            if figure.stem not in FIGURES:
+                figure.unlink()
+
+
+def _rows_end_to_end(trained: Collection[str]) -> list[str]:
+    """Those of which, or of a row that is compared with them, something has been trained."""
+    return list(dict.fromkeys(row.rival or row.name for row in ROWS.values() if row.name in trained))
 
 
 def table(lines: Sequence[Line], measured: Mapping[str, dict], equal: Mapping[str, int], settings: Settings) -> str:
@@ -57,9 +67,9 @@ def table(lines: Sequence[Line], measured: Mapping[str, dict], equal: Mapping[st
     text += [f"- {verdict}" for verdict in said["reproduced"]]
     text += ["", "Beats end to end of equal multiply-adds:", ""]
     text += [f"- {verdict}" for verdict in said["beats"]]
-    if measured:
-        text += ["", "![Test bits/dim by epoch](compare_by_epoch.png)"]
-        text += ["![Test bits/dim by multiply-adds](compare_by_macs.png)"]
+    for whole in _rows_end_to_end([name for name, line in measured.items() if line["num_epochs"]]):
+        text += ["", f"{whole} and the rows compared with it, test bits/dim by epoch and by multiply-adds:", ""]
+        text += [f"![{whole}, {stem}]({whole}/{stem}.png)" for stem in FIGURES]
     return "\n".join(text) + "\n"
 
 
@@ -69,6 +79,7 @@ def _head(measured: Mapping[str, dict], settings: Settings) -> list[str]:
         f"{in_words(line['machine'])}, {line['threads']} thread{'s' * (line['threads'] > 1)}"
         for line in measured.values()
     )
+    chosen = ", ".join(f"{name} {value}" for name, value in CHOSEN.items() if name not in settings.overrides)
     set_for_all = ", ".join(f"{name} {value}" for name, value in settings.overrides.items()) or "nothing"
     return [
         "# The published rows",
@@ -77,7 +88,7 @@ def _head(measured: Mapping[str, dict], settings: Settings) -> list[str]:
         "",
         f"Size: {SIZES[settings.size].title}. {local} local and {whole} end-to-end epochs ({sum(settings.epochs)} end to "
         f"end), scale {settings.scale:g} of the published 60 + 30. Chosen for all rows (choose.md): "
-        f"{', '.join(f'{name} {value}' for name, value in CHOSEN.items())}. Set for all rows besides: {set_for_all}.",
+        f"{chosen}. Set for all rows besides: {set_for_all}.",
     ]
 
 

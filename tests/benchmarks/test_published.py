@@ -152,7 +152,9 @@ def test_other_settings_do_not_mix(tmp_path):
 
 
 def test_choice_compares_with_the_base(tmp_path):
-    choose.write({"base": numbers(4.5, 60), "flip": numbers(4.45, 66), "seed1": numbers(4.5, 6, ended=False)}, tmp_path)
+    choose.write(
+        {"base": numbers(4.5, 60), "flip": numbers(4.45, 66), "seed1": numbers(4.5, 6, ended=False)}, {}, tmp_path
+    )
     text = (tmp_path / "choose.md").read_text()
     assert "| flip | data.flip true | 4.450 | -0.050 | 1.1 |" in text
     assert "| seed1 | run.seed 1 | not measured | - | - |" in text
@@ -193,7 +195,7 @@ def test_a_slice_stops_and_the_next_goes_on(tmp_path, monkeypatch):
     assert 1 <= reached < 36 and not measured[leg.row]["ended"]
     write_report(lines, measured, curves, EQUAL, settings, tmp_path)
     assert f"| {reached} of 36 | ~" in (tmp_path / "results.md").read_text()
-    assert (tmp_path / "compare_by_macs.png").exists()
+    assert (tmp_path / "glow_lr1e-4" / "compare_by_macs.png").exists()
 
     second = Slice(jobs=1, num_threads=1, is_over=lambda: False)
     assert second.run({leg.row: [leg]}) == {}
