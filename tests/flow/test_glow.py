@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.utils import counters as dynamo_stats
 
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
-from pipeflow.flow import Coupling, Flow, build_flow, glow
+from pipeflow.flow import Coupling, Flow, build_flow, glow, split_flow
 
 SHAPE = (3, 8, 8)
 
@@ -15,6 +16,28 @@ SHAPE = (3, 8, 8)
 def config(**sections) -> Config:
     small = {"model": {"num_blocks": 2, "num_steps": 2, "width": 4}, "parts": {"split": "balanced", "num": 2}}
     return Config.from_dict({**small, **sections})
+
+
+def loss_and_gradients(**sections) -> list[torch.Tensor]:
+    """Of the whole flow, initialised on a batch and with random parameters, on another batch."""
+    flow = build_flow(config(**sections), SHAPE)
+    generator = torch.Generator().manual_seed(1)
+    flow.initialize(torch.rand(16, *SHAPE, generator=generator) - 0.5)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    (whole,) = split_flow(flow, [])
+    loss = whole.loss(whole(torch.rand(16, *SHAPE, generator=generator) - 0.5))
+    return [loss, *torch.autograd.grad(loss, list(whole.parameters()))]
+
+
+def assert_agrees(found: list[torch.Tensor], reference: list[torch.Tensor]) -> None:
+    """To 1e-5 in the loss, and in the gradient relative to its norm."""
+    torch.testing.assert_close(found[0], reference[0], rtol=1e-5, atol=0)
+    assert not torch.equal(found[0], reference[0]), "this was the reference itself"
+    norm = torch.stack([each.norm() for each in reference[1:]]).norm()
+    apart = torch.stack([(ours - theirs).norm() for ours, theirs in zip(found[1:], reference[1:])]).norm()
+    assert apart < 1e-5 * norm
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +129,19 @@ class TestBuildFlow:
     def test_compile_changes_no_name(self):
         flow = build_flow(config(precision={"compile": True}), SHAPE)
         assert list(flow.state_dict()) == list(build_flow(config(), SHAPE).state_dict())
+
+    def test_fast_is_the_reference_but_for_rounding(self):
+        assert_agrees(
+            loss_and_gradients(precision={"step": "fast"}), loss_and_gradients(precision={"step": "reference"})
+        )
+
+    def test_a_compiled_step_agrees_and_is_compiled_once_for_all_of_a_block(self):
+        """That is: without gradients, with them, and for the first, whose input needs none."""
+        model = {"num_blocks": 1, "num_steps": 5}
+        dynamo_stats.clear()
+        compiled = loss_and_gradients(model=model, precision={"compile": True})
+        assert dynamo_stats["stats"]["unique_graphs"] == 3
+        assert_agrees(compiled, loss_and_gradients(model=model, precision={"step": "reference"}))
 
     @pytest.mark.parametrize("shape", [(3, 6, 8), (3, 8, 6), (3,)])
     def test_images_that_do_not_fit(self, shape):
