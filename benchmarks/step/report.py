@@ -31,10 +31,12 @@ def report(document: dict) -> str:
         "# A training step",
         "",
         "Images a second: median of the rounds (lowest to highest). Ratios are taken in each round, then their median. "
-        "Share of the limit: the seconds that the step's multiply-adds need at the device's measured matrix rate (forward, "
-        "and twice that backward; coupling nets at the rate of the type they run in, all else float32), over the step's "
-        "seconds. Memory, 1e6 bytes: on the CPU what the process held at most above what it held before it had a flow, the "
-        "compiler included; on a GPU tensors at most. First step: with compilation, and nothing compiled before.",
+        "Share of the matrix limit: the seconds that the step's multiply-adds need at the device's measured matrix rate "
+        "(forward, and twice that backward; coupling nets at the rate of the type they run in, all else float32), over "
+        "the step's seconds. Share of the roofline: the least seconds of all kinds of layers, by their products or by the "
+        "bytes they must move, over the step's. Memory, 1e6 bytes: on the CPU what the process held at most above what it "
+        "held before it had a flow, the compiler included; on a GPU tensors at most. First step: with compilation, and "
+        "nothing compiled before.",
     ]
     for device in TITLES:
         lines += ["", f"## {TITLES[device]}", ""]
@@ -99,6 +101,14 @@ def share(result: dict, system: str) -> float | None:
     return limit * median(found) / result["case"]["batch_size"]
 
 
+def roofline_share(result: dict, system: str) -> float | None:
+    """Of the least seconds of all kinds, by products or bytes, in a step's seconds; None where kinds were not timed."""
+    rows, found = result.get("roofline", {}).get(coupling_type(result["systems"][system])), rates(result, system)
+    if rows is None or not found:
+        return None
+    return sum(row["least_s"] for row in rows) * median(found) / result["case"]["batch_size"]
+
+
 def judge(goal: tuple, results: dict) -> str:
     """A goal in words, with the best system's number and whether that is enough."""
     case, dtype, quantity, number, words = goal
@@ -123,8 +133,8 @@ def judge(goal: tuple, results: dict) -> str:
         return f"{words}: {found[name]:.1f} s ({name}, from its images a second), {_met(found[name] <= number)}"
     name = max(found, key=found.get)
     shown = f"{found[name]:.0%}" if quantity == "share" else f"{found[name]:.2f}"
-    reached = share(result, name)
-    beside = f", {reached:.0%} of the matrix limit" if quantity == "ratio" and reached is not None else ""
+    shares = {"the matrix limit": share(result, name), "the roofline": roofline_share(result, name)}
+    beside = "".join(f", {reached:.0%} of {limit}" for limit, reached in shares.items() if reached is not None)
     return f"{words}: {shown} ({name}{beside}), {_met(found[name] >= number)}"
 
 
@@ -142,20 +152,22 @@ def _systems(result: dict) -> Iterator[str]:
     yield ""
     yield (
         "| system | images/s | normflows = 1 | normflows-plain = 1 | reference = 1 | share of the matrix limit "
-        "| memory, MB | first step, s | steps behind it till it is warm, s | parameters |"
+        "| share of the roofline | memory, MB | first step, s | steps behind it till it is warm, s | parameters |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for name, system in result["systems"].items():
         found = rates(result, name)
         if "out_of_memory" in system:
-            yield f"| {name} | out of memory | - | - | - | - | - | - | - | - |"
+            yield f"| {name} | out of memory | - | - | - | - | - | - | - | - | - |"
             continue
         against = [ratio(result, name, other) for other in (RIVAL, "normflows-plain", REFERENCE)]
-        reached = share(result, name)
+        shares = [share(result, name), roofline_share(result, name)]
         yield (
             f"| {name} | {_number(median(found))} ({_number(min(found))} to {_number(max(found))}) | "
             + " | ".join("-" if each is None else f"{each:.2f}" for each in against)
-            + f" | {'-' if reached is None else f'{reached:.0%}'} | {system['bytes'] / 1e6:,.0f} "
+            + " | "
+            + " | ".join("-" if each is None else f"{each:.0%}" for each in shares)
+            + f" | {system['bytes'] / 1e6:,.0f} "
             f"| {system['first_step_s']:.2f} | {system['warm_up_s']:.2f} | {system['num_parameters']:,} |"
         )
     for dtype in ("float32", "bfloat16"):
@@ -163,7 +175,7 @@ def _systems(result: dict) -> Iterator[str]:
         if limit is not None:
             yield (
                 f"| limit, coupling nets in {dtype} | {_number(result['case']['batch_size'] / limit)} "
-                f"| - | - | - | 100% | - | - | - | - |"
+                f"| - | - | - | 100% | - | - | - | - | - |"
             )
 
 

@@ -59,9 +59,11 @@ class NormflowsStep:
         shape = images.batches.data.shape
         torch.manual_seed(config.run.seed)
         self.model = make_glow(shape, case.model, options["net_actnorm"])
-        with torch.no_grad():
-            self.model.forward_kld(images.batches.initial())  # its ActNorms initialise themselves
         self.model.to(device)
+        with torch.no_grad():
+            # Its ActNorms initialise themselves. On the device: what tells them that they have is then a tensor of the CPU,
+            # as in the package's example; moved to a GPU it would make each forward wait.
+            self.model.forward_kld(images.batches.initial().to(device))
         if options.get("compiled"):
             _compile_blocks(self.model)
         self._images = images
