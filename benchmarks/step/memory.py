@@ -1,0 +1,112 @@
+"""Memory of a training step by depth, and what it costs in time: memory.activations keep, recompute and invert.
+
+    python -m benchmarks.step.memory [--device cpu|cuda] [--steps 8 32 96 256] [--ways keep recompute invert] [--threads 2]
+
+A flow of one block, width 64, batch 64, each depth and way in a fresh process: the first step, and the median of a few.
+Writes memory.md and memory.json beside this file; what the other device gave is kept in them.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+from benchmarks.machine import describe_machine, in_words
+from benchmarks.step.held import Held, OutOfMemory
+from benchmarks.step.report import TITLES
+from benchmarks.step.systems import Case
+from benchmarks.step.training import Training
+
+HERE = Path(__file__).parent
+NUM_STEPS = (8, 32, 96, 256)
+WAYS = ("keep", "recompute", "invert")
+WIDTH, BATCH_SIZE = 64, 64
+_TURNS = 3
+
+
+def measure(num_steps: int, way: str, device: str, threads: int) -> dict:
+    """Bytes at most, seconds of a step, and the error of what was got back, of one depth and way."""
+    model = {"num_blocks": 1, "num_steps": num_steps, "width": WIDTH}
+    case = Case(f"1 x {num_steps}", model, BATCH_SIZE, device)
+    options = {"memory": {"activations": way}}
+    row = {"num_steps": num_steps, "way": way}
+    process = None
+    try:
+        process = Held(threads, Training, case, way, options)
+        process.call("start")
+        rates = [process.call("turn", 1) for _ in range(_TURNS)]
+        return {**row, "step_s": BATCH_SIZE / median(rates), **process.call("memory")}
+    except OutOfMemory as error:
+        return {**row, "out_of_memory": str(error)}
+    finally:
+        if process is not None:
+            process.close()
+
+
+def report(document: dict) -> str:
+    """memory.md; document: rows by device."""
+    lines = [
+        "# Memory by depth",
+        "",
+        f"One block, width {WIDTH}, batch {BATCH_SIZE}; each row a fresh process. MB = 1e6 bytes: on the CPU what the "
+        "process held at most above what it held before it had a flow, on a GPU tensors at most. Error: by how much what "
+        "the backward got by inverting differed from what the forward had, as the part tells it.",
+    ]
+    for device, title in TITLES.items():
+        lines += ["", f"## {title}", ""]
+        if device not in document:
+            lines.append(f"Not measured: `python -m benchmarks.step.memory --device {device}`.")
+            continue
+        measured = document[device]
+        lines += [
+            f"`{measured['command']}` on {in_words(measured['machine'])}; {measured['threads']} CPU threads.",
+            "",
+            "| flow steps | activations | MB | keep = 1 | MB a flow step | s a step | keep = 1 | error |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        kept = {row["num_steps"]: row for row in measured["rows"] if row["way"] == "keep" and "bytes" in row}
+        for row in measured["rows"]:
+            lines.append(_row(row, kept.get(row["num_steps"])))
+    return "\n".join(lines) + "\n"
+
+
+def _row(row: dict, keep: dict | None) -> str:
+    if "out_of_memory" in row:
+        return f"| {row['num_steps']} | {row['way']} | out of memory | - | - | - | - | - |"
+    memory, time = ("-", "-") if keep is None else (f"{row[key] / keep[key]:.2f}" for key in ("bytes", "step_s"))
+    error = row["reconstruction_error"]
+    return (
+        f"| {row['num_steps']} | {row['way']} | {row['bytes'] / 1e6:,.0f} | {memory} "
+        f"| {row['bytes'] / 1e6 / row['num_steps']:.2f} | {row['step_s']:.3g} | {time} "
+        f"| {'-' if error is None else f'{error:.1e}'} |"
+    )
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=tuple(TITLES))
+    parser.add_argument("--steps", type=int, nargs="+", default=list(NUM_STEPS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    rows = []
+    for num_steps in options.steps:
+        for way in options.ways:
+            rows.append(measure(num_steps, way, options.device, options.threads))
+            print(json.dumps(rows[-1]), flush=True)
+    path = HERE / "memory.json"
+    document = json.loads(path.read_text()) if path.exists() else {}
+    document[options.device] = {
+        "machine": describe_machine(),
+        "command": f"python -m benchmarks.step.memory {' '.join(sys.argv[1:])}".strip(),
+        "threads": options.threads,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    (HERE / "memory.md").write_text(report(document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Seconds of a whole short run from start to exit, which is what a user feels of a first step's overhead.
+
+    python -m benchmarks.step.short_run [--device cpu|cuda] [--systems ...] [--rounds 3] [--threads 2]
+
+`python -m pipeflow.launch`, small flow (3 x 4 steps, width 64) in one part, embedded images, two epochs, everything that a
+run does in it: images, evaluations, checkpoints, samples. In turn, round by round. Each run begins with an empty cache of
+compiled code; what is compiled runs once more with the cache that it left. Writes short_run.md and short_run.json beside
+this file; what the other device gave is kept in them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import yaml
+
+from benchmarks.machine import describe_machine, in_words
+from benchmarks.step.report import TITLES
+from benchmarks.step.systems import PIPEFLOW, SMALL
+from pipeflow.config import Config
+
+HERE = Path(__file__).parent
+SYSTEMS = {"cpu": ("reference", "fast", "fast-compile"), "cuda": ("reference", "fast", "fast-graphs", "fast-compile")}
+AGAIN = ", compiled before"
+
+
+def configuration(options: dict, device: str, folder: Path) -> Config:
+    """Two epochs of the small flow."""
+    sections = {
+        "run": {"dir": str(folder), "device": device, "resume": "never"},
+        "model": SMALL,
+        "parts": {"split": "balanced", "num": 1},
+        "schedule": {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 2},
+        "optim": {"lr": 1e-3, "clip_norm": 1.0},
+    }
+    return Config.from_dict({**sections, **options})
+
+
+def measure(options: dict, device: str, threads: int) -> dict[str, float]:
+    """Seconds of a run, by what is put behind the system's name: nothing, and AGAIN where something is compiled."""
+    seconds = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "TORCHINDUCTOR_CACHE_DIR": str(Path(scratch) / "compiled"),
+        }
+        compiles = options.get("precision", {}).get("compile", False)
+        for name in ("", AGAIN) if compiles else ("",):
+            path = Path(scratch) / "config.yaml"
+            config = configuration(options, device, Path(scratch) / f"run{len(seconds)}")
+            path.write_text(yaml.safe_dump(config.to_dict()))
+            command = [sys.executable, "-m", "pipeflow.launch", "--config", str(path)]
+            start = time.perf_counter()
+            process = subprocess.run(command, capture_output=True, text=True, env=environment)
+            seconds[name] = time.perf_counter() - start
+            if process.returncode != 0:
+                sys.exit(f"{' '.join(command)} failed:\n{process.stderr[-3000:]}")
+    return seconds
+
+
+def report(document: dict) -> str:
+    """short_run.md; document: rounds by device."""
+    lines = [
+        "# A whole short run",
+        "",
+        "Seconds from start to exit: median of the rounds (lowest to highest). Ratios are taken in each round.",
+    ]
+    for device, title in TITLES.items():
+        lines += ["", f"## {title}", ""]
+        if device not in document:
+            lines.append(f"Not measured: `python -m benchmarks.step.short_run --device {device}`.")
+            continue
+        measured = document[device]
+        rounds = measured["rounds"]
+        lines += [
+            f"`{measured['command']}` on {in_words(measured['machine'])}; {measured['threads']} CPU threads.",
+            "",
+            f"| system | s | {next(iter(rounds[0]))} = 1 |",
+            "|---|---|---|",
+        ]
+        for name in rounds[0]:
+            seconds = [each[name] for each in rounds]
+            ratios = [each[name] / next(iter(each.values())) for each in rounds]
+            lines.append(
+                f"| {name} | {median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f}) | {median(ratios):.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=tuple(TITLES))
+    parser.add_argument("--systems", nargs="+", choices=tuple(PIPEFLOW))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    rounds = []
+    for number in range(options.rounds):
+        rounds.append({})
+        for name in options.systems or SYSTEMS[options.device]:
+            seconds = measure(PIPEFLOW[name], options.device, options.threads)
+            rounds[-1].update({f"{name}{behind}": each for behind, each in seconds.items()})
+        print(f"round {number}: {json.dumps(rounds[-1])}", flush=True)
+    path = HERE / "short_run.json"
+    document = json.loads(path.read_text()) if path.exists() else {}
+    document[options.device] = {
+        "machine": describe_machine(),
+        "command": f"python -m benchmarks.step.short_run {' '.join(sys.argv[1:])}".strip(),
+        "threads": options.threads,
+        "rounds": rounds,
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    (HERE / "short_run.md").write_text(report(document))
+
+
+if __name__ == "__main__":
+    main()
