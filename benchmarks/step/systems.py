@@ -15,9 +15,9 @@ from torch import Tensor
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
 from pipeflow.flow import Flow, FlowStep, Part, build_flow, cut_names, split_flow
+from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import ImagesAhead
 from pipeflow.training.timeline import Timeline
-from pipeflow.training.trainer import PartTrainer
 
 PUBLISHED = {"num_blocks": 3, "num_steps": 32, "width": 512}
 SMALL = {"num_blocks": 3, "num_steps": 4, "width": 64}
@@ -117,28 +117,27 @@ class PipeflowStep:
     def __init__(self, case: Case, options: dict, images: Images, device: torch.device):
         config = configuration(case, options)
         flow = build_flow(config, images.batches.data.shape)
-        recompute = config.memory.activations == "recompute"
         cuts = cut_names(flow, config.parts.split, config.parts.num)
-        parts = split_flow(flow, cuts, config.parts.head, recompute)
+        parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
         latent = images.batches.initial()
         for part in parts:
             latent = part.initialize(latent)
         self.part = parts[case.part or 0]
         self._next = _latents_in_turn(parts[: case.part], images, device) if case.part else images
-        self.trainer = PartTrainer(self.part, device, config.optim, config.optim.lr, num_updates=10**6)
+        self.trainer = make_trainer(self.part, device, config, config.optim.lr, num_updates=10**6)
         self.num_parameters = sum(parameter.numel() for parameter in self.part.parameters())
         self.multiply_adds = _multiply_adds(flow, self.part)
 
     def __call__(self) -> Tensor:
         """Trains on the next batch; the loss."""
-        loss = training_loss(self.trainer, self._next())
+        _, loss = self.trainer.forward(self._next())
         self.trainer.update(loss)
         return loss.detach()
 
     @property
     def reconstruction_error(self) -> float | None:
         """Of `memory.activations: invert`, where the part tells it."""
-        error = getattr(self.part, "reconstruction_error", None)
+        error = self.part.reconstruction_error
         return None if error is None else float(error)
 
 
@@ -148,11 +147,6 @@ def _multiply_adds(flow: Flow, part: Part) -> dict[str, int]:
     layers = [(layer, shapes[name]) for name, layer in flow.named_layers() if name in part.names]
     coupling = sum(layer.coupling.multiply_adds(shape) for layer, shape in layers if isinstance(layer, FlowStep))
     return {"coupling": coupling, "other": part.multiply_adds() - coupling}
-
-
-def training_loss(trainer: PartTrainer, latent: Tensor) -> Tensor:
-    """The forward of a step, in bits per dimension."""
-    return trainer.part.loss(trainer.forward(latent))
 
 
 def _latents_in_turn(earlier: list[Part], images: Images, device: torch.device) -> Callable[[], Tensor]:

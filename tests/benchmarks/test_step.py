@@ -171,7 +171,6 @@ def test_what_fails_in_a_process_is_said_here():
         held.close()
 
 
-@pytest.mark.xfail(strict=True, reason="until pipeflow has precision.step and precision.graphs: then without this mark")
 @pytest.mark.parametrize("name", PIPEFLOW)
 def test_systems_are_options_of_a_run(name):
     Config.from_dict(PIPEFLOW[name])
