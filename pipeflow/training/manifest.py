@@ -28,6 +28,9 @@ def _float(value: object) -> bool:
 
 _SECONDS = ("local", "gather", "finetune", "eval", "checkpoint", "total")
 
+_CARRIED = {"seconds": count, "bytes": EPOCH["bytes"]}
+"""Of an epoch that was interrupted."""
+
 MANIFEST = {
     "epoch": whole,
     "stage": _stage,
@@ -45,6 +48,7 @@ MANIFEST = {
         "exit_bpd": Optional([_float]),
     },
     "log_position": whole,
+    "position": Optional({"step": whole, "losses": [Each([_float])], "carried": Optional(_CARRIED)}),
 }
 
 
