@@ -326,9 +326,7 @@ class TestCache:
         load_data(options(cached[0]))
         assert not (tmp_path / "was_run").exists()
 
-    @pytest.mark.parametrize(
-        "shape", [(2**40, 3, 4, 5), (4, 3, 2**31, 2**31), (2**62, 2**62, 2**62, 2**62), (-1, 3, 4, 5)]
-    )
+    @pytest.mark.parametrize("shape", [(2**40, 3, 4, 5), (4, 3, 2**31, 2**31), (2**62, 2**62, 2**62, 2**62)])
     def test_more_than_there_is(self, cached, shape):
         head = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
         self.replace(cached[1], b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(240))
