@@ -346,6 +346,21 @@ class TestCache:
         (cached[1] / "images.json").write_text("[" * 1_000_000)
 
 
+def test_cifar10_whose_pickles_are_others(tmp_path, monkeypatch):
+    """CIFAR-10 comes as pickles. torchvision opens them when their checksums are the official ones, and only then."""
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    folder = tmp_path / "root" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], "")]:
+        (folder / name).write_bytes(f"cposix\nmkdir\n(V{tmp_path}/was_run\ntR.".encode())
+    data = Config.from_dict({"data": {"name": "cifar10", "path": str(tmp_path / "root")}}).data
+    with bounded(), pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz"):
+        load_data(data)
+    assert not (tmp_path / "was_run").exists()
+
+
 # -------------------------------------------------------------------------------------------------------- configurations
 
 
