@@ -1,7 +1,7 @@
 """What `summary.json`, `metrics.jsonl` and a manifest hold, as data, to check them by where they are read.
 
 A kind is a function that tells whether a value is one; a list of one kind, for a list of any length; a dictionary of
-fields, which a mapping must have beside any others; an `Each`, for a mapping with any names; an `Optional`.
+fields, which a mapping must have beside any others; an `Each`, for a mapping with any names; an `Optional`, an `IfThere`.
 """
 
 import math
@@ -20,6 +20,13 @@ _LARGEST = 1e24
 @dataclass(frozen=True)
 class Optional:
     """The kind, or null, or not there."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
+class IfThere:
+    """A field that may be missing, but if it is there is of the kind."""
 
     kind: Any
 
@@ -87,7 +94,7 @@ EPOCH = {
     "seconds": positive,
     "images": count,
     "macs": count,
-    "bytes": {"latents": [link], "eval": count, "gradients": count, "control": count, "images": Optional(count)},
+    "bytes": {"latents": [link], "eval": count, "gradients": count, "control": count, "images": IfThere(count)},
 }
 """An epoch's record in `summary.json` and `metrics.jsonl`."""
 
@@ -115,6 +122,8 @@ def wrong(value: Any, kind: Any, name: str = "") -> str | None:
     """What is not as it should be, in words: the first such place; None where all is."""
     if isinstance(kind, Optional):
         return None if value is None else wrong(value, kind.kind, name)
+    if isinstance(kind, IfThere):
+        return wrong(value, kind.kind, name)
     if isinstance(kind, Callable):
         return None if kind(value) else f"{name or 'it'} is {brief(value)}"
     if isinstance(kind, list):
@@ -129,8 +138,11 @@ def wrong(value: Any, kind: Any, name: str = "") -> str | None:
             return f"{name} has {brief(odd)}"
         pairs = ((each, kind.kind, f"{name}.{key}") for key, each in value.items())
     else:
-        missing = next((key for key, each in kind.items() if key not in value and not isinstance(each, Optional)), None)
-        if missing is not None:
-            return f"{name or 'it'} has no {missing}"
-        pairs = ((value.get(key), each, f"{name}.{key}" if name else key) for key, each in kind.items())
+        missing = [key for key in kind if key not in value]
+        needed = [key for key in missing if not isinstance(kind[key], Optional | IfThere)]
+        if needed:
+            return f"{name or 'it'} has no {needed[0]}"
+        pairs = (
+            (value[key], each, f"{name}.{key}" if name else key) for key, each in kind.items() if key not in missing
+        )
     return next((found for found in (wrong(*pair) for pair in pairs) if found is not None), None)

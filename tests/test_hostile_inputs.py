@@ -514,6 +514,7 @@ SUMMARIES = {
     "parts of no kind": lambda summary: summary["epochs"][0].update(trained=["x"]),
     "a link of four": lambda summary: summary["epochs"][0]["bytes"].update(latents=[[0, 1, 2, 3]]),
     "bytes of no kind": lambda summary: summary["bytes"]["gather"].update(evil=1),
+    "images of no kind": lambda summary: summary["epochs"][0]["bytes"].update(images=None),
     "bytes are a text": lambda summary: summary["bytes"].update(total="many"),
     "a name that clears the screen": lambda summary: summary.update(name="\x1b[2J"),
     "a name without end": lambda summary: summary.update(name="x" * 100_000),

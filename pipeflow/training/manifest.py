@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeflow.errors import CheckpointError
 from pipeflow.flow import Part
-from pipeflow.records import EPOCH, Each, Optional, count, finite, number, text, whole, wrong
+from pipeflow.records import EPOCH, Each, IfThere, Optional, count, finite, number, text, whole, wrong
 
 _MOMENTS = {"adam": {"exp_avg", "exp_avg_sq"}, "adamax": {"exp_avg", "exp_inf"}}
 """Names of what each optimizer keeps for a parameter."""
@@ -34,8 +34,8 @@ _CARRIED = {"seconds": count, "bytes": EPOCH["bytes"]}
 MANIFEST = {
     "epoch": whole,
     "stage": _stage,
-    "cuts": Optional([text]),
-    "config": Optional({"parts": lambda value: isinstance(value, dict)}),
+    "cuts": IfThere([text]),
+    "config": IfThere({"parts": lambda value: isinstance(value, dict)}),
     "counts": Each(_counts),
     "history": [
         {**EPOCH, "train_loss": Each(_float), "test_bpd": Optional(_float), "exit_bpd": Optional([_float])},
@@ -48,7 +48,7 @@ MANIFEST = {
         "exit_bpd": Optional([_float]),
     },
     "log_position": whole,
-    "position": Optional({"step": whole, "losses": [Each([_float])], "carried": Optional(_CARRIED)}),
+    "position": IfThere({"step": whole, "losses": [Each([_float])], "carried": Optional(_CARRIED)}),
 }
 
 
