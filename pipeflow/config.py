@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeflow.errors import ConfigError
+from pipeflow.untrusted import brief
 from pipeflow.values import convert, nearest, read_yaml, show
 
 
@@ -211,7 +212,7 @@ class Config:
         shared = self.finetune.parallel == "ddp" and self.num_local_epochs == 0
         if self.num_parts is not None and world_size > self.num_parts and not shared:
             raise ConfigError(
-                f"{world_size} workers for {self.num_parts} parts (parts.split {show(self.parts.split)}, parts.num "
+                f"{world_size} workers for {self.num_parts} parts (parts.split {brief(self.parts.split, show)}, parts.num "
                 f"{show(self.parts.num)}): a worker needs a part. Start at most {self.num_parts} workers "
                 f"(torchrun --nproc_per_node={self.num_parts}), or cut into more parts."
             )
@@ -224,19 +225,19 @@ class Config:
         """
         sections = {}
         if not isinstance(settings, dict):
-            raise ConfigError(f"a configuration is sections of options, such as 'optim:', not {settings!r}.")
+            raise ConfigError(f"a configuration is sections of options, such as 'optim:', not {brief(settings)}.")
         for section, values in settings.items():
             if section not in SECTIONS:
-                raise ConfigError(f"unknown section {section!r}{nearest(str(section), SECTIONS)}.")
+                raise ConfigError(f"unknown section {brief(section)}{nearest(brief(section, str), SECTIONS)}.")
             if not isinstance(values, dict):
                 raise ConfigError(
-                    f"{section}: has {values!r} where its options should be, such as {_example(section)}."
+                    f"{section}: has {brief(values)} where its options should be, such as {_example(section)}."
                 )
             hints = typing.get_type_hints(SECTIONS[section])
             converted = {}
             for name, value in values.items():
                 if name not in hints:
-                    raise _unknown(f"{section}.{name}")
+                    raise _unknown(f"{section}.{brief(name, str)}")
                 converted[name] = convert(f"{section}.{name}", hints[name], value)
             sections[section] = SECTIONS[section](**converted)
         return cls(**sections)
@@ -264,7 +265,7 @@ def load(path: str | None, overrides: dict[str, str] | None = None) -> Config:
             raise _unknown(name)
         values = settings.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: {section}: has {values!r} where its options should be.")
+            raise ConfigError(f"{path}: {section}: has {brief(values)} where its options should be.")
         values[key] = text
     return Config.from_dict(settings)
 
@@ -332,6 +333,13 @@ def _check_ranges(config: Config) -> None:
         "eval.every_epochs": 1, "eval.num_images": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1,
         "link.cache_draws": 0, "timeline.steps": 0, "timeline.epoch": 0, "timeline.first_step": 0,
     }  # fmt: skip
+    # Beyond these only a slip of the finger, or a file that is to fill the memory: the published flow has 3, 32 and 512.
+    at_most = {
+        "model.num_blocks": 16, "model.num_steps": 1024, "model.width": 16_384, "parts.num": 16_384,
+        "schedule.local_epochs": 1_000_000, "schedule.finetune_epochs": 1_000_000, "optim.batch_size": 1_000_000,
+    }  # fmt: skip
+    if config.data.name == "dead_leaves":
+        at_most |= {"data.num_train": 1_000_000, "data.num_test": 1_000_000}
     positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb", "memory.max_error"]
     values = {
         f"{s}.{key}": value for s, section in dataclasses.asdict(config).items() for key, value in section.items()
@@ -339,6 +347,9 @@ def _check_ranges(config: Config) -> None:
     for name, least in at_least.items():
         if values[name] is not None and not values[name] >= least:
             raise ConfigError(f"{name}: must be {least} or more, got {values[name]}.")
+    for name, most in at_most.items():
+        if values[name] is not None and values[name] > most:
+            raise ConfigError(f"{name}: must be {most:,} or less, got {values[name]}.")
     if config.run.seed >= 2**63:
         raise ConfigError(f"run.seed: must be below 2^63, got {config.run.seed}.")
     rates = [("optim.part_lr", rate) for rate in config.optim.part_lr or ()]
@@ -351,7 +362,7 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError("schedule.local_epochs and schedule.finetune_epochs are both 0: nothing would train.")
     for name, known in [("data.name", ("cifar10", "images", "dead_leaves")), ("model.name", ("glow",))]:
         if values[name] not in known and not _is_function(values[name]) and values[name] != "python":
-            raise ConfigError(f"{name}: expected {', '.join(known)} or module:function, got {values[name]!r}.")
+            raise ConfigError(f"{name}: expected {', '.join(known)} or module:function, got {brief(values[name])}.")
     if config.data.name == "images" and config.data.path is None:
         raise ConfigError("data.path: data.name 'images' needs a folder or a zip with train/ and test/ in it.")
     turn_length(config.schedule.alternate_every)
@@ -369,19 +380,20 @@ def _check_graphs(config: Config) -> None:
 
 def _is_function(name: str) -> bool:
     module, _, function = name.partition(":")
-    return bool(module and function) and ":" not in function
+    # A module in front of which dots stand would be looked for beside pipeflow's own.
+    return all(module.split(".")) and bool(function) and ":" not in function
 
 
 def _check_parts(config: Config) -> None:
     """Number of parts against the kind of split, as far as it can be told without the flow."""
     split, num = config.parts.split, config.parts.num
     if isinstance(split, str) and split not in ("blocks", "across", "balanced"):
-        raise ConfigError(f"parts.split: expected blocks, across, balanced or names of layers, got {split!r}.")
+        raise ConfigError(f"parts.split: expected blocks, across, balanced or names of layers, got {brief(split)}.")
     if num is None and split in ("across", "balanced"):
         raise ConfigError(f"parts.num: a split {split!r} needs the number of parts, such as 3.")
     if num is not None and config.num_parts not in (None, num):
         raise ConfigError(
-            f"parts.num: {num} does not agree with parts.split {show(split)}, which gives {config.num_parts} parts: "
+            f"parts.num: {num} does not agree with parts.split {brief(split, show)}, which gives {config.num_parts} parts: "
             f"set parts.num to {config.num_parts} or null."
         )
     if split == "across" and config.model.name == "glow" and num - 1 > config.model.num_blocks:
@@ -392,7 +404,7 @@ def _check_parts(config: Config) -> None:
     rates = config.optim.part_lr
     if rates is not None and config.num_parts is not None and len(rates) != config.num_parts:
         raise ConfigError(
-            f"optim.part_lr: {len(rates)} rates ({', '.join(map(str, rates))}) for {config.num_parts} parts: "
+            f"optim.part_lr: {len(rates)} rates ({brief(rates, show)}) for {config.num_parts} parts: "
             f"give one for each part."
         )
 
@@ -401,6 +413,6 @@ def turn_length(text: str) -> tuple[int, str]:
     """'200 steps' as (200, 'steps'), '1 epoch' as (1, 'epochs'). Raises ConfigError for any other form."""
     number, _, unit = text.strip().partition(" ")
     unit = unit.strip().removesuffix("s") + "s"
-    if not number.isdecimal() or int(number) < 1 or unit not in ("epochs", "steps"):
-        raise ConfigError(f"schedule.alternate_every: expected '1 epoch' or '200 steps', got {text!r}.")
+    if not number.isdecimal() or len(number) > 18 or int(number) < 1 or unit not in ("epochs", "steps"):
+        raise ConfigError(f"schedule.alternate_every: expected '1 epoch' or '200 steps', got {brief(text)}.")
     return int(number), unit

@@ -3,7 +3,6 @@
 Every curve is test bits/dim over a cost, and there are four costs (`AXES`): epochs, seconds, multiply-adds and bytes.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +11,9 @@ from pathlib import Path
 
 from pipeflow.errors import CheckpointError
 from pipeflow.metrics import training_bytes
+from pipeflow.records import EPOCH, GATHERED, START, SUMMARY, text, wrong
 from pipeflow.training.schedule import FINETUNE
+from pipeflow.untrusted import MAX_JSON_BYTES, parse_json, read_bytes
 
 # ---------------------------------------------------------------------------------------------------- reading runs
 
@@ -28,27 +29,49 @@ def read_run(run_dir: str | Path) -> dict:
     run_dir = Path(run_dir)
     summary, log = run_dir / "summary.json", run_dir / "metrics.jsonl"
     if summary.is_file():
-        return {**_parse(summary.read_text(), summary), "ended": True}
+        return {**_parse(_read(summary), SUMMARY, summary), "ended": True}
     if not log.is_file():
         raise CheckpointError(
             f"{run_dir} is not the folder of a run: it has neither summary.json nor metrics.jsonl. "
             f"Give the folder that run.dir named when the run was started."
         )
     # The last line may be half written while the run goes on.
-    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    events = [_parse(line, f"{log}, line {number}") for number, line in enumerate(lines, start=1)]
+    lines = [line for line in _read(log).splitlines(keepends=True) if line.endswith(b"\n")]
+    events = [_parse(line, {"event": text}, f"{log}, line {number}") for number, line in enumerate(lines, start=1)]
+    for number, event in enumerate(events, start=1):
+        _check(event, _EVENTS.get(event["event"], {}), f"{log}, line {number}")
     if not any(event["event"] == "start" for event in events):
         raise CheckpointError(f"{log} has no start of a run yet: try again when the first epoch has begun.")
     return _summary_so_far(run_dir.resolve().name, events)
 
 
-def _parse(text: str, where: str | Path) -> dict:
+def _read(path: Path) -> bytes:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return read_bytes(path, MAX_JSON_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _parse(content: bytes, kind: dict, where: str | Path) -> dict:
+    try:
+        value = parse_json(content)
+    except ValueError as error:
         raise CheckpointError(
             f"{where}: this is no JSON ({error}). The file is damaged: take it from a copy, or run again."
         ) from error
+    return _check(value, kind, where)
+
+
+def _check(value: dict, kind: dict, where: str | Path) -> dict:
+    found = wrong(value, kind)
+    if found is not None:
+        raise CheckpointError(
+            f"{where}: {found}, which no run writes. The file is damaged: take it from a copy, or run again."
+        )
+    return value
+
+
+_EVENTS = {"start": START, "epoch": EPOCH, "gather": GATHERED}
 
 
 def _summary_so_far(name: str, events: list[dict]) -> dict:

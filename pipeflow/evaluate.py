@@ -1,14 +1,14 @@
 """Test bits/dim of a run that has ended, computed again from its saved model in one process."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeflow.config import TimelineConfig
 from pipeflow.data import Batches, load_data
 from pipeflow.device import choose_device
-from pipeflow.errors import CheckpointError, DataError
+from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import split_flow
+from pipeflow.records import number, phase, text, wrong
 from pipeflow.saved_flow import load_flow, read_config
 from pipeflow.training.draws import Draws
 from pipeflow.training.link import Channel, LocalLink
@@ -18,6 +18,7 @@ from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker, exit_bits_per_dim
+from pipeflow.untrusted import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,14 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
     if not path.exists():
         raise CheckpointError(f"{run_dir} has no {path.name}: the run has not ended. Start its command again.")
     try:
-        summary = json.loads(path.read_text())
+        summary = read_json(path)
+        found = wrong(summary, {"test_bpd": number, "epochs": [{"phase": phase}], "parts": [{"layers": [text]}]})
+        if found is not None:
+            raise ValueError(found)
         summary_bpd, last_phase = float(summary["test_bpd"]), summary["epochs"][-1]["phase"]
         cuts = [part["layers"][0] for part in summary["parts"][1:]]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}): take it from a copy, or run again.") from None
+    except (OSError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): take it from a copy, or run again.") from None
     flow = load_flow(run_dir)
     if config.data.name == "python":
         raise DataError(f"{run_dir}: its images were given from Python, so this command cannot load them.")
@@ -65,7 +69,10 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
         )
     batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
     # Sums grouped by other parts than the run's differ in the last bit. New heads do: none enters the flow's bits/dim.
-    parts = split_flow(flow, [] if last_phase in FINETUNE else cuts, config.parts.head)
+    try:
+        parts = split_flow(flow, [] if last_phase in FINETUNE else cuts, config.parts.head)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is damaged (parts: {error}): take it from a copy, or run again.") from None
     where = choose_device(device)
     worker = Worker(
         [PartTrainer(part, where, config, config.optim.lr, num_updates=0) for part in parts],

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from pipeflow.errors import CheckpointError
+from pipeflow.records import EPOCH, text, wrong
 from pipeflow.training.schedule import FINETUNE
+from pipeflow.untrusted import MAX_JSON_BYTES, open_file, parse_json
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -49,6 +51,23 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _epochs_in(log: bytes, path: Path) -> list[dict]:
+    """The records of epochs in a log. Raises CheckpointError where a line is none that a run writes."""
+    epochs = []
+    for line, content in enumerate(log.splitlines(), start=1):
+        try:
+            event = parse_json(content)
+        except ValueError as error:
+            raise CheckpointError(f"{path}, line {line}: this is no JSON ({error}): the log is damaged.") from None
+        found = wrong(event, {"event": text})
+        if found is None and event["event"] == "epoch":
+            found = wrong(event, EPOCH)
+            epochs.append(event)
+        if found is not None:
+            raise CheckpointError(f"{path}, line {line}: {found}, which no run writes: the log is damaged.")
+    return epochs
+
+
 class MetricsLog:
     """Rank 0's log: `metrics.jsonl`, one line an event, and TensorBoard scalars for the events of kind "epoch".
 
@@ -65,13 +84,16 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
 
         path = Path(run_dir) / "metrics.jsonl"
-        kept = path.read_bytes()[:position] if position and path.is_file() else b""
+        kept = b""
+        if position and path.is_file():
+            with open_file(path) as file:
+                kept = file.read(min(position, MAX_JSON_BYTES))
         if len(kept) < position or (kept and not kept.endswith(b"\n")):
             raise CheckpointError(
                 f"{path} is not the log this checkpoint was taken with: no line ends at byte {position}. "
                 f"Put the log back, or start the run again in another folder (run.dir)."
             )
-        epochs = [event for event in map(json.loads, kept.splitlines()) if event["event"] == "epoch"]
+        epochs = _epochs_in(kept, path)
         self._bytes_sent = sum(training_bytes(record) for record in epochs)
         next_epoch = epochs[-1]["epoch"] + 1 if epochs else 0
         self._file = open(path, "r+b" if position else "wb")

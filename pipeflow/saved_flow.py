@@ -1,19 +1,22 @@
 """The trained flow as one file, `model.safetensors`, and back: no heads, no workers, one process."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeflow.config import Config
-from pipeflow.errors import CheckpointError, ConfigError
+from pipeflow.errors import CheckpointError
 from pipeflow.flow import Flow, build_flow
+from pipeflow.untrusted import brief, open_file, parse_json, read_yaml
 
 MODEL_FILE = "model.safetensors"
+MAX_IMAGE_VALUES = 4_000_000
+"""Of an image of a saved flow: 1024 x 1024 in colour. The shape is a line of text; a sample of it takes memory."""
 
 
 def save_flow(flow: Flow, run_dir: str | Path) -> None:
@@ -28,10 +31,12 @@ def read_config(run_dir: str | Path) -> Config:
     """The configuration a run was made with. Raises CheckpointError where this is no run folder."""
     path = Path(run_dir) / "config.yaml"
     try:
-        return Config.from_dict(yaml.safe_load(path.read_text()))
-    except OSError:
+        return Config.from_dict(read_yaml(path))
+    except FileNotFoundError:
         raise CheckpointError(f"{run_dir} is not a run folder: it has no config.yaml.") from None
-    except (yaml.YAMLError, ConfigError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
@@ -47,14 +52,49 @@ def load_flow(run_dir: str | Path, flow: Flow | None = None) -> Flow:
     if flow is None and config.model.name == "python":
         raise CheckpointError(f"{run_dir}: its flow was given from Python; load it with load_flow(run_dir, flow=...).")
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
-            shape = tuple(json.loads(file.metadata()["shape"]))
-        flow = build_flow(config, shape) if flow is None else flow
+        with open_file(path), safe_open(path, framework="pt") as file:
+            shape = _shape_in(file.metadata())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if flow is None:
+            _check_fits(tensors, _outline(config, shape, len(tensors)))
+            flow = build_flow(config, shape)
+        _check_fits(tensors, flow)
         flow.load_state_dict(tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged or of another model: {' '.join(str(error).split())[:300]}") from None
     return flow
+
+
+def _shape_in(metadata: dict[str, str] | None) -> tuple[int, ...]:
+    """The shape of an image that stands beside the tensors. Raises ValueError where it cannot be one."""
+    shape = parse_json((metadata or {}).get("shape", "null"))
+    if not isinstance(shape, list) or not shape or not all(type(each) is int and each > 0 for each in shape):
+        raise ValueError(f"its images have the shape {brief(shape)}")
+    if math.prod(shape) > MAX_IMAGE_VALUES:
+        raise ValueError(f"its images have the shape {brief(shape)}, the limit is {MAX_IMAGE_VALUES:,} values")
+    return tuple(shape)
+
+
+def _outline(config: Config, shape: tuple[int, ...], num_tensors: int) -> Flow | None:
+    """The configuration's flow without memory for its parameters; None where it is a function of the user's."""
+    if config.model.name != "glow":
+        return None
+    if config.model.num_blocks * config.model.num_steps > num_tensors:
+        raise ValueError(f"config.yaml asks for more flow steps than the file's {num_tensors} tensors are for")
+    with torch.device("meta"):
+        return build_flow(config, shape)
+
+
+def _check_fits(tensors: dict[str, Tensor], flow: Flow | None) -> None:
+    """Raises ValueError where a tensor is not there, or not of the type and shape that the flow has."""
+    for name, expected in ({} if flow is None else flow.state_dict()).items():
+        found = tensors.get(name)
+        if found is None:
+            raise ValueError(f"it has no {name}")
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            raise ValueError(
+                f"{name} is {found.dtype} {list(found.shape)}, the flow has {expected.dtype} {list(expected.shape)}"
+            )
 
 
 def to_images(samples: Tensor) -> Tensor:

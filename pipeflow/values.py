@@ -6,34 +6,23 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal
 
-import yaml
-
+from pipeflow import untrusted
 from pipeflow.errors import ConfigError
-
-
-class _Loader(yaml.SafeLoader):
-    """`yaml.safe_load`, but a key written twice is an error instead of the last one winning unseen."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} is written twice (line {node.start_mark.line + 1} and after)")
-        return super().construct_mapping(node, deep)
+from pipeflow.untrusted import brief
 
 
 def read_yaml(path: Path) -> dict:
     """The sections in a file. Raises ConfigError where there is none, or it is not YAML, or no mapping."""
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        settings = untrusted.read_yaml(path)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}. See configs/ for the files that come along.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path} is not YAML: {error}.") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"--config {path}: expected sections of options such as 'optim:', found {settings!r}.")
+        raise ConfigError(f"--config {path}: expected sections of options such as 'optim:', found {brief(settings)}.")
     return settings
 
 
@@ -53,7 +42,7 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     if str in kinds and value is not None and not isinstance(value, str | list | dict):
         advice = ": YAML does not read it as text, quote it as you mean it, '...'"
     wanted = " or ".join(_describe(kind) for kind in kinds if kind is not NoneType)
-    raise ConfigError(f"{name}: expected {wanted}, got {value!r}{advice}.")
+    raise ConfigError(f"{name}: expected {wanted}, got {brief(value)}{advice}.")
 
 
 def _as_kind(kind: Any, value: Any) -> Any:
@@ -65,13 +54,14 @@ def _as_kind(kind: Any, value: Any) -> Any:
     if kind is bool:
         return {"true": True, "false": False}.get(str(value).lower())
     if kind is str:
-        return value if isinstance(value, str) and value else None
+        return value if isinstance(value, str) and value and "\0" not in value else None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return int(value) if kind is int and not isinstance(value, float) else kind(value) if kind is float else None
-    except ValueError:
+        number = int(value) if kind is int and not isinstance(value, float) else kind(value) if kind is float else None
+    except (ValueError, OverflowError):
         return None
+    return None if kind is int and number is not None and abs(number) >= 2**64 else number
 
 
 def _as_tuple(kind: Any, value: Any) -> tuple | None:
@@ -93,7 +83,7 @@ def _describe(kind: Any) -> str:
 
 def show(value: Any) -> str:
     """A value as it is written on the command line."""
-    return "null" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
+    return "null" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def nearest(name: str, known: Any) -> str:

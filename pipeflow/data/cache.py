@@ -14,21 +14,24 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipeflow.untrusted import open_file, read_json
+
 
 def read_cache(fingerprint: str, num_train: int) -> np.ndarray | None:
     """The images stored under `fingerprint`, `num_train` for training before those for testing; None if not intact."""
     try:
         folder = _folder(fingerprint)
-        about = json.loads((folder / "images.json").read_text())
-        with open(folder / "images.npy", "rb") as file:
+        about = read_json(folder / "images.json")
+        with open_file(folder / "images.npy") as file:
             # The file as a whole is checked before it is parsed: a damaged header may ask for any amount of memory.
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             if about != {"fingerprint": fingerprint, "num_train": num_train, "sha256": sha256}:
                 return None
             file.seek(0)
-            return np.load(file, allow_pickle=False)
-    except (OSError, RuntimeError, ValueError):
+            images = np.load(file, allow_pickle=False)
+    except (OSError, RuntimeError, ValueError, MemoryError):  # a header may ask for more than there is
         return None
+    return images if images.dtype == np.uint8 and images.ndim == 4 and len(images) > num_train else None
 
 
 def write_cache(fingerprint: str, images: np.ndarray, num_train: int) -> None:

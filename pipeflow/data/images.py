@@ -1,9 +1,12 @@
 """Images of the user's own: a folder or a zip with `train/<any depth>/<name>.png` and `test/...`, read in place."""
 
+import errno
 import hashlib
 import io
 import json
+import math
 import os
+import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,13 +19,20 @@ from PIL import Image
 
 from pipeflow.data.cache import read_cache, write_cache
 from pipeflow.errors import DataError
+from pipeflow.untrusted import open_file, printable, read_bytes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 LAYOUT = "a folder or a zip with images in train/ and test/ (train/<class>/<name>.png)"
-# A file may be hostile: a few kilobytes can announce gigabytes. Both limits are far above what a flow trains on.
+# A file may be hostile: a few kilobytes can announce gigabytes. The limits are far above what a flow trains on.
 MAX_PIXELS = 16_000_000
 MAX_FILE_BYTES = 64_000_000
+MAX_BYTES = 32_000_000_000
+"""Of all images decoded, as they lie in memory and in the cache: twice the 64 x 64 images of ImageNet."""
+MAX_LISTING_BYTES = 128_000_000
+"""Of a zip's list of its members: of more than a million."""
+MAX_SCANS = 100
+"""Of a JPEG; a progressive one has about ten, and each of thousands would be decoded at full size."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +89,82 @@ def _open(path: Path) -> Iterator[list[Member]]:
     if not path.exists():
         raise DataError(f"data.path: there is no {path}; it must be {LAYOUT}.")
     try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        archive = zipfile.ZipFile(_Source(open_file(path)))
+    except (OSError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
         raise DataError(f"data.path: {path} is not a zip that can be read ({error}); it must be {LAYOUT}.") from error
-    with archive:
+    with archive, archive.fp:
         infos = [info for info in archive.infolist() if not info.is_dir() and _is_image(info.filename)]
-        yield [Member(i.filename, i.file_size, i.CRC, lambda i=i: archive.read(i)) for i in infos]
+        _check_members(archive, infos, path)
+        yield [Member(i.filename, i.file_size, i.CRC, lambda i=i: _read_member(archive, i)) for i in infos]
+
+
+class _Source(io.BufferedReader):
+    """A zip of which no more is read at once than a listing may have, whatever size it announces."""
+
+    def __init__(self, file: io.BufferedReader):
+        super().__init__(file.detach())
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_LISTING_BYTES:
+            raise OSError(errno.EFBIG, f"its list of members has more than {MAX_LISTING_BYTES:,} bytes")
+        return super().read(size)
+
+
+def _check_members(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], path: Path) -> None:
+    """Raises DataError for names and sizes that no packing program makes. Nothing is unpacked, but who made it meant harm.
+
+    infos: of the images.
+    """
+    for name in archive.namelist():
+        if name.startswith("/") or "\\" in name or name[1:2] == ":" or ".." in name.split("/"):
+            raise DataError(
+                f"data.path: {printable(name)} in {path} leads out of the zip: do not trust it, pack the images anew."
+            )
+    if sum(info.compress_size for info in infos) > path.stat().st_size:
+        raise DataError(
+            f"data.path: the images in {path} take more room than the file has: they lie over each other, to unpack to any "
+            f"size. Do not trust this file, pack the images anew."
+        )
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """What a member holds, at most as much as it says. Raises ValueError for methods that unpack without a bound."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is packed with another method than deflate")
+    with archive.open(info) as file:
+        # Asked for so much, the decompressor stops there; `archive.read` would have it unpack all and cut that.
+        return file.read(min(info.file_size, MAX_FILE_BYTES) + 1)
+
+
+def _read_file(file: Path) -> bytes:
+    return read_bytes(file, MAX_FILE_BYTES)
 
 
 def _walk(folder: Path) -> Iterator[Member]:
     def fail(error: OSError) -> None:
-        raise DataError(f"data.path: {error.filename} cannot be read ({error.strerror}); check its permissions.")
+        raise DataError(
+            f"data.path: {error.filename} cannot be read ({error.strerror}); check its permissions."
+        ) from error
 
+    seen: dict[tuple[int, int], str] = {}
     for parent, _, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(parent)
+        before = seen.setdefault((status.st_dev, status.st_ino), parent)
+        if before != parent:
+            raise DataError(
+                f"data.path: {printable(parent)} is the same folder as {printable(before)}, by a symbolic link: remove it."
+            )
         for name in names:
             file = Path(parent, name)
             inside = file.relative_to(folder).as_posix()
             if _is_image(inside):
-                status = file.stat()
-                yield Member(inside, status.st_size, status.st_mtime_ns, file.read_bytes)
+                try:
+                    status = file.stat()
+                except OSError as error:
+                    fail(error)
+                if not stat.S_ISREG(status.st_mode):
+                    raise DataError(f"data.path: {printable(str(file))} is a pipe or a device and no file: remove it.")
+                yield Member(inside, status.st_size, status.st_mtime_ns, lambda file=file: _read_file(file))
 
 
 def _is_image(path: str) -> bool:
@@ -136,8 +203,9 @@ def _decode(members: list[Member], source: str) -> np.ndarray:
                 images = _allocate(len(members), pixels.shape, source)
             elif pixels.shape != images.shape[1:]:
                 raise DataError(
-                    f"data.path: {member.path} in {source} is {_size(pixels.shape)}, but {members[0].path} is "
-                    f"{_size(images.shape[1:])}; all images must have one size: resize or remove the odd ones."
+                    f"data.path: {printable(member.path)} in {source} is {_size(pixels.shape)}, but "
+                    f"{printable(members[0].path)} is {_size(images.shape[1:])}; all images must have one size: resize or "
+                    f"remove the odd ones."
                 )
             images[index] = pixels
     assert images is not None, "_split lets no empty source pass"
@@ -146,14 +214,17 @@ def _decode(members: list[Member], source: str) -> np.ndarray:
 
 def _decode_one(member: Member, source: str) -> np.ndarray:
     """One image, uint8, [3, height, width]."""
-    where = f"data.path: {member.path} in {source}"
+    where = f"data.path: {printable(member.path)} in {source}"
     if member.size > MAX_FILE_BYTES:
         raise DataError(f"{where} is a file of {member.size:,} bytes; the limit is {MAX_FILE_BYTES:,}: remove it.")
     try:
+        content = member.read()
         # Only the header is read here; the pixels are not decoded before their number is known.
-        with Image.open(io.BytesIO(member.read()), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             too_large = image.width * image.height > MAX_PIXELS
             deep = image.mode.startswith(("I", "F"))
+            if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
+                raise ValueError(f"it has more than {MAX_SCANS} scans")
             if not too_large and not deep:
                 return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -167,12 +238,16 @@ def _decode_one(member: Member, source: str) -> np.ndarray:
 
 
 def _allocate(num_images: int, shape: tuple[int, ...], source: str) -> np.ndarray:
-    try:
-        return np.empty((num_images, *shape), np.uint8)
-    except MemoryError as error:
+    needed = num_images * math.prod(shape)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # A training subset is a copy beside them.
+    if needed > min(MAX_BYTES, memory // 2):
         raise DataError(
-            f"data.path: the {num_images} images of {_size(shape)} in {source} do not fit into memory; resize them."
-        ) from error
+            f"data.path: the {num_images:,} images of {_size(shape)} in {source} take {needed / 1e9:,.1f} GB; the limit is "
+            f"half of this machine's memory, {memory / 2e9:,.1f} GB, and {MAX_BYTES / 1e9:,.0f} GB: resize them, or take "
+            f"fewer."
+        )
+    return np.empty((num_images, *shape), np.uint8)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from pipeflow.errors import ConfigError
 from pipeflow.plan.quantities import in_bits, in_time, quantity
+from pipeflow.untrusted import brief, read_yaml
 from pipeflow.values import nearest
 
 
@@ -132,6 +133,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+MAX_COUNT = 1_000_000
+"""Of workers, of images in a batch: what is predicted for more takes memory and says nothing."""
+
 _KINDS = {
     "flops": "flops", "bandwidth": "bandwidth", "latency": "time", "memory": "memory", "pass_seconds": "time",
     "image_seconds": "time", "message_seconds": "time", "byte_seconds": "time", "reduce_bandwidth": "bandwidth",
@@ -153,7 +157,7 @@ def read_machines(path: str | Path | None = None, options: dict[str, Any] | None
     converted: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"machines: unknown field {name!r}{nearest(str(name), known)}.")
+            raise ConfigError(f"machines: unknown field {brief(name)}{nearest(brief(name, str), known)}.")
         if value is None:
             continue
         if name in _KINDS:
@@ -177,13 +181,13 @@ def write_machines(machines: Machines, path: str | Path, head: str = "") -> None
 
 def _read_file(path: Path) -> dict:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"--machines {path}: {error.strerror}. 'pipeflow plan --probe {path}' writes one.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--machines {path} is not YAML: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        raise ConfigError(f"--machines {path} is not YAML: {error}.") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--machines {path}: expected fields such as 'workers: 3', found {values!r}.")
+        raise ConfigError(f"--machines {path}: expected fields such as 'workers: 3', found {brief(values)}.")
     return values
 
 
@@ -193,27 +197,33 @@ def _count(name: str, value: Any) -> int:
     except ValueError:
         number = None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ConfigError(f"{name}: expected a whole number, 1 or more, got {value!r}.")
+        raise ConfigError(f"{name}: expected a whole number, 1 or more, got {brief(value)}.")
+    if number > MAX_COUNT:
+        raise ConfigError(f"{name}: expected {MAX_COUNT:,} or fewer, got {brief(value)}.")
     return number
 
 
 def _share(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ConfigError(f"{name}: expected a number above 0, at most 1, got {value!r}.")
+        raise ConfigError(f"{name}: expected a number above 0, at most 1, got {brief(value)}.")
     return float(value)
 
 
 def _step_seconds(value: Any) -> StepSeconds:
     wanted = "step_seconds: expected batch_size: 64 and train: {blocks.0.squeeze: 0.1, ...}"
     if not isinstance(value, dict) or not {"batch_size", "train"} <= set(value):
-        raise ConfigError(f"{wanted}, got {value!r}.")
+        raise ConfigError(f"{wanted}, got {brief(value)}.")
     for name in value:
         if name not in ("batch_size", "train", "forward", "update"):
-            raise ConfigError(f"step_seconds.{name}: there is no such field: batch_size, train, forward, update.")
+            raise ConfigError(
+                f"step_seconds.{brief(name, str)}: there is no such field: batch_size, train, forward, update."
+            )
     sizes = value["batch_size"] if isinstance(value["batch_size"], list) else [value["batch_size"]]
     sizes = tuple(_count("step_seconds.batch_size", each) for each in sizes)
     if list(sizes) != sorted(set(sizes)) or not sizes:
-        raise ConfigError(f"step_seconds.batch_size: expected a number or several, ascending, got {list(sizes)}.")
+        raise ConfigError(
+            f"step_seconds.batch_size: expected a number or several, ascending, got {brief(list(sizes))}."
+        )
     tables = {
         name: _runs(name, value[name], len(sizes)) for name in ("train", "forward") if value.get(name) is not None
     }
@@ -230,14 +240,14 @@ def _step_seconds(value: Any) -> StepSeconds:
 
 def _runs(name: str, table: Any, num: int) -> dict[str, tuple[float, ...]]:
     if not isinstance(table, dict) or not table:
-        raise ConfigError(f"step_seconds.{name}: expected seconds by name of a layer, got {table!r}.")
+        raise ConfigError(f"step_seconds.{name}: expected seconds by name of a layer, got {brief(table)}.")
     runs = {}
     for layer, seconds in table.items():
         listed = seconds if isinstance(seconds, list) else [seconds]
         if len(listed) != num:
             raise ConfigError(
-                f"step_seconds.{name}.{layer}: expected {num} number{'s' * (num > 1)}, one for each batch size, "
-                f"got {seconds!r}."
+                f"step_seconds.{name}.{brief(layer, str)}: expected {num} number{'s' * (num > 1)}, one for each batch "
+                f"size, got {brief(seconds)}."
             )
-        runs[layer] = tuple(quantity(f"step_seconds.{name}.{layer}", "time", each) for each in listed)
+        runs[layer] = tuple(quantity(f"step_seconds.{name}.{brief(layer, str)}", "time", each) for each in listed)
     return runs

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import platform
-import socket
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from pipeflow.device import choose_device
 from pipeflow.flow import Flow, build_flow, split_flow
 from pipeflow.flow.layers import Shape
 from pipeflow.plan.machines import Machines, read_machines
+from pipeflow.training.interfaces import use_loopback
 from pipeflow.training.trainer import PartTrainer
 
 BATCH_SIZES = (8, 32, 128, 512)
@@ -52,23 +53,22 @@ def probe(
     seconds: of the rounds in which everything is measured once, but at least three.
     """
     sizes = _batch_sizes(config.optim.batch_size)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     threads = int(os.environ.get("OMP_NUM_THREADS", 1)) if threads is None else threads
-    processes = multiprocessing.spawn(
-        _process,
-        (workers, port, threads, config.to_dict(), tuple(shape), sizes, seconds, results),
-        nprocs=workers,
-        join=False,
-    )
-    # What is longer than a pipe holds is written only while it is read; and a process that fails writes nothing.
-    while results.empty() and not processes.join(timeout=_LOOK_EVERY):
-        pass
-    measured = results.get()
-    while not processes.join():
-        pass
+    with tempfile.TemporaryDirectory() as folder:
+        processes = multiprocessing.spawn(
+            _process,
+            (workers, f"{folder}/store", threads, config.to_dict(), tuple(shape), sizes, seconds, results),
+            nprocs=workers,
+            join=False,
+        )
+        # What is longer than a pipe holds is written only while it is read; and a process that fails writes nothing.
+        while results.empty() and not processes.join(timeout=_LOOK_EVERY):
+            pass
+        measured = results.get()
+        while not processes.join():
+            pass
     return read_machines(None, {"workers": workers, **measured, "about": _about(threads)})
 
 
@@ -96,11 +96,12 @@ def _batch_sizes(configured: int) -> tuple[int, ...]:
 
 
 def _process(
-    rank: int, workers: int, port: int, threads: int, settings: dict, shape: Shape, sizes: tuple[int, ...], seconds: float,
-    results,
+    rank: int, workers: int, store_file: str, threads: int, settings: dict, shape: Shape, sizes: tuple[int, ...],
+    seconds: float, results,
 ) -> None:  # fmt: skip
     torch.set_num_threads(threads)
-    store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0)
+    use_loopback()
+    store = dist.FileStore(store_file, workers)  # a TCPStore would listen on all interfaces
     dist.init_process_group("gloo", store=store, rank=rank, world_size=workers)
     config = Config.from_dict(settings)
     device = choose_device(config.run.device, rank)

@@ -3,6 +3,7 @@
 import re
 
 from pipeflow.errors import ConfigError
+from pipeflow.untrusted import brief
 
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {f"{prefix}i": 1024.0**power for power, prefix in enumerate("KMGT", start=1)}
@@ -40,7 +41,7 @@ def quantity(name: str, kind: str, value: object, least: float = 0.0) -> float:
     may_be_least = kind == "time"
     if number is None or not number < float("inf") or number < least or (number == least and not may_be_least):
         above = "0 or more" if may_be_least else "above 0"
-        raise ConfigError(f"{name}: expected {_EXAMPLES[kind]}, {above}, got {value!r}.")
+        raise ConfigError(f"{name}: expected {_EXAMPLES[kind]}, {above}, got {brief(value)}.")
     return number
 
 
@@ -48,7 +49,7 @@ def _read(kind: str, value: object) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else None  # an integer may be larger than any float
     match = _FORM.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None

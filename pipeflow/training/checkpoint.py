@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeflow.errors import CheckpointError
+from pipeflow.untrusted import brief, printable, read_json
 
 _MANIFEST = "manifest.json"
 FORMAT = 1
@@ -87,7 +88,7 @@ class Checkpoints:
             try:
                 with safe_open(path, framework="pt") as file:
                     for key in file.keys():
-                        if key.split("/", 1)[1].startswith(tuple(f"{name}." for name in wanted)):
+                        if key.partition("/")[2].startswith(tuple(f"{name}." for name in wanted)):
                             tensors[key] = file.get_tensor(key)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"checkpoint {path}: cannot be read ({error}).") from None
@@ -115,9 +116,11 @@ class Checkpoints:
 def _verified(folder: Path) -> dict:
     """The manifest of a checkpoint whose files are all there and unchanged."""
     try:
-        document = json.loads((folder / _MANIFEST).read_text())
+        document = read_json(folder / _MANIFEST)
         if document["format"] != FORMAT:
-            raise CheckpointError(f"checkpoint {folder}: has format {document['format']}, this version reads {FORMAT}.")
+            raise CheckpointError(
+                f"checkpoint {folder}: has format {brief(document['format'])}, this version reads {FORMAT}."
+            )
         manifest = document["content"]
         if _sha256_of_json(manifest) != document["sha256"]:
             raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged (its sha256 does not fit its content).")
@@ -126,8 +129,8 @@ def _verified(folder: Path) -> dict:
         raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged ({error}).") from None
     for name, expected in files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"checkpoint {folder}: {name} is missing.")
+        if Path(name).name != name or not name.isprintable() or len(name) > 255 or not path.is_file():
+            raise CheckpointError(f"checkpoint {folder}: {printable(brief(name, str))} is missing.")
         if _sha256(path) != expected:
             raise CheckpointError(f"checkpoint {folder}: {name} is damaged (its sha256 is not the manifest's).")
     return manifest

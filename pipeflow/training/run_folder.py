@@ -3,7 +3,6 @@
 config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png
 """
 
-import json
 import secrets
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.metrics import to_json
 from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.training.manifest import check_manifest
+from pipeflow.untrusted import read_json, read_yaml
 
 FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
 """What a resumed run must have in common with the run in the folder."""
@@ -47,6 +48,8 @@ class RunFolder:
             self._check_same_run()
         self.checkpoints.clean()
         manifest, complaints = self.checkpoints.newest()
+        if manifest is not None:
+            check_manifest(manifest, self.checkpoints.folder / manifest["folder"])
         if complaints and manifest is None:
             raise CheckpointError(
                 f"{complaints[0]} No other checkpoint is whole. Start anew with --run.resume never, which keeps the old "
@@ -82,7 +85,12 @@ class RunFolder:
     def summary(self) -> dict | None:
         """The summary of a run that has ended."""
         path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return read_json(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}): remove it, and the run writes it anew.") from None
 
     def write_summary(self, summary: dict | None) -> None:
         """Writes summary.json whole, or removes it where a run goes on."""
@@ -113,9 +121,8 @@ class RunFolder:
 
     def _check_same_run(self) -> None:
         try:
-            old = yaml.safe_load((self.path / "config.yaml").read_text())
-            old = Config.from_dict(old).to_dict()
-        except (ValueError, yaml.YAMLError, AttributeError) as error:
+            old = Config.from_dict(read_yaml(self.path / "config.yaml")).to_dict()
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"run.dir: {self.path}/config.yaml is damaged ({error}): choose another.") from None
         new = self.config.to_dict()
         for name in FIXED:

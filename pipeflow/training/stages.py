@@ -25,6 +25,7 @@ from pipeflow.training.finetune import (
 )
 from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import ImagesAhead, ImageSource, SharedImages
+from pipeflow.training.manifest import check_tensors
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
@@ -155,6 +156,7 @@ class Stages:
         if manifest is not None:
             wanted = [owner for trainer in trainers for owner in trainer.part.owners()]
             tensors = self.checkpoints.read(manifest, wanted)
+            check_tensors(tensors, manifest, [trainer.part for trainer in trainers], self.config.optim.name)
         known = {} if manifest is None else manifest["counts"]
         new_heads = [trainer.part.head_name for trainer in trainers if trainer.part.head_name not in known]
         for trainer in trainers:

@@ -18,6 +18,7 @@ from pipeflow.device import choose_device
 from pipeflow.errors import ConfigError, PipeflowError
 from pipeflow.flow.parts import Part
 from pipeflow.training.control import Control
+from pipeflow.training.interfaces import stay_on_this_machine
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
 from pipeflow.training.liveness import Alarm, Monitor, claim_failure
 from pipeflow.training.timeline import Timeline
@@ -70,6 +71,7 @@ class World:
         `train` in the same workers, must not meet the keys of the one before.
         """
         attempt = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
+        stay_on_this_machine()
         store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
         self._store = dist.PrefixStore(attempt, store)
         own = dist.TCPStore(
