@@ -14,8 +14,8 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check pipeflow tests benchmarks
-	$(BIN)/ruff format --check pipeflow tests benchmarks
+	$(BIN)/ruff check pipeflow tests benchmarks launch
+	$(BIN)/ruff format --check pipeflow tests benchmarks launch
 
 # torch and torchvision are resolved together: one without the other picks a pair that does not match.
 $(VENV)/.installed: pyproject.toml
