@@ -63,7 +63,9 @@ def train_on_ray(
     if workers is None:
         workers = config.num_parts
     if workers is None:
-        raise ConfigError("--workers: parts.num does not tell how many parts there will be: give the number of workers.")
+        raise ConfigError(
+            "--workers: parts.num does not tell how many parts there will be: give the number of workers."
+        )
     config.check_world_size(workers)
     config = _with_full_path(config, storage)
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the job's working directory
@@ -75,12 +77,13 @@ def train_on_ray(
     from launch.ray_errors import NoRetryOfMistakes, in_words
     from launch.ray_worker import LauncherEnvironment, work
 
-    if not ray.is_initialized():
+    was_connected = ray.is_initialized()
+    if not was_connected:
         try:
             ray.init("auto")
         except ConnectionError:
             raise ConfigError(
-                "no Ray cluster is running here: `ray start --head --node-ip-address 127.0.0.1` starts one on this machine."
+                "no Ray cluster is running here: start one, `ray start --head`, or set RAY_ADDRESS."
             ) from None
     run_dir, device = Path(config.run.dir), config.run.device
     trainer = TorchTrainer(
@@ -104,6 +107,9 @@ def train_on_ray(
         return trainer.fit()
     except TrainingFailedError as error:
         raise in_words(error) from error
+    finally:
+        if not was_connected:
+            ray.shutdown()  # ends the workers' output too, so that what is said next is the last line
 
 
 def _with_full_path(config: Config, storage: str | None) -> Config:
@@ -151,8 +157,6 @@ def main(arguments: list[str] | None = None) -> int:
         path, overrides = parse_arguments(rest)
         result = train_on_ray(load(path, overrides), **options)
     except PipeflowError as error:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()  # ends the workers' output, so that the error is the last line
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     print(f"Ray's records: {result.path}")
