@@ -84,13 +84,13 @@ class Reporter:
             return
         metrics = metrics_of(event)
         if event["event"] == "epoch":
-            self._show(metrics)
+            self.show(metrics)
         with tempfile.TemporaryDirectory() as folder:
             pointer = {"run_dir": self.run_dir, "epoch": metrics["epoch"]}
             Path(folder, "pipeflow.json").write_text(json.dumps(pointer))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def _show(self, metrics: dict) -> None:
+    def show(self, metrics: dict) -> None:
         """On the dashboard's metrics page, through each node's Prometheus endpoint."""
         if metrics["test_bpd"] is not None:
             self._bits_per_dim.set(metrics["test_bpd"])

@@ -1,5 +1,6 @@
 """A Ray cluster of two nodes on this machine: loopback addresses, and a token without which nobody gets in."""
 
+import json
 import os
 import secrets
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 from tests.training.small_runs import read_until
 
@@ -31,6 +33,7 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            "RAY_metrics_report_interval_ms": "500",
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "4",
@@ -50,8 +53,13 @@ class Cluster:
     def run(self, command: list[str], **variables: str) -> subprocess.Popen:
         """Starts a process that may use the cluster, in a session of its own; output and errors together in its stdout."""
         environment = {**self.environment, **variables}
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, env=environment, start_new_session=True, **pipe)
+
+    def metrics(self) -> str:
+        """What Prometheus would be told now by all that the cluster has it ask."""
+        (asked,) = json.loads((self.folder / "prom_metrics_service_discovery.json").read_text())
+        return "".join(urlopen(f"http://{target}/metrics").read().decode() for target in asked["targets"])
 
     def close(self) -> None:
         """Ends whatever is left of both nodes."""

@@ -41,6 +41,12 @@ def submit(cluster: Cluster, *arguments: str):
     return cluster.run([RAY, "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--", *entry])
 
 
+def start(cluster: Cluster, program: str, *arguments: str):
+    """A program that connects to the cluster by itself."""
+    command = [sys.executable, str(PROGRAMS / program), *arguments]
+    return cluster.run(command, RAY_ADDRESS=cluster.address, PYTHONPATH=str(ROOT))
+
+
 def test_a_submitted_job_is_the_same_run(cluster, tmp_path):
     config = small_config(tmp_path / "alone", schedule=SCHEDULE)
     summary = train(config)
@@ -61,13 +67,26 @@ def test_a_submitted_job_is_the_same_run(cluster, tmp_path):
     assert list(epochs["test_bpd"][:3]) == [epoch["test_bpd"] for epoch in summary["epochs"]]
 
 
+def test_the_dashboard_is_given_bits_images_and_bytes_by_link(cluster):
+    program = start(cluster, "show_metrics.py")
+    shown = {"test_bits_per_dim": [3.5], "images_per_second": [800], "link_bytes_total": [2048, 4096]}
+    wait_until(lambda: {name: shown_values(cluster, f"ray_pipeflow_{name}") for name in shown} == shown, program)
+    program.stdin.close()
+    assert program.wait(timeout=60) == 0, finish(program)
+
+
+def shown_values(cluster: Cluster, name: str) -> list[float]:
+    """The values that a metric of my_run has now, by size."""
+    lines = [line for line in cluster.metrics().splitlines() if line.startswith(f"{name}{{") and 'run="my_run"' in line]
+    return sorted(float(line.split()[-1]) for line in lines)
+
+
 def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, tmp_path):
     """Ray starts the workers anew on the node that is left; they end with the bits of a run that nothing happened to."""
     about = {"data": {"num_train": 1280, "num_test": 40}, "schedule": {**SCHEDULE, "local_epochs": 3}}
     train(small_config(tmp_path / "undisturbed", **about))
     config = small_config(tmp_path / "run", **about)
-    command = [sys.executable, str(PROGRAMS / "from_python.py"), json.dumps(config.to_dict())]
-    driver = cluster.run(command, RAY_ADDRESS=cluster.address, PYTHONPATH=str(ROOT))
+    driver = start(cluster, "from_python.py", json.dumps(config.to_dict()))
     wait_until(lambda: '"event": "checkpoint"' in log_of(config), driver)
     (worker,) = workers_on(cluster.second)
     begun = cpu_seconds(worker)
