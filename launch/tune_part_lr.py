@@ -20,8 +20,6 @@ from pathlib import Path
 from pipeflow.config import Config, load, parse_arguments
 from pipeflow.errors import ConfigError, TrainingStopped
 
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a Ray started here listens on 127.0.0.1 only
-
 RATES = (2e-3, 4e-3, 1e-3, 8e-3, 5e-4, 1.6e-2)
 """Likely ones first: ASHA stops a trial that is worse than those before it."""
 GRACE_EPOCHS, REDUCTION = 2, 2
@@ -30,6 +28,16 @@ GRACE_EPOCHS, REDUCTION = 2, 2
 
 class _TurnEnded(Exception):
     """The part has had its epochs."""
+
+
+def start_ray() -> None:
+    """A Ray for this process alone, one trial at a time, on 127.0.0.1 only."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
+        "0"  # is read when ray is imported: it listens on all networks else
+    )
+    import ray
+
+    ray.init("local", num_cpus=1, include_dashboard=False)
 
 
 def search(config: Config, rates: tuple[float, ...] = RATES) -> list[list[dict]]:
@@ -122,12 +130,10 @@ def _trial(settings: dict) -> None:
 
 def main() -> None:
     """Searches as the command line says and prints all trials."""
-    import ray
-
     path, overrides = parse_arguments(sys.argv[1:])
     config = load(path, overrides)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(Path(config.run.dir).resolve())))
-    ray.init(num_cpus=1, include_dashboard=False)
+    start_ray()
     for part, trials in enumerate(search(config)):
         for trial in trials:
             print(f"part {part}  rate {trial['rate']:<7g} exits {[round(each, 3) for each in trial['exit_bpd']]}")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.part_lr.run --data path/to/cifar10.zip --runs runs/part_lr
 
-Writes results.md and results.json beside this file.
+Writes results.md and results.json beside this file, for other numbers of images results_N.md and results_N.json.
 """
 
 import argparse
@@ -12,10 +12,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import ray
-
 from benchmarks.machine import describe_machine, in_words
-from launch.tune_part_lr import search
+from launch.tune_part_lr import search, start_ray
 from pipeflow import train
 from pipeflow.config import Config, load
 
@@ -24,12 +22,12 @@ BASE = HERE.parents[1] / "configs" / "cifar10" / "small_sequential3.yaml"
 TURN = 6
 """Epochs a part."""
 OVERRIDES = {
-    "data.num_train": "1920",
     "schedule.local_epochs": str(3 * TURN),
     "schedule.finetune_epochs": "0",
     "optim.warmup_steps": "20",
     "eval.num_images": "500",
 }
+IMAGES = 3840
 COMMON = 1e-3
 """The rate that the small configurations use for all parts."""
 
@@ -39,18 +37,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="a zip or folder of images laid out as train/ and test/")
     parser.add_argument("--runs", type=Path, default=Path("runs/part_lr"), help="where the run folders go")
+    parser.add_argument("--images", type=int, default=IMAGES, help="training images")
     options = parser.parse_args()
     runs = options.runs.resolve()
     where = {"data.name": "images", "data.path": str(Path(options.data).resolve()), "run.dir": str(runs)}
-    config = load(str(BASE), {**OVERRIDES, **where})
-    ray.init(num_cpus=1, include_dashboard=False)
+    config = load(str(BASE), {**OVERRIDES, **where, "data.num_train": str(options.images)})
+    start_ray()
     begin = time.perf_counter()
     found = search(config)
-    ray.shutdown()
     searched = time.perf_counter() - begin
     best = tuple(trials[0]["rate"] for trials in found)
     together = {rates: concurrent(config, rates) for rates in dict.fromkeys([best, (COMMON,) * 3, (best[0],) * 3])}
-    write_results(found, together, searched)
+    write_results(found, together, searched, options.images)
 
 
 def concurrent(config: Config, rates: tuple[float, ...]) -> list[float]:
@@ -65,8 +63,10 @@ def concurrent(config: Config, rates: tuple[float, ...]) -> list[float]:
     return train(config)["epochs"][-1]["exit_bpd"]
 
 
-def write_results(found: list[list[dict]], together: dict[tuple[float, ...], list[float]], seconds: float) -> None:
-    """results.md and results.json."""
+def write_results(
+    found: list[list[dict]], together: dict[tuple[float, ...], list[float]], seconds: float, images: int
+) -> None:
+    """The tables. found: trials by part, the best first; together: exits by the rates of a concurrent run."""
     machine = {**describe_machine(), "ray": version("ray")}
     rates = sorted({trial["rate"] for trials in found for trial in trials})
     lines = [
@@ -75,9 +75,10 @@ def write_results(found: list[list[dict]], together: dict[tuple[float, ...], lis
         f"`python -m benchmarks.part_lr.run` on {in_words(machine)}, Ray {machine['ray']}; one trial at a time, one "
         "thread.",
         "",
-        f"Small flow (3 blocks x 4 steps, width 64), 3 parts across blocks, 1,920 training images of CIFAR-10, batch 64, "
-        f"Adam, 20 updates of warm-up, cosine decay over a part's {TURN} epochs (180 updates), seed 0; exit bits/dim on "
-        f"500 test images. The search took {seconds:.0f} s of wall time, at low priority beside other programs.",
+        f"Small flow (3 blocks x 4 steps, width 64), 3 parts across blocks, {images:,} training images of CIFAR-10, batch "
+        f"64, Adam, 20 updates of warm-up, cosine decay over a part's {TURN} epochs ({images // 64 * TURN} updates), seed "
+        f"0; exit bits/dim on 500 test images. The search took {seconds:.0f} s of wall time, at low priority beside other "
+        f"programs.",
         "",
         "Part after part, each on from the best of the part before; in brackets the epochs of trials that ASHA stopped:",
         "",
@@ -103,13 +104,15 @@ def write_results(found: list[list[dict]], together: dict[tuple[float, ...], lis
     trials = [[{"rate": trial["rate"], "exit_bpd": trial["exit_bpd"]} for trial in part] for part in found]
     results = {
         "machine": machine,
+        "images": images,
         "overrides": OVERRIDES,
         "search_seconds": seconds,
         "trials_by_part": trials,
         "concurrent": [{"part_lr": list(each), "exit_bpd": exits} for each, exits in together.items()],
     }
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (HERE / "results.md").write_text("\n".join(lines) + "\n")
+    name = "results" if images == IMAGES else f"results_{images}"
+    (HERE / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
