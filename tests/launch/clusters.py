@@ -59,7 +59,7 @@ class Cluster:
     def metrics(self) -> str:
         """What Prometheus would be told now by all that the cluster has it ask."""
         (asked,) = json.loads((self.folder / "prom_metrics_service_discovery.json").read_text())
-        return "".join(urlopen(f"http://{target}/metrics").read().decode() for target in asked["targets"])
+        return "".join(urlopen(f"http://{target}/metrics", timeout=10).read().decode() for target in asked["targets"])
 
     def close(self) -> None:
         """Ends whatever is left of both nodes."""
