@@ -69,10 +69,11 @@ def write_results(
     """The tables. found: trials by part, the best first; together: exits by the rates of a concurrent run."""
     machine = {**describe_machine(), "ray": version("ray")}
     rates = sorted({trial["rate"] for trials in found for trial in trials})
+    option = "" if images == IMAGES else f" --images {images}"
     lines = [
         "# A learning rate for each part",
         "",
-        f"`python -m benchmarks.part_lr.run` on {in_words(machine)}, Ray {machine['ray']}; one trial at a time, one "
+        f"`python -m benchmarks.part_lr.run{option}` on {in_words(machine)}, Ray {machine['ray']}; one trial at a time, one "
         "thread.",
         "",
         f"Small flow (3 blocks x 4 steps, width 64), 3 parts across blocks, {images:,} training images of CIFAR-10, batch "
