@@ -73,8 +73,8 @@ def write_results(
     lines = [
         "# A learning rate for each part",
         "",
-        f"`python -m benchmarks.part_lr.run{option}` on {in_words(machine)}, Ray {machine['ray']}; one trial at a time, one "
-        "thread.",
+        f"`python -m benchmarks.part_lr.run{option}` on {in_words(machine)}, Ray {machine['ray']}; one trial at a time, "
+        "one thread.",
         "",
         f"Small flow (3 blocks x 4 steps, width 64), 3 parts across blocks, {images:,} training images of CIFAR-10, batch "
         f"64, Adam, 20 updates of warm-up, cosine decay over a part's {TURN} epochs ({images // 64 * TURN} updates), seed "
