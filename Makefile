@@ -20,8 +20,8 @@ test-lowest: $(VENV)-lowest/.installed
 	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(or $(ARGS),$(LOWEST_TESTS))
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check pipeflow tests benchmarks
-	$(BIN)/ruff format --check pipeflow tests benchmarks
+	$(BIN)/ruff check pipeflow tests benchmarks launch
+	$(BIN)/ruff format --check pipeflow tests benchmarks launch
 
 # torch and torchvision are resolved together: one without the other picks a pair that does not match.
 $(VENV)/.installed: pyproject.toml

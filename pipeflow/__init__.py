@@ -23,11 +23,11 @@ _PLACES = {
 __all__ = [*_PLACES, "train"]
 
 
-def train(config: Any, flow: Any = None, data: Any = None) -> dict:
+def train(config: Any, flow: Any = None, data: Any = None, report: Any = None) -> dict:
     """Trains as the configuration says; see `pipeflow.training.run.train`."""
     from pipeflow.training.run import train as run
 
-    return run(config, flow, data)
+    return run(config, flow, data, report)
 
 
 def __getattr__(name: str) -> Any:

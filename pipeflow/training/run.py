@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,11 +40,19 @@ SAMPLE_TEMPERATURE = 0.7
 """Of the grid of samples that a run leaves."""
 
 
-def train(config: Config, flow: Flow | None = None, data: ImageData | None = None) -> dict:
+def train(
+    config: Config,
+    flow: Flow | None = None,
+    data: ImageData | None = None,
+    report: Callable[[dict], None] | None = None,
+) -> dict:
     """Trains as the configuration says, as one of the workers that the launcher started; the run's summary.
 
     flow: a flow of one's own instead of `model.name`. With several workers each builds it, to the same values: under
-    `torch.manual_seed`. data: images of one's own instead of `data.name`.
+    `torch.manual_seed`. data: images of one's own instead of `data.name`. report: is called by every worker, also by
+    those that wait out the fine-tuning, after each epoch and its checkpoint, and at the end: on rank 0 with
+    `{"event": "epoch", **record}` and `{"event": "end", **summary}`, as they stand in `summary.json`, elsewhere with an
+    empty dict. It may wait for the other workers' calls; nothing is sent for it.
 
     Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it.
     """
@@ -52,7 +61,7 @@ def train(config: Config, flow: Flow | None = None, data: ImageData | None = Non
     try:
         world.equip(config)
         with Run(world, config, flow, data) as run:
-            summary = run.execute()
+            summary = run.execute(report or (lambda event: None))
         world.close()
         return summary
     except PipeflowError as error:
@@ -126,8 +135,8 @@ class Run:
         self._resources.close()
         self.recorder.close()
 
-    def execute(self) -> dict:
-        """Runs to the end; the summary, on every worker."""
+    def execute(self, report: Callable[[dict], None]) -> dict:
+        """Runs to the end; the summary, on every worker. report: as `train` takes it."""
         recorder = self.recorder
         self.stages.start(next_is_local=len(recorder.history) < self.config.num_local_epochs)
         if self.is_main:
@@ -147,9 +156,11 @@ class Run:
             following = self._next_phase()
             if phase.checkpoint:
                 self._checkpoint(phase.epoch + 1)
+            report({"event": "epoch", **recorder.history[-1]} if self.is_main else {})
             phase = following
-        summary = self._finish()
-        return self.control.broadcast(summary)
+        summary = self.control.broadcast(self._finish())
+        report({"event": "end", **summary} if self.is_main else {})
+        return summary
 
     # --- setting up ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Recipes that start pipeflow on clusters. The library itself knows none of them."""

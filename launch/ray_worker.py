@@ -1,0 +1,120 @@
+"""One worker of pipeflow inside a Ray Train worker: its environment, its work, and what it reports to Ray."""
+
+import dataclasses
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.util
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from ray.util.metrics import Counter, Gauge
+
+from pipeflow import Config, train
+
+
+class LauncherEnvironment(TorchConfig):
+    """Gives workers the environment that torchrun would, and leaves it to pipeflow to make process groups of it."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _SetsEnvironment
+
+
+class _SetsEnvironment(Backend):
+    share_cuda_visible_devices = True  # as under torchrun, LOCAL_RANK picks one of the machine's GPUs
+    attempt = 0
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Called by Ray for every group of workers, those of a restart too."""
+        address, port = worker_group.execute_single(0, _free_address)
+        worker_group.execute(_set_environment, address, port, self.attempt)
+        self.attempt += 1
+
+
+def _free_address() -> tuple[str, int]:
+    """Where rank 0 can listen: its node's address in the cluster, and a port that is free now."""
+    with socket.create_server(("", 0)) as server:
+        return ray.util.get_node_ip_address(), server.getsockname()[1]
+
+
+def _set_environment(address: str, port: int, attempt: int) -> None:
+    context = ray.train.get_context()
+    os.environ |= {
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RESTART_COUNT": str(attempt),
+    }
+
+
+def work(settings: dict) -> dict:
+    """Runs on every Ray Train worker. settings: a configuration, as `Config.to_dict` gives it."""
+    config = Config.from_dict(settings)
+    restarted = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+    if restarted and config.run.resume == "never":  # the run that was begun anew goes on
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, resume="auto"))
+    return train(config, report=Reporter(config.run.dir))
+
+
+class Reporter:
+    """Hands what pipeflow reports on to Ray Train, whose `report` is a barrier for all workers.
+
+    Ray keeps metrics in its `Result` only beside a checkpoint. pipeflow's own are in the run folder already, so that Ray's
+    is a file that says where.
+    """
+
+    def __init__(self, run_dir: str):
+        self.run_dir = run_dir
+        tags = {"run": Path(run_dir).name}
+        self._bits_per_dim = _of_run(Gauge("pipeflow_test_bits_per_dim", "of the whole flow", ("run",)), tags)
+        self._rate = _of_run(Gauge("pipeflow_images_per_second", "in training", ("run",)), tags)
+        self._sent = _of_run(Counter("pipeflow_link_bytes", "of latents in training", ("run", "link")), tags)
+
+    def __call__(self, event: dict) -> None:
+        """event: as `pipeflow.train` reports it, empty on all workers but rank 0."""
+        if not event:
+            ray.train.report({})
+            return
+        metrics = metrics_of(event)
+        if event["event"] == "epoch":
+            self.show(metrics)
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = {"run_dir": self.run_dir, "epoch": metrics["epoch"]}
+            Path(folder, "pipeflow.json").write_text(json.dumps(pointer))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def show(self, metrics: dict) -> None:
+        """On the dashboard's metrics page, through each node's Prometheus endpoint."""
+        if metrics["test_bpd"] is not None:
+            self._bits_per_dim.set(metrics["test_bpd"])
+        self._rate.set(metrics["images_per_second"])
+        for link, sent in metrics["link_bytes"].items():
+            if sent:
+                self._sent.inc(sent, {"link": link})
+
+
+def _of_run(metric: Any, tags: dict[str, str]) -> Any:
+    metric.set_default_tags(tags)
+    return metric
+
+
+def metrics_of(event: dict) -> dict:
+    """What Ray is told of an epoch, or at the end of the whole run: bits/dim, images/s, bytes by link and kind."""
+    if event["event"] == "epoch":
+        latents = {f"{source}->{target}": sent for source, target, sent in event["bytes"]["latents"]}
+        others = {kind: sent for kind, sent in event["bytes"].items() if kind != "latents"}
+        told = {name: event[name] for name in ("epoch", "phase", "trained", "train_loss", "test_bpd", "exit_bpd")}
+        rate = event["images"] / event["seconds"]
+    else:
+        latents = {f"{link}->{link + 1}": sent for link, sent in enumerate(event["bytes"]["forward"])}
+        others = {kind: sent for kind, sent in event["bytes"].items() if kind != "forward"}
+        told = {"epoch": event["num_epochs"], **{name: event[name] for name in ("test_bpd", "exit_bpd", "seconds")}}
+        rate = sum(epoch["images"] for epoch in event["epochs"]) / sum(epoch["seconds"] for epoch in event["epochs"])
+    return {"event": event["event"], **told, "images_per_second": rate, "link_bytes": latents, "bytes": others}

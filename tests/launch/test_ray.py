@@ -1,0 +1,141 @@
+"""Runs on a real Ray cluster of two nodes on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray.train
+
+from pipeflow import train
+from tests.launch.clusters import RAY, Cluster, lose, processes_of
+from tests.training.small_runs import (
+    assert_same_tensors,
+    errors_in,
+    finish,
+    learned,
+    options,
+    small_config,
+)
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(__file__).parent / "programs"
+SCHEDULE = {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+    assert not processes_of(cluster.head) | processes_of(cluster.second)
+
+
+def submit(cluster: Cluster, *arguments: str):
+    """`ray job submit`, as the README has it."""
+    entry = [sys.executable, "-m", "launch.ray_train", *arguments]
+    return cluster.run([RAY, "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--", *entry])
+
+
+def start(cluster: Cluster, program: str, *arguments: str):
+    """A program that connects to the cluster by itself."""
+    command = [sys.executable, str(PROGRAMS / program), *arguments]
+    return cluster.run(command, RAY_ADDRESS=cluster.address, PYTHONPATH=str(ROOT))
+
+
+def test_a_submitted_job_is_the_same_run(cluster, tmp_path):
+    config = small_config(tmp_path / "alone", schedule=SCHEDULE)
+    summary = train(config)
+    more = ["--storage", str(tmp_path), "--workers", "2", "--placement", "spread"]
+    job = submit(cluster, *options(small_config(Path("run"), schedule=SCHEDULE)), *more)
+    output = finish(job)
+    assert job.returncode == 0, output
+    assert "(ip=127.0.0.2" in output and "(ip=127.0.0.3" in output
+    assert_same_tensors(tmp_path / "alone", tmp_path / "run")
+    assert learned(tmp_path / "alone") == learned(tmp_path / "run")
+    (records,) = (tmp_path / "ray").glob("run-*")
+    result = ray.train.Result.from_path(records)
+    assert result.metrics["event"] == "end" and result.metrics["test_bpd"] == summary["test_bpd"]
+    images = 2 * 96  # of two local epochs, and their latents' float32 values
+    assert result.metrics["link_bytes"] == {"0->1": images * 12 * 16 * 16 * 4, "1->2": images * 24 * 8 * 8 * 4}
+    epochs = result.metrics_dataframe
+    assert list(epochs["epoch"]) == [0, 1, 2, 3] and (epochs["images_per_second"] > 0).all()
+    assert list(epochs["test_bpd"][:3]) == [epoch["test_bpd"] for epoch in summary["epochs"]]
+
+
+def test_the_dashboard_is_given_bits_images_and_bytes_by_link(cluster):
+    program = start(cluster, "show_metrics.py")
+    shown = {"test_bits_per_dim": [3.5], "images_per_second": [800], "link_bytes_total": [2048, 4096]}
+    wait_until(lambda: {name: shown_values(cluster, f"ray_pipeflow_{name}") for name in shown} == shown, program)
+    program.stdin.close()
+    assert program.wait(timeout=60) == 0, finish(program)
+
+
+def shown_values(cluster: Cluster, name: str) -> list[float]:
+    """The values that a metric of my_run has now, by size."""
+    lines = [line for line in cluster.metrics().splitlines() if line.startswith(f"{name}{{") and 'run="my_run"' in line]
+    return sorted(float(line.split()[-1]) for line in lines)
+
+
+def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, tmp_path):
+    """Ray starts the workers anew on the node that is left; they end with the bits of a run that nothing happened to."""
+    about = {"data": {"num_train": 1280, "num_test": 40}, "schedule": {**SCHEDULE, "local_epochs": 3}}
+    train(small_config(tmp_path / "undisturbed", **about))
+    config = small_config(tmp_path / "run", **about)
+    driver = start(cluster, "from_python.py", json.dumps(config.to_dict()))
+    wait_until(lambda: '"event": "checkpoint"' in log_of(config), driver)
+    (worker,) = workers_on(cluster.second)
+    begun = cpu_seconds(worker)
+    wait_until(lambda: cpu_seconds(worker) > begun + 0.2, driver)
+    epochs = log_of(config).count('"event": "epoch"')
+    lose(cluster.second)
+    assert epochs == log_of(config).count('"event": "epoch"')
+    output = finish(driver)
+    assert driver.returncode == 0, output
+    assert f"resuming after {epochs} epochs" in output
+    assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
+    assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
+    (told,) = [line for line in output.splitlines() if line.startswith("result: ")]
+    metrics, num_epochs = json.loads(told.removeprefix("result: "))
+    assert metrics["event"] == "end" and metrics["epoch"] == num_epochs == 4
+
+
+def test_a_mistake_is_said_in_the_last_line_and_not_retried(cluster, tmp_path):
+    config = small_config(tmp_path / "run", data={"name": "images", "path": "nowhere.zip"})
+    job = submit(cluster, *options(config), "--workers", "2")
+    output = finish(job)
+    assert job.returncode == 1
+    assert output.count("Started training worker group") == 1
+    errors = set(errors_in(output))
+    (error,) = errors
+    assert error.startswith("error: data.path: there is no nowhere.zip")
+
+
+def log_of(config) -> str:
+    """The run's log so far."""
+    path = Path(config.run.dir, "metrics.jsonl")
+    return path.read_text() if path.exists() else ""
+
+
+def workers_on(node) -> list[int]:
+    """The processes on a node that train."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of(node)}
+    return [pid for pid, command in commands.items() if "RayTrainWorker" in command]
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed so far."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[11:13])) / os.sysconf(
+        "SC_CLK_TCK"
+    )
+
+
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Waits for a condition, as long as a process runs."""
+    while not holds():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.02)

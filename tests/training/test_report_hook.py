@@ -1,0 +1,38 @@
+"""What `train` reports to its caller, and that nothing changes where nobody asks for it."""
+
+import pytest
+from small_runs import PROGRAMS, assert_same_tensors, finish, learned, small_config
+
+from pipeflow import train
+
+
+def test_every_worker_is_told_at_the_same_points(launch, tmp_path):
+    """Two that wait out the fine-tuning too; rank 0 is told of the epochs, and the run is the same."""
+    process = launch(3, str(PROGRAMS / "reports.py"), str(tmp_path / "told"))
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert all(f"worker {rank} was told 4 times" in output for rank in range(3)), output
+    train(small_config(tmp_path / "alone"))
+    assert_same_tensors(tmp_path / "alone", tmp_path / "told")
+    assert learned(tmp_path / "alone") == learned(tmp_path / "told")
+
+
+def test_an_epoch_is_told_after_its_checkpoint(tmp_path):
+    """So that who ends the run there loses nothing."""
+
+    class Enough(Exception):
+        pass
+
+    def report(event: dict) -> None:
+        if event["epoch"] == 1:
+            raise Enough
+
+    config = small_config(tmp_path / "run")
+    with pytest.raises(Enough):
+        train(config, report=report)
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["epoch-000001", "epoch-000002"]
+    told = []
+    train(config, report=told.append)
+    assert [event["event"] for event in told] == ["epoch", "end"]
+    train(config, report=told.append)
+    assert [event["event"] for event in told] == ["epoch", "end", "end"]
