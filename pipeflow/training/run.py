@@ -107,9 +107,16 @@ class Run:
         self.config = config
         self.folder = RunFolder(config)
         self.is_main = world.rank == 0
-        self._resources = contextlib.ExitStack()
         self._memory_before = peak_memory(world.device)
-        self.manifest = self._open_folder()
+        with contextlib.ExitStack() as resources:
+            resources.callback(self.folder.close)
+            self.manifest = self._open_folder()
+            self._set_up(flow, data)
+            resources.callback(self.recorder.close)
+            self._resources = resources.pop_all()
+
+    def _set_up(self, flow: Flow | None, data: ImageData | None) -> None:
+        world, config = self.world, self.config
         self.batches = self._load_data(data) if self.is_main else None
         info = self.batches and {
             "shape": list(self.batches.data.shape),
@@ -133,7 +140,6 @@ class Run:
 
     def __exit__(self, *exception: Any) -> None:
         self._resources.close()
-        self.recorder.close()
 
     def execute(self, report: Callable[[dict], None]) -> dict:
         """Runs to the end; the summary, on every worker. report: as `train` takes it."""

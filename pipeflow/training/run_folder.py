@@ -1,6 +1,6 @@
 """The run folder: what a run finds in it at its start, and what it leaves there.
 
-config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png
+config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png  run.lock
 """
 
 import secrets
@@ -13,6 +13,7 @@ from pipeflow.errors import CheckpointError
 from pipeflow.metrics import to_json
 from pipeflow.training.checkpoint import Checkpoints
 from pipeflow.training.manifest import check_manifest
+from pipeflow.training.run_lock import RunLock
 from pipeflow.untrusted import read_json, read_yaml
 
 FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
@@ -26,24 +27,31 @@ class RunFolder:
         self.config = config
         self.path = Path(config.run.dir)
         self.checkpoints = Checkpoints(self.path, config.checkpoint.keep)
+        self._lock = RunLock(self.path)
 
     def open(self) -> tuple[dict | None, list[str]]:
         """Makes the folder ready: the manifest to resume from (None: a fresh run), and what the user should know.
 
-        Raises CheckpointError where the folder cannot be written, holds another model's run, or `run.resume must` finds
-        nothing to resume.
+        From here until `close` no other run can open it. Raises CheckpointError where another run is in it, where it
+        cannot be written, holds another model's run, or `run.resume must` finds nothing to resume.
         """
-        notes = []
+        try:
+            return self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets other runs open the folder."""
+        self._lock.release()
+
+    def _open(self) -> tuple[dict | None, list[str]]:
+        notes = self._make_and_lock()
         resume = self.config.run.resume
         if resume == "never" and self._holds_run():
             notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._move_aside()}")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.remove_token(self.show_token())  # permission bits do not tell: a disk may be full or read-only
-        except OSError as error:
-            raise CheckpointError(
-                f"run.dir: {self.path} cannot be written to ({error.strerror}): choose another."
-            ) from None
+            self._lock.release()  # it went aside with the folder
+            notes += self._make_and_lock()
         if self._holds_run():
             self._check_same_run()
         self.checkpoints.clean()
@@ -61,6 +69,17 @@ class RunFolder:
                 f"run.resume: must, but {self.path} holds no checkpoint: check run.dir, or use --run.resume auto."
             )
         return manifest, notes
+
+    def _make_and_lock(self) -> list[str]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            note = self._lock.take()
+            self.remove_token(self.show_token())  # permission bits do not tell: a disk may be full or read-only
+        except OSError as error:
+            raise CheckpointError(
+                f"run.dir: {self.path} cannot be written to ({error.strerror}): choose another."
+            ) from None
+        return [] if note is None else [note]
 
     def write_config(self) -> None:
         """Writes config.yaml: from here on the folder holds this run."""

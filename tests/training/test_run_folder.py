@@ -22,13 +22,23 @@ def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
     for epoch in range(1, num_checkpoints + 1):
         entry = folder.checkpoints.write(epoch, 0, {"model/a.b": torch.ones(3)})
         folder.checkpoints.commit(epoch, [entry], {"stage": "local"})
+    folder.close()
     return folder
+
+
+def reopen(config: Config) -> tuple[dict | None, list[str]]:
+    """What opening a run's folder finds; it is closed again."""
+    folder = RunFolder(config)
+    try:
+        return folder.open()
+    finally:
+        folder.close()
 
 
 def said(config: Config) -> str:
     """The error of opening a run's folder."""
     with pytest.raises(CheckpointError) as error:
-        RunFolder(config).open()
+        reopen(config)
     return str(error.value)
 
 
@@ -36,12 +46,12 @@ class TestFresh:
     @pytest.mark.parametrize("resume", ["auto", "never"])
     def test_is_made_and_is_empty(self, tmp_path, resume):
         path = tmp_path / "deep/er/run"
-        assert RunFolder(small_config(path, run={"resume": resume})).open() == (None, [])
-        assert path.is_dir() and list(path.iterdir()) == []
+        assert reopen(small_config(path, run={"resume": resume})) == (None, [])
+        assert [each.name for each in path.iterdir()] == ["run.lock"]
 
     def test_a_folder_with_other_things_in_it_is_taken(self, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
-        assert RunFolder(small_config(tmp_path, run={"resume": "never"})).open() == (None, [])
+        assert reopen(small_config(tmp_path, run={"resume": "never"})) == (None, [])
         assert (tmp_path / "notes.txt").read_text() == "mine"
 
     def test_must_resume_but_there_is_nothing(self, tmp_path):
@@ -59,19 +69,19 @@ class TestResume:
     @pytest.mark.parametrize("resume", ["auto", "must"])
     def test_from_the_newest_checkpoint(self, tmp_path, resume):
         begin(tmp_path / "run", num_checkpoints=2)
-        manifest, notes = RunFolder(small_config(tmp_path / "run", run={"resume": resume})).open()
+        manifest, notes = reopen(small_config(tmp_path / "run", run={"resume": resume}))
         assert (manifest["folder"], manifest["stage"], notes) == ("epoch-000002", "local", [])
 
     def test_interrupted_before_the_first_checkpoint(self, tmp_path):
         folder = begin(tmp_path / "run")
         folder.checkpoints.write(1, 0, {"model/a.b": torch.ones(3)})
-        assert RunFolder(small_config(tmp_path / "run")).open() == (None, [])
+        assert reopen(small_config(tmp_path / "run")) == (None, [])
         assert not list(folder.checkpoints.folder.iterdir()), "what was begun is removed"
 
     def test_a_damaged_checkpoint_is_noted(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=2)
         (tmp_path / "run/checkpoints/epoch-000002/worker-0.safetensors").unlink()
-        manifest, (note,) = RunFolder(small_config(tmp_path / "run")).open()
+        manifest, (note,) = reopen(small_config(tmp_path / "run"))
         assert manifest["folder"] == "epoch-000001"
         assert "worker-0.safetensors is missing" in note and "Taking the one before, epoch-000001" in note
 
@@ -80,7 +90,7 @@ class TestResume:
         (tmp_path / "run/checkpoints/epoch-000001/manifest.json").write_text("{")
         message = said(small_config(tmp_path / "run"))
         assert "manifest.json is damaged" in message and "--run.resume never" in message
-        manifest, (note,) = RunFolder(small_config(tmp_path / "run", run={"resume": "never"})).open()
+        manifest, (note,) = reopen(small_config(tmp_path / "run", run={"resume": "never"}))
         assert manifest is None and "run.old-1" in note
 
     @pytest.mark.parametrize(
@@ -101,7 +111,7 @@ class TestResume:
     )
     def test_what_may_change(self, tmp_path, sections):
         begin(tmp_path / "run", num_checkpoints=1)
-        manifest, notes = RunFolder(small_config(tmp_path / "run", **sections)).open()
+        manifest, notes = reopen(small_config(tmp_path / "run", **sections))
         assert (manifest["folder"], notes) == ("epoch-000001", [])
 
     @pytest.mark.parametrize(
@@ -130,7 +140,7 @@ class TestResume:
         message = said(small_config(tmp_path / "run", **changed))
         assert message.startswith(f"{name}: is {new!r}, but the run in {tmp_path / 'run'} has {old!r}.")
         assert "Set it back" in message and "run.dir" in message and "--run.resume never" in message
-        manifest, _ = RunFolder(small_config(tmp_path / "run")).open()
+        manifest, _ = reopen(small_config(tmp_path / "run"))
         assert manifest["folder"] == "epoch-000001", "the refused run has changed nothing"
 
     def test_every_option_of_model_and_data_must_stay(self, tmp_path):
@@ -152,16 +162,17 @@ class TestNever:
     def test_the_old_run_is_kept_aside(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=1)
         never = small_config(tmp_path / "run", run={"resume": "never"}, model={"width": 16})
-        manifest, (note,) = RunFolder(never).open()
+        manifest, (note,) = reopen(never)
         assert manifest is None and str(tmp_path / "run.old-1") in note
         assert (tmp_path / "run.old-1/checkpoints/epoch-000001/manifest.json").exists()
-        assert list((tmp_path / "run").iterdir()) == []
+        assert [each.name for each in (tmp_path / "run").iterdir()] == ["run.lock"]
 
     def test_none_is_overwritten(self, tmp_path):
         for _ in range(3):
             folder = RunFolder(small_config(tmp_path / "run", run={"resume": "never"}))
             folder.open()
             folder.write_config()
+            folder.close()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2"]
 
     def test_a_folder_that_cannot_be_renamed(self, tmp_path, monkeypatch):
@@ -178,7 +189,7 @@ class TestNever:
         monkeypatch.chdir(tmp_path / "run")
         message = said(small_config(Path(run_dir), run={"resume": "never"}))
         assert "current folder cannot be moved" in message
-        assert RunFolder(small_config(Path(run_dir))).open()[0]["folder"] == "epoch-000001"
+        assert reopen(small_config(Path(run_dir)))[0]["folder"] == "epoch-000001"
 
 
 class TestRefused:
