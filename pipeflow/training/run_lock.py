@@ -77,7 +77,9 @@ class RunLock:
     def _sign(self) -> None:
         since = datetime.now().astimezone().isoformat(" ", "seconds")
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode(), 0)
+        os.pwrite(
+            self._file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode(), 0
+        )
 
     def _refused(self, held_by: bytes) -> CheckpointError:
         try:
