@@ -12,6 +12,19 @@ from small_runs import small_config
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.training.run_folder import RunFolder
+from tests.run_records import epochs
+
+
+def manifest_of(num_epochs: int) -> dict:
+    """What a run of one part keeps beside its tensors after some epochs."""
+    seconds = dict.fromkeys(("local", "gather", "finetune", "eval", "checkpoint", "total"), 0.0)
+    return {
+        "stage": "local",
+        "counts": {},
+        "history": epochs([("concurrent", [0])] * num_epochs),
+        "state": {"seconds": seconds, "bytes": {}, "macs": 0, "initial_bpd": 7.0, "exit_bpd": None},
+        "log_position": 0,
+    }
 
 
 def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
@@ -21,7 +34,7 @@ def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
     folder.write_config()
     for epoch in range(1, num_checkpoints + 1):
         entry = folder.checkpoints.write(epoch, 0, {"model/a.b": torch.ones(3)})
-        folder.checkpoints.commit(epoch, [entry], {"stage": "local"})
+        folder.checkpoints.commit(epoch, [entry], manifest_of(epoch))
     folder.close()
     return folder
 
@@ -150,7 +163,7 @@ class TestResume:
         text = path.read_text()
         for section in ("model", "data"):
             for key, value in yaml.safe_load(text)[section].items():
-                other = {str: "mine:other", int: 77, bool: True, type(None): "other"}[type(value)]
+                other = {str: "mine:other", int: 7, bool: True, type(None): "other"}[type(value)]
                 other = {"coupling": "additive", "invconv": "plain"}.get(key, other)
                 changed = yaml.safe_load(text)
                 changed[section][key] = other
