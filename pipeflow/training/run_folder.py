@@ -107,9 +107,12 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return read_json(path)
+            summary = read_json(path)
+            if not isinstance(summary, dict):
+                raise ValueError(f"it holds a {type(summary).__name__}, not a summary")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged ({error}): remove it, and the run writes it anew.") from None
+        return summary
 
     def write_summary(self, summary: dict | None) -> None:
         """Writes summary.json whole, or removes it where a run goes on."""
