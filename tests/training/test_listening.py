@@ -3,6 +3,7 @@
 The machine is a network namespace whose host name stands for an address of its own, as that of a machine on a network does.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -57,7 +58,10 @@ def listening(pid: int) -> dict[str, str]:
 
 def sockets_of(pid: int) -> set[str]:
     """Inodes of a process's sockets."""
-    links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(file))
     return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
 
 
