@@ -155,6 +155,9 @@ class CheckpointConfig:
 
     every_epochs: int = option(1, "epochs from one checkpoint to the next")
     keep: int = option(2, "newest checkpoints kept")
+    grace_s: float = option(
+        25.0, "seconds after SIGTERM by which the run has saved itself or ends (torchrun kills at 30)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,7 +343,7 @@ def _check_ranges(config: Config) -> None:
     }  # fmt: skip
     if config.data.name == "dead_leaves":
         at_most |= {"data.num_train": 1_000_000, "data.num_test": 1_000_000}
-    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb", "memory.max_error"]
+    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb", "memory.max_error", "checkpoint.grace_s"]
     values = {
         f"{s}.{key}": value for s, section in dataclasses.asdict(config).items() for key, value in section.items()
     }

@@ -1,7 +1,7 @@
 """The entry of a run: `python -m pipeflow.launch`, alone or on each worker under torchrun.
 
 Options are checked before torch is imported. An error the user can mend is said once, by the worker it happened to,
-and ends all workers with exit code 1.
+and ends all workers with exit code 1. A run that was preempted (SIGTERM) and is saved ends with 75.
 """
 
 import os
@@ -10,7 +10,7 @@ import threading
 from typing import NoReturn
 
 from pipeflow.config import Config, describe_options, load, parse_arguments
-from pipeflow.errors import PipeflowError
+from pipeflow.errors import PREEMPTED_EXIT_CODE, PipeflowError, Preempted
 
 _USAGE = """usage: torchrun --nproc_per_node=N -m pipeflow.launch [--config FILE] [--section.option VALUE ...]
        python -m pipeflow.launch [--config FILE] [--section.option VALUE ...]
@@ -56,6 +56,10 @@ def run(config: Config) -> NoReturn:
 
     try:
         train(config)
+    except Preempted as notice:
+        if not notice.said:
+            print(notice, file=sys.stderr, flush=True)
+        _leave(PREEMPTED_EXIT_CODE)
     except PipeflowError as error:
         if not error.said:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@
                              worker-1.safetensors   names are the flow's own, so any cut and any world size can read them
                              manifest.json          schedule position, history, counts, sha256 of each file; written last
 
+`epoch-000012-step-000340` is of a run that was preempted after 12 epochs and 340 batches of the next.
 All is written in a folder with another name, which becomes `epoch-...` once the manifest is on the disk.
 """
 
@@ -32,20 +33,21 @@ class Checkpoints:
         self.folder = Path(run_dir) / "checkpoints"
         self.keep = keep
 
-    def write(self, epoch: int, rank: int, tensors: dict[str, Tensor]) -> dict:
+    def write(self, epoch: int, rank: int, tensors: dict[str, Tensor], step: int = 0) -> dict:
         """Writes one worker's file; its entry for the manifest. Raises CheckpointError where the disk does not let it."""
-        path = self._partial(epoch) / f"worker-{rank}.safetensors"
+        path = self._partial(epoch, step) / f"worker-{rank}.safetensors"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
             _sync(path)
             return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
         except (OSError, SafetensorError) as error:
-            raise self._not_written(epoch, error) from None
+            raise self._not_written(epoch, step, error) from None
 
-    def commit(self, epoch: int, files: Sequence[dict], manifest: dict) -> Path:
+    def commit(self, epoch: int, files: Sequence[dict], manifest: dict, step: int = 0) -> Path:
         """Makes the workers' files a checkpoint, and removes those that are too old."""
-        partial, final = self._partial(epoch), self.folder / f"epoch-{epoch:06d}"
+        partial = self._partial(epoch, step)
+        final = partial.with_suffix("")
         try:
             content = {"epoch": epoch, "files": list(files), **manifest}
             document = {"format": FORMAT, "sha256": _sha256_of_json(content), "content": content}
@@ -57,7 +59,7 @@ class Checkpoints:
             partial.rename(final)
             _sync(self.folder)
         except OSError as error:
-            raise self._not_written(epoch, error) from None
+            raise self._not_written(epoch, step, error) from None
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -99,14 +101,15 @@ class Checkpoints:
         folders = self._folders()
         return f"the last good checkpoint is {folders[-1]}" if folders else "there is no checkpoint yet"
 
-    def _partial(self, epoch: int) -> Path:
-        return self.folder / f"epoch-{epoch:06d}.partial"
+    def _partial(self, epoch: int, step: int) -> Path:
+        return self.folder / f"epoch-{epoch:06d}{f'-step-{step:06d}' if step else ''}.partial"
 
     def _folders(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("epoch-??????") if path.is_dir())
+        found = [*self.folder.glob("epoch-??????"), *self.folder.glob("epoch-??????-step-??????")]
+        return sorted(path for path in found if path.is_dir())
 
-    def _not_written(self, epoch: int, error: Exception) -> CheckpointError:
-        shutil.rmtree(self._partial(epoch), ignore_errors=True)
+    def _not_written(self, epoch: int, step: int, error: Exception) -> CheckpointError:
+        shutil.rmtree(self._partial(epoch, step), ignore_errors=True)
         return CheckpointError(
             f"the checkpoint after {epoch} epochs could not be written to {self.folder}: {error}. Free some space or move "
             f"the run folder, then start the same command again to resume: {self.last_good()}."

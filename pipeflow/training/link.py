@@ -33,11 +33,19 @@ from pipeflow.training.traffic import Traffic
 
 TRAINING, EVALUATION, INITIAL = "latents", "eval", "initial"
 _KINDS = (TRAINING, EVALUATION, INITIAL)
-_CLOSE = -1
+_CLOSE, _STOP = -1, -2
 _HEADER, _PAYLOAD = 1, 2
 """Tags: a payload must not be taken for a header that has been asked for."""
 _LOOK_EVERY = 0.2
 """Seconds from one look at the alarm to the next, while a link ends."""
+
+
+class Stopped(Exception):
+    """The worker in front stopped before batch `step`: no latent comes any more."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,9 @@ class LocalLink:
         label, payload = self._waiting.popleft()
         _check_label(self.channel, label, (kind, epoch, step))
         return self.channel.decode(kind, epoch, step, payload)
+
+    def stop(self, epoch: int, step: int) -> None:
+        """Nobody to tell: whoever holds both parts knows."""
 
     def close(self) -> None:
         """Nothing to end."""
@@ -305,6 +316,10 @@ class SendingEnd:
             )
         self._outbox.put(item)
 
+    def stop(self, epoch: int, step: int) -> None:
+        """Tells the other end, behind all latents, that the batches from `step` on do not come."""
+        self._outbox.put(((_STOP, epoch, step, 0), None, None))
+
     def close(self) -> None:
         """Sends what is still waiting, then the end."""
         self._outbox.put(None)
@@ -319,11 +334,13 @@ class SendingEnd:
     def _begin(self) -> None:
         while (item := self._outbox.get()) is not None:
             header, payload, ready = item
-            # Behind the computation: a receive that NCCL has begun would occupy the other GPU until then.
-            self._wire.wait_until(ready)
+            if payload is not None:
+                # Behind the computation: a receive that NCCL has begun would occupy the other GPU until then.
+                self._wire.wait_until(ready)
             self._wire.send_header(header)
             self._traffic.add("control", self._rank, self._wire.peer, 8 * len(header))
-            self._going.put((header[2], self._wire.send(payload, ready)))
+            if payload is not None:
+                self._going.put((header[2], self._wire.send(payload, ready)))
         for _ in range(self._depth):  # one for each that the other end has asked for
             self._wire.send_header((_CLOSE, 0, 0, 0))
             self._traffic.add("control", self._rank, self._wire.peer, 8 * 4)
@@ -368,7 +385,10 @@ class ReceivingEnd:
         self._threads = _Threads(str(channel), wire, self._begin, self._finish, self._lose)
 
     def receive(self, kind: str, epoch: int, step: int) -> Tensor:
-        """The latent of this batch, float32. Raises WorkerError when another comes, or none in time."""
+        """The latent of this batch, float32.
+
+        Raises WorkerError when another comes, or none in time, and Stopped when none will come.
+        """
         with _waiting(self, self._timeline, f"for {step}"):
             label, payload, event = self._alarm.get(
                 self._inbox,
@@ -378,6 +398,8 @@ class ReceivingEnd:
                     f"(link.timeout_s) while worker {self._rank} waited for the {kind} of epoch {epoch}, step {step}."
                 ),
             )
+        if label[0] == _STOP:
+            raise Stopped(label[2])
         self._room.release()
         _check_label(self.channel, label, (kind, epoch, step))
         self._wire.arrived(payload, event)
@@ -398,6 +420,10 @@ class ReceivingEnd:
             kind, epoch, step, batch = asked.popleft()()
             if kind == _CLOSE:
                 break
+            if kind == _STOP:
+                self._coming.put(((kind, epoch, step), None))
+                asked.append(self._wire.receive_header())
+                continue
             self._room.acquire()
             label = (_KINDS[kind], epoch, step)
             codec = self.channel.codec(label[0])
@@ -411,6 +437,9 @@ class ReceivingEnd:
     def _finish(self) -> None:
         while (item := self._coming.get()) is not None:
             label, come = item
+            if come is None:
+                self._inbox.put((label, None, None))
+                continue
             with self._timeline.span(RECEIVE, f"receive {label[2]}"):
                 payload, event = come()
             self._inbox.put((label, payload, event))

@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeflow.errors import PipeflowError, WorkerError
+from pipeflow.training.preemption import Notice
 from pipeflow.training.traffic import Traffic
 
 BEAT_SECONDS = 1.0
@@ -62,7 +63,7 @@ class Alarm:
 class Monitor:
     """This worker's heartbeat and its watch over others', in a thread with a store connection of its own."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, alarm: Alarm, traffic: Traffic):
+    def __init__(self, store: dist.Store, rank: int, world_size: int, alarm: Alarm, notice: Notice, traffic: Traffic):
         self.status: Callable[[], dict] = dict
         """Gives what the beat carries: rank 0 shows it as the progress of the others."""
         self.statuses: dict[int, dict] = {}
@@ -70,6 +71,7 @@ class Monitor:
         self._store = store
         self._rank = rank
         self._alarm = alarm
+        self._notice = notice
         self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
         self._last: dict[int, tuple[str, float]] = {}
         self._count = 0
@@ -91,6 +93,7 @@ class Monitor:
             while not self._stopped.is_set():
                 self._beat()
                 self._look_for_failure()
+                self._share_notice()
                 for other in self._watched:
                     self._watch(other)
                 self._answered = time.monotonic()
@@ -131,6 +134,13 @@ class Monitor:
                 error = WorkerError(failure["message"])
                 error.said = True
                 self._alarm.trip(error)
+
+    def _share_notice(self) -> None:
+        """Of a machine's workers all get the signal, of several machines' maybe one."""
+        if self._notice:
+            self._store.set("preempted", str(self._notice.from_rank))
+        elif self._store.check(["preempted"]):
+            self._notice.give(int(self._store.get("preempted")))
 
     def _watch(self, other: int) -> None:
         key = self._beat_key(other)

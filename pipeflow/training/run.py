@@ -21,7 +21,7 @@ from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.data.batches import generator
 from pipeflow.device import peak_memory
-from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, TrainingStopped
+from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, Preempted, TrainingStopped
 from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import NoInverse
 from pipeflow.flow.timing import layer_seconds
@@ -29,11 +29,12 @@ from pipeflow.saved_flow import save_flow, to_images
 from pipeflow.training.draws import check_room
 from pipeflow.training.finetune import is_data_parallel
 from pipeflow.training.images import share_of
+from pipeflow.training.link import Stopped
 from pipeflow.training.record import Recorder
 from pipeflow.training.run_folder import RunFolder
 from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
-from pipeflow.training.worker import exit_bits_per_dim
+from pipeflow.training.worker import Losses, exit_bits_per_dim
 from pipeflow.training.world import World
 
 SAMPLE_TEMPERATURE = 0.7
@@ -54,16 +55,21 @@ def train(
     `{"event": "epoch", **record}` and `{"event": "end", **summary}`, as they stand in `summary.json`, elsewhere with an
     empty dict. It may wait for the other workers' calls; nothing is sent for it.
 
-    Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it.
+    Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it. On SIGTERM the
+    run is saved, and Preempted raised; a process that has not come so far after `checkpoint.grace_s` is ended.
     """
     config = _name_what_is_given(config, flow, data)
     world = World()
     try:
-        world.equip(config)
-        with Run(world, config, flow, data) as run:
-            summary = run.execute(report or (lambda event: None))
-        world.close()
+        with world.notice.listening(config.checkpoint.grace_s, RunFolder(config).checkpoints.last_good):
+            world.equip(config)
+            with Run(world, config, flow, data) as run:
+                summary = run.execute(report or (lambda event: None))
+            world.close()
         return summary
+    except Preempted as error:
+        error.said = world.rank != 0
+        raise
     except PipeflowError as error:
         error.said = world.fail(error)
         raise
@@ -98,6 +104,21 @@ def _name_what_is_given(config: Config, flow: Flow | None, data: ImageData | Non
     return config
 
 
+class _Interrupted(Exception):
+    """The run was asked to leave, and all workers know it at the same point."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inside:
+    """A point inside an epoch, or behind its training and before the end of its evaluation."""
+
+    step: int
+    losses: Losses
+    """This worker's, up to here."""
+    carried: dict | None
+    """What the epoch's record will need of the time until here, on rank 0."""
+
+
 class Run:
     """One worker's view of the run."""
 
@@ -111,6 +132,11 @@ class Run:
         with contextlib.ExitStack() as resources:
             resources.callback(self.folder.close)
             self.manifest = self._open_folder()
+            self._resumed_from = self.manifest or {}
+            self._saved = (
+                len(self._resumed_from.get("history", [])),
+                self._resumed_from.get("position", {}).get("step", 0),
+            )
             self._set_up(flow, data)
             resources.callback(self.recorder.close)
             self._resources = resources.pop_all()
@@ -143,6 +169,12 @@ class Run:
 
     def execute(self, report: Callable[[dict], None]) -> dict:
         """Runs to the end; the summary, on every worker. report: as `train` takes it."""
+        try:
+            return self._execute(report)
+        except _Interrupted:
+            raise self._preempted() from None
+
+    def _execute(self, report: Callable[[dict], None]) -> dict:
         recorder = self.recorder
         self.stages.start(next_is_local=len(recorder.history) < self.config.num_local_epochs)
         if self.is_main:
@@ -157,7 +189,10 @@ class Run:
         while phase is not None:
             if not phase.is_local and self.stages.name == "local":
                 self._gather()
-            self._run_phase(phase)
+            interrupted = self._run_phase(phase)
+            if interrupted is not None:
+                self._save_inside(phase.epoch, interrupted)
+                raise _Interrupted
             # A stop comes before the checkpoint: were it saved, each resume would only meet the stop again.
             following = self._next_phase()
             if phase.checkpoint:
@@ -253,22 +288,40 @@ class Run:
         answer = self.control.broadcast(answer)
         return answer and Phase.from_json(answer)
 
-    def _run_phase(self, phase: Phase) -> None:
+    def _run_phase(self, phase: Phase) -> _Inside | None:
+        """Trains and evaluates; where it was interrupted, if it was."""
         recorder = self.recorder
         recorder.phase_begins(phase)
+        first_step, before = self._take_position()
         start = time.perf_counter()
         worker = self.stages.worker
         try:
             if phase.uses_draw and any(self.control.share(worker.lacks_draw(phase))):
                 worker.fill_draw(phase)
-            losses = worker.train(phase)
+            trained = worker.train(phase, first_step, before)
         except TrainingStopped as error:
             raise self._stopped(str(error)) from None
-        trained, traffic = self._collect([losses, worker.busy_seconds, worker.cpu_seconds])
-        losses, busy, cpu = zip(*trained) if self.is_main else ((), (), ())
+        collected, traffic = self._collect(
+            [trained.losses.means(), worker.busy_seconds, worker.cpu_seconds, trained.stopped_at]
+        )
+        losses, busy, cpu, stops = zip(*collected) if self.is_main else ((), (), (), ())
+        stopped_at = self.control.broadcast(next((step for step in stops if step is not None), None))
+        if stopped_at is not None:
+            carried = recorder.phase_interrupted(phase, time.perf_counter() - start, traffic)
+            return _Inside(stopped_at, trained.losses, carried)
         recorder.phase_trained(phase, self._merge_losses(losses), time.perf_counter() - start, busy, cpu, traffic)
         if self.world.timeline.wanted(phase.epoch):
             self._draw_timeline()
+        try:
+            self._evaluate_phase(phase)
+        except _Interrupted:
+            carried = recorder.phase_interrupted(phase, 0.0, self._collect(None)[1])
+            return _Inside(phase.steps, trained.losses, carried)
+        recorder.phase_ends()
+        return None
+
+    def _evaluate_phase(self, phase: Phase) -> None:
+        recorder = self.recorder
         if phase.evaluate:
             start = time.perf_counter()
             result = self._evaluate(phase.epoch, self._num_eval_images())
@@ -277,7 +330,6 @@ class Run:
             start = time.perf_counter()
             result = self._evaluate(phase.epoch, self.num_test)
             recorder.local_ended(result, time.perf_counter() - start, self._collect(None)[1])
-        recorder.phase_ends()
 
     def _draw_timeline(self) -> None:
         """Brings everybody's spans together, on rank 0's clock as far as workers of other machines can tell it."""
@@ -300,20 +352,59 @@ class Run:
         _, traffic = self._collect(None)
         self.recorder.gathered(time.perf_counter() - start, traffic)
 
-    def _checkpoint(self, epoch: int) -> None:
-        """Everything a run is, after `epoch` epochs."""
+    def _checkpoint(self, epoch: int, position: dict | None = None) -> None:
+        """Everything a run is, after `epoch` epochs, and the batches of the next that `position` tells of."""
         start = time.perf_counter()
         entry, counts = None, {}
         if self.stages.takes_part:
             tensors, counts = self.stages.state()
-            entry = self.folder.checkpoints.write(epoch, self.world.rank, tensors)
+            step = 0 if position is None else position["step"]
+            entry = self.folder.checkpoints.write(epoch, self.world.rank, tensors, step)
         written, traffic = self._collect([entry, counts])
         if self.is_main:
             files = [entry for entry, _ in written if entry is not None]
             merged = {owner: count for _, each in written for owner, count in each.items()}
             self.recorder.checkpointed(
-                epoch, self.stages.name, files, merged, traffic, lambda: time.perf_counter() - start
+                epoch, self.stages.name, files, merged, traffic, lambda: time.perf_counter() - start, position
             )
+        self._saved = (epoch, 0 if position is None else position["step"])
+
+    # --- preemption ---------------------------------------------------------------------------------------------------
+
+    def _save_inside(self, epoch: int, inside: _Inside) -> None:
+        """A checkpoint in the middle of an epoch, unless the one that the run came from or wrote last is as far."""
+        if (epoch, inside.step) == self._saved:
+            return
+        losses, _ = self._collect(inside.losses.values())
+        position = {"step": inside.step, "losses": losses, "carried": inside.carried}
+        self._checkpoint(epoch, position if inside.step else None)
+        self.control.share("saved")  # nobody leaves before the checkpoint is whole
+
+    def _take_position(self) -> tuple[int, dict[str, list[float]]]:
+        """Where in its epoch the run goes on, and this worker's losses of the batches before.
+
+        Losses of parts that were cut otherwise, or of another share of each batch, are not this run's.
+        """
+        manifest, self._resumed_from = self._resumed_from, {}
+        position = manifest.get("position")
+        if position is None:
+            return 0, {}
+        losses = position["losses"]
+        same = manifest["cuts"] == [part.names[0] for part in self.parts[1:]] and manifest["stage"] == self.stages.name
+        shared = self.stages.name == "whole" and is_data_parallel(self.config, self.world)
+        if not same or (shared and len(losses) != self.world.size):
+            self.recorder.forget_carried()
+            return position["step"], {}
+        if shared:
+            return position["step"], losses[self.world.rank]
+        mine = {str(trainer.part.index) for trainer in self.stages.worker.trainers}
+        return position["step"], {part: each for of in losses for part, each in of.items() if part in mine}
+
+    def _preempted(self) -> Preempted:
+        return Preempted(
+            f"preempted (SIGTERM at worker {self.world.notice.from_rank}): nothing that was trained is lost, "
+            f"{self.folder.checkpoints.last_good()}. Start the same command again to resume."
+        )
 
     def _collect(self, value: Any) -> tuple[list, list]:
         """Everybody's values on rank 0, and the bytes that all have sent since the last call."""
@@ -353,10 +444,15 @@ class Run:
             return {**self._evaluate_once(epoch, num_images), **result}
 
     def _evaluate_once(self, epoch: int, num_images: int) -> dict:
-        sums = {}
+        sums, stopped = {}, False
         if self.stages.takes_part:
-            sums = self.stages.worker.evaluate(epoch, num_images)
+            try:
+                sums = self.stages.worker.evaluate(epoch, num_images)
+            except Stopped:
+                stopped = True
         everyone = self.control.gather(sums)
+        if self.control.broadcast(self.is_main and stopped):
+            raise _Interrupted
         if not self.is_main:
             return {"test_bpd": None, "exit_bpd": None}
         merged = {int(part): values for each in everyone for part, values in each.items()}

@@ -144,10 +144,20 @@ class Stages:
         draws = Draws(config.link, config.run.seed, self.schedule.steps_per_epoch * batch_size)
         max_error = config.memory.max_error
         worker = Worker(
-            trainers, links, images, world.device, batch_size, world.alarm, draws, world.timeline, max_error
+            trainers,
+            links,
+            images,
+            world.device,
+            batch_size,
+            world.alarm,
+            draws,
+            world.timeline,
+            max_error,
+            lambda: bool(world.notice),
         )
         if world.monitor is not None:
-            world.monitor.status = lambda: {**worker.progress, "sent": world.traffic.training}
+            parts = [trainer.part.index for trainer in trainers]
+            world.monitor.status = lambda: {**worker.progress, "parts": parts, "sent": world.traffic.training}
         return worker
 
     def _load_or_initialize(self, trainers: list[PartTrainer]) -> None:

@@ -21,6 +21,7 @@ from pipeflow.training.control import Control
 from pipeflow.training.interfaces import stay_on_this_machine
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
 from pipeflow.training.liveness import Alarm, Monitor, claim_failure
+from pipeflow.training.preemption import Notice
 from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 
@@ -40,6 +41,7 @@ class World:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.alarm = Alarm()
+        self.notice = Notice(self.rank)
         self.traffic = Traffic()
         self.device = torch.device("cpu")
         self.backend = "gloo"
@@ -77,7 +79,9 @@ class World:
         own = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=30)
         )
-        self.monitor = Monitor(dist.PrefixStore(attempt, own), self.rank, self.size, self.alarm, self.traffic)
+        self.monitor = Monitor(
+            dist.PrefixStore(attempt, own), self.rank, self.size, self.alarm, self.notice, self.traffic
+        )
         dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
         return dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
 
