@@ -5,6 +5,7 @@ and ends all workers with exit code 1. A run that was preempted (SIGTERM) and is
 """
 
 import os
+import signal
 import sys
 import threading
 from typing import NoReturn
@@ -57,6 +58,7 @@ def run(config: Config) -> NoReturn:
     try:
         train(config)
     except Preempted as notice:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers repeat it
         if not notice.said:
             print(notice, file=sys.stderr, flush=True)
         _leave(PREEMPTED_EXIT_CODE)

@@ -52,7 +52,7 @@ class Notice:
             yield
         finally:
             self._is_over.put(True)
-            if is_main_thread and not self:  # one that leaves need not be told again: a launcher repeats the signal
+            if is_main_thread:
                 signal.signal(signal.SIGTERM, before)
 
     def _guard(self, grace_s: float, last_good: Callable[[], str]) -> None:
