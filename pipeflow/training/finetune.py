@@ -9,16 +9,18 @@ import inspect
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeflow.config import Config
-from pipeflow.errors import ConfigError
+from pipeflow.errors import ConfigError, WorkerError
 from pipeflow.flow import Flow, split_flow
 from pipeflow.flow.layers import Shape
 from pipeflow.training.control import Control
 from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import share_of
+from pipeflow.training.liveness import first_line
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.world import World
@@ -99,18 +101,20 @@ def whole_flow_trainer(flow: Flow, config: Config, schedule: Schedule, world: Wo
     if not is_data_parallel(config, world):
         return make_trainer(whole, world.device, config, lr, num_updates)
     trainer = DataParallelTrainer(whole, world.device, config, lr, num_updates)
-    trainer.join(world, config.optim.batch_size)
+    trainer.join(world, config)
     return trainer
 
 
 class DataParallelTrainer(PartTrainer):
     """A whole flow on each worker, trained on its share of the batch with averaged gradients."""
 
-    def join(self, world: World, batch_size: int) -> None:
+    def join(self, world: World, config: Config) -> None:
         """Wraps the forward. All workers hold the same weights by then, or load them before the first batch.
 
         Raises ConfigError where there are more workers than images in a batch.
         """
+        batch_size = config.optim.batch_size
+        self._timeout_s = config.link.timeout_s
         if batch_size < world.size:
             raise ConfigError(
                 f"optim.batch_size: {batch_size} images cannot be shared by {world.size} workers (finetune.parallel ddp)."
@@ -129,6 +133,8 @@ class DataParallelTrainer(PartTrainer):
         # A ring all-reduce sends 2 (n - 1) / n of the gradients from each of n workers; rank 0 counts for all.
         self._ring_bytes = 2 * (world.size - 1) * num_values * 4 if world.rank == 0 else 0
         self._traffic = world.traffic
+        self._alarm = world.alarm
+        self._rank = world.rank
 
     def _settle_buckets(self, shape: Shape, device: torch.device) -> None:
         """One forward and backward for nothing.
@@ -140,6 +146,16 @@ class DataParallelTrainer(PartTrainer):
         self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, loss: Tensor) -> None:
-        super().update(loss * self._weight)
+        try:
+            super().update(loss * self._weight)
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            self._alarm.check()
+            raise WorkerError(
+                f"a worker was lost, or its link: worker {self._rank} waited for the others' gradients of end-to-end batch "
+                f"{self.updates} ({first_line(error)}; link.timeout_s is {self._timeout_s:g}). Start the same command again "
+                f"to resume."
+            ) from None
         if self._ring_bytes:
             self._traffic.add("gradients", 0, 0, self._ring_bytes)

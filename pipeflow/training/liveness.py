@@ -3,14 +3,19 @@
 Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's:
 a worker that waits for hours, while rank 0 fine-tunes, waits without a time-out and still hears of its end. The first
 failure is written into the store too, so that all stop for one reason and one of them says it.
+
+What waits inside torch (an all-reduce with a worker that stands still, the making of a group) cannot hear the alarm: where
+nobody has heard it for a while, a guard says what it was and ends the process.
 """
 
 import json
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
@@ -19,7 +24,9 @@ from pipeflow.training.preemption import Notice
 from pipeflow.training.traffic import Traffic
 
 BEAT_SECONDS = 1.0
-LOST_AFTER_SECONDS = 20.0
+LOST_AFTER_SECONDS = 25.0
+UNHEARD_SECONDS = 5.0
+"""An alarm that no wait has heard for so long is one that the computing thread cannot hear."""
 _POLL_SECONDS = 0.2
 _ENDED = "ended"
 
@@ -29,16 +36,25 @@ class Alarm:
 
     def __init__(self) -> None:
         self._error: PipeflowError | None = None
+        self._tripped_at = 0.0
+        self._heard = False
         self._lock = threading.Lock()
 
     def trip(self, error: PipeflowError) -> None:
         """Makes every wait end with this error, unless one came before."""
         with self._lock:
-            self._error = self._error or error
+            if self._error is None:
+                self._error, self._tripped_at = error, time.monotonic()
+
+    def unheard(self) -> PipeflowError | None:
+        """The error that has been waiting for somebody to check for longer than it should."""
+        late = self._error is not None and time.monotonic() - self._tripped_at > UNHEARD_SECONDS
+        return self._error if late and not self._heard else None
 
     def check(self) -> None:
         """Raises the error the alarm was tripped with."""
         if self._error is not None:
+            self._heard = True
             raise self._error
 
     def get(self, source: queue.Queue, timeout: float | None, late: Callable[[], str]) -> Any:
@@ -78,6 +94,9 @@ class Monitor:
         self.store_lost = False
         self._answered = time.monotonic()
         self._stopped = threading.Event()
+        self._closed = threading.Event()
+        # torchrun's: an agent that was killed takes nobody with it, and a store elsewhere goes on answering.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
         threading.Thread(target=self._guard, name="pipeflow-guard", daemon=True).start()
@@ -87,6 +106,7 @@ class Monitor:
         self._stopped.set()
         self._thread.join()
         self._store.set(self._beat_key(self._rank), _ENDED)
+        self._closed.set()
 
     def _run(self) -> None:
         try:
@@ -102,12 +122,21 @@ class Monitor:
             self._lose_store(first_line(error))
 
     def _guard(self) -> None:
-        """Watches the watch: a store on a machine that is gone does not fail, it never answers."""
-        while not self._stopped.wait(BEAT_SECONDS):
+        """Watches the watch, for a store on a machine that is gone does not fail, it never answers; and the launcher."""
+        while not self._closed.wait(BEAT_SECONDS):
             silent = time.monotonic() - self._answered
-            if silent > LOST_AFTER_SECONDS:
+            if silent > LOST_AFTER_SECONDS and not self.store_lost:
                 self._lose_store(f"silent for {silent:.0f} s")
-                return
+            if self._launcher is not None and os.getppid() != self._launcher:
+                self._alarm.trip(
+                    WorkerError(
+                        f"worker {self._rank}: the launcher (process {self._launcher}) is gone. Start the same command "
+                        f"again to resume."
+                    )
+                )
+            error = self._alarm.unheard()
+            if error is not None:
+                end_process(error)
 
     def _lose_store(self, why: str) -> None:
         self.store_lost = True
@@ -156,10 +185,29 @@ class Monitor:
         elif value != _ENDED and now - since > LOST_AFTER_SECONDS:
             self._alarm.trip(
                 WorkerError(
-                    f"worker {other} was lost: worker {self._rank} has not heard its heartbeat for {now - since:.0f} s "
-                    f"(killed, stopped, or its machine is gone). Start the same command again to resume."
+                    f"worker {other}{_described(self.statuses.get(other, {}))} was lost: worker {self._rank} has not heard "
+                    f"its heartbeat for {now - since:.0f} s (killed, stopped, or its machine or link is gone). Start the "
+                    f"same command again to resume."
                 )
             )
+
+
+def _described(status: dict) -> str:
+    """What a worker last said of itself."""
+    parts = status.get("parts", [])
+    told = [f"part{'s' * (len(parts) > 1)} {', '.join(map(str, parts))}"] if parts else []
+    if "step" in status:
+        told.append(f"then in epoch {status['epoch']}, step {status['step']}")
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def end_process(error: PipeflowError) -> NoReturn:
+    """Ends a process whose computing thread is beyond reach."""
+    try:
+        if not error.said:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)
 
 
 def claim_failure(store: dist.Store, rank: int, message: str) -> bool:

@@ -4,9 +4,11 @@ Made from what torchrun and Ray Train both set (RANK, WORLD_SIZE, LOCAL_RANK, MA
 alone is a world of size 1, without torch.distributed.
 """
 
+import contextlib
 import itertools
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -15,17 +17,18 @@ import torch.distributed as dist
 
 from pipeflow.config import Config, TimelineConfig
 from pipeflow.device import choose_device
-from pipeflow.errors import ConfigError, PipeflowError
+from pipeflow.errors import ConfigError, PipeflowError, WorkerError
 from pipeflow.flow.parts import Part
 from pipeflow.training.control import Control
 from pipeflow.training.interfaces import stay_on_this_machine
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
-from pipeflow.training.liveness import Alarm, Monitor, claim_failure
+from pipeflow.training.liveness import LOST_AFTER_SECONDS, Alarm, Monitor, claim_failure, first_line
 from pipeflow.training.preemption import Notice
 from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 
 _START_TIMEOUT = timedelta(minutes=10)
+_FAIL_SECONDS = 5.0
 _NO_TIMEOUT = timedelta(days=365)
 """Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
 
@@ -48,6 +51,7 @@ class World:
         self.timeline = Timeline(TimelineConfig(), self.device)
         self.monitor: Monitor | None = None
         self._store: dist.Store | None = None
+        self._link_timeout = _NO_TIMEOUT
         self._links: list[Link] = []
         group = self._connect() if self.size > 1 else None
         self.control = Control(self.rank, self.size, group, self.traffic, self.alarm)
@@ -58,6 +62,7 @@ class World:
         Raises ConfigError for a device or a backend that cannot be, and for more workers than parts.
         """
         config.check_world_size(self.size)
+        self._link_timeout = timedelta(seconds=config.link.timeout_s)
         self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
         if config.precision.graphs and self.device.type != "cuda":
             raise ConfigError(
@@ -67,6 +72,16 @@ class World:
         self.timeline = Timeline(config.timeline, self.device)
 
     def _connect(self) -> dist.ProcessGroup:
+        try:
+            return self._meet()
+        except RuntimeError as error:
+            raise WorkerError(
+                f"worker {self.rank}: the {self.size} workers did not come together at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']} ({first_line(error)}). See what the others say; are all of them started, and "
+                f"can they reach that address?"
+            ) from None
+
+    def _meet(self) -> dist.ProcessGroup:
         """The control group over gloo.
 
         Keys in the store carry the launcher's attempt and the number of this process's run: a restart, or a second
@@ -135,17 +150,24 @@ class World:
         return links
 
     def gradient_group(self) -> dist.ProcessGroup:
-        """A group of all workers for data-parallel gradients."""
-        return dist.new_group(backend=self.backend, timeout=_NO_TIMEOUT)
+        """A group of all workers for data-parallel gradients, who wait for each other in every batch."""
+        return dist.new_group(backend=self.backend, timeout=self._link_timeout)
 
     def fail(self, error: PipeflowError) -> bool:
         """Tells the others of this worker's error. True where another worker's came first and has been said there."""
         if self._store is None or error.said or self.monitor.store_lost:
             return error.said
-        try:
-            return not claim_failure(self._store, self.rank, str(error))
-        except RuntimeError:
-            return self.rank != 0
+        answer: list[bool] = []
+
+        def claim() -> None:
+            with contextlib.suppress(RuntimeError):
+                answer.append(claim_failure(self._store, self.rank, str(error)))
+
+        # In a thread: behind a link that is cut the store never answers.
+        claiming = threading.Thread(target=claim, name="pipeflow-failure", daemon=True)
+        claiming.start()
+        claiming.join(_FAIL_SECONDS)
+        return not answer[0] if answer else False
 
     def close_links(self) -> None:
         """Ends this worker's links; those at their other ends do the same at the same point of the run."""
@@ -157,7 +179,13 @@ class World:
         """Ends links, heartbeat and groups, after all workers have come to the same end."""
         self.close_links()
         if self.monitor is not None:
+            self.control.share("closing")  # watched still, for as long as rank 0 draws its plots
             self.monitor.close()
+            late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
+            unwatched = threading.Timer(LOST_AFTER_SECONDS, self.alarm.trip, [late])
+            unwatched.daemon = True
+            unwatched.start()
             self.control.share("end")  # after this nobody needs the store, which may end with rank 0's process
+            unwatched.cancel()
             self.control.close()
             dist.destroy_process_group()
