@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,7 +19,7 @@ from pipeflow.flow.layers import Shape
 from pipeflow.training.control import Control
 from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import share_of
-from pipeflow.training.liveness import first_line
+from pipeflow.training.liveness import first_line, is_broken_connection
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.world import World
@@ -149,13 +148,13 @@ class DataParallelTrainer(PartTrainer):
         try:
             super().update(loss * self._weight)
         except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            if not is_broken_connection(error):
                 raise
             self._alarm.check()
             raise WorkerError(
                 f"a worker was lost, or its link: worker {self._rank} waited for the others' gradients of end-to-end batch "
-                f"{self.updates} ({first_line(error)}; link.timeout_s is {self._timeout_s:g}). Start the same command again "
-                f"to resume."
+                f"{self.updates} ({first_line(error)}; link.timeout_s is {self._timeout_s:g}). Start the same command "
+                f"again to resume."
             ) from None
         if self._ring_bytes:
             self._traffic.add("gradients", 0, 0, self._ring_bytes)

@@ -57,6 +57,13 @@ class Alarm:
             self._heard = True
             raise self._error
 
+    def wait(self, seconds: float) -> None:
+        """Waits for an error that may come, and raises it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.check()
+            time.sleep(_POLL_SECONDS)
+
     def get(self, source: queue.Queue, timeout: float | None, late: Callable[[], str]) -> Any:
         """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never)."""
         return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late)
@@ -214,6 +221,11 @@ def claim_failure(store: dist.Store, rank: int, message: str) -> bool:
     """Writes the run's failure into the store; False where another worker's failure stands there already."""
     mine = json.dumps({"rank": rank, "message": message})
     return store.compare_set("failure", "", mine).decode() == mine
+
+
+def is_broken_connection(error: RuntimeError) -> bool:
+    """Whether torch says with it that another process, or the way to it, is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -30,6 +30,7 @@ from pipeflow.training.draws import check_room
 from pipeflow.training.finetune import is_data_parallel
 from pipeflow.training.images import share_of
 from pipeflow.training.link import Stopped
+from pipeflow.training.liveness import is_broken_connection
 from pipeflow.training.record import Recorder
 from pipeflow.training.run_folder import RunFolder
 from pipeflow.training.schedule import Phase, Schedule, Stop
@@ -61,11 +62,10 @@ def train(
     config = _name_what_is_given(config, flow, data)
     world = World()
     try:
-        with world.notice.listening(config.checkpoint.grace_s, RunFolder(config).checkpoints.last_good):
-            world.equip(config)
-            with Run(world, config, flow, data) as run:
-                summary = run.execute(report or (lambda event: None))
-            world.close()
+        world.equip(config)
+        with Run(world, config, flow, data) as run:
+            summary = run.execute(report or (lambda event: None))
+        world.close()
         return summary
     except Preempted as error:
         error.said = world.rank != 0
@@ -79,6 +79,12 @@ def train(
         stop = CheckpointError(
             f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume."
         )
+        stop.said = world.fail(stop)
+        raise stop from None
+    except RuntimeError as error:
+        if not is_broken_connection(error):
+            raise
+        stop = world.cause_of(error)
         stop.said = world.fail(stop)
         raise stop from None
 
@@ -169,14 +175,16 @@ class Run:
 
     def execute(self, report: Callable[[dict], None]) -> dict:
         """Runs to the end; the summary, on every worker. report: as `train` takes it."""
-        try:
-            return self._execute(report)
-        except _Interrupted:
-            raise self._preempted() from None
+        # Until here there is nothing to save, and SIGTERM just ends the process: it may wait for one that is gone already.
+        self.stages.start(next_is_local=len(self.recorder.history) < self.config.num_local_epochs)
+        with self.world.notice.listening(self.config.checkpoint.grace_s, self.folder.checkpoints.last_good):
+            try:
+                return self._execute(report)
+            except _Interrupted:
+                raise self._preempted() from None
 
     def _execute(self, report: Callable[[dict], None]) -> dict:
         recorder = self.recorder
-        self.stages.start(next_is_local=len(recorder.history) < self.config.num_local_epochs)
         if self.is_main:
             self._resources.enter_context(recorder.shown(lambda: self.stages.worker.progress))
         never = [part.index for part in self.parts if not self.schedule.num_updates(part.index)]

@@ -29,6 +29,7 @@ from pipeflow.training.traffic import Traffic
 
 _START_TIMEOUT = timedelta(minutes=10)
 _FAIL_SECONDS = 5.0
+_CAUSE_SECONDS = 3.0
 _NO_TIMEOUT = timedelta(days=365)
 """Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
 
@@ -168,6 +169,17 @@ class World:
         claiming.start()
         claiming.join(_FAIL_SECONDS)
         return not answer[0] if answer else False
+
+    def cause_of(self, error: RuntimeError) -> PipeflowError:
+        """What is behind a connection that broke inside torch: what the monitor hears in these seconds, else no more."""
+        try:
+            self.alarm.wait(_CAUSE_SECONDS)
+        except PipeflowError as cause:
+            return cause
+        return WorkerError(
+            f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke ({first_line(error)}). "
+            f"Start the same command again to resume."
+        )
 
     def close_links(self) -> None:
         """Ends this worker's links; those at their other ends do the same at the same point of the run."""
