@@ -41,16 +41,16 @@ class Control:
         """Rank 0's value, on every rank."""
         if self.rank == 0:
             for other in range(1, self.world_size):
-                self._send_json(value, other)
+                self.send_json(value, other)
             return value
-        return self._receive_json(0)
+        return self.receive_json(0)
 
     def gather(self, value: Any) -> list:
         """Everybody's values in the order of ranks on rank 0, an empty list elsewhere."""
         if self.rank != 0:
-            self._send_json(value, 0)
+            self.send_json(value, 0)
             return []
-        return [value, *(self._receive_json(other) for other in range(1, self.world_size))]
+        return [value, *(self.receive_json(other) for other in range(1, self.world_size))]
 
     def share(self, value: Any) -> list:
         """Everybody's values in the order of ranks, on every rank."""
@@ -67,13 +67,15 @@ class Control:
         self._call(lambda: dist.recv(tensor, source, group=self.group), source)
         return tensor
 
-    def _send_json(self, value: Any, target: int) -> None:
+    def send_json(self, value: Any, target: int) -> None:
+        """Sends plain values to one worker."""
         payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         size = torch.tensor([payload.numel()])
         self.send(size, target, "control")
         self.send(payload, target, "control")
 
-    def _receive_json(self, source: int) -> Any:
+    def receive_json(self, source: int) -> Any:
+        """The plain values that one worker sends."""
         size = int(self.receive(torch.empty(1, dtype=torch.int64), source))
         return json.loads(self.receive(torch.empty(size, dtype=torch.uint8), source).numpy().tobytes())
 

@@ -1,4 +1,4 @@
-"""Where the worker of the first part gets its images: loaded ahead, or handed out to data-parallel workers."""
+"""Where the worker of the first part gets its images: loaded ahead, or handed out to those who share a batch."""
 
 import math
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeflow.data import Batches, dequantization_noise, dequantize
 from pipeflow.flow.layers import Shape
 from pipeflow.training.control import Control
+from pipeflow.training.data_parallel import Replicas, share_of
 from pipeflow.training.link import Stopped
 from pipeflow.training.timeline import LOAD, WAIT, Timeline
 
@@ -96,36 +97,40 @@ def _compute_with_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def share_of(batch_size: int, world_size: int, rank: int) -> slice:
-    """The images of a global batch that are this rank's; sizes differ by one at most."""
-    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-
-
 class SharedImages:
-    """Training images for data-parallel workers: rank 0 draws each global batch and hands out the shares.
+    """Training images for workers that share each batch: rank 0 draws the global batch and hands out the shares.
 
     They travel as uint8, with a byte behind them that says whether they are images or the run stops here; each worker adds
     its slice of the global batch's noise.
     """
 
-    def __init__(self, batches: Batches | None, seed: int, batch_size: int, shape: Shape, control: Control):
+    def __init__(
+        self,
+        batches: Batches | None,
+        seed: int,
+        batch_size: int,
+        shape: Shape,
+        control: Control,
+        replicas: Replicas,
+    ):
+        """batches: on rank 0, the first of the replicas."""
         self._batches = batches
         self._seed = seed
         self._shape = (batch_size, *shape)
         self._control = control
+        self._replicas = replicas
         self.is_origin = batches is not None
 
     def train(self, epoch: int, step: int) -> Tensor:
         """This worker's share of a global batch. Raises Stopped where rank 0 hands out none."""
-        control, batch_size = self._control, self._shape[0]
-        mine = share_of(batch_size, control.world_size, control.rank)
+        mine = self._replicas.share(self._shape[0])
         if self._batches is not None:
             images = self._batches.train_images(epoch, step)
             self._hand_out(images, goes_on=True)
             images = images[mine]
         else:
             shape = (mine.stop - mine.start, *self._shape[1:])
-            received = control.receive(torch.empty(math.prod(shape) + 1, dtype=torch.uint8), 0)
+            received = self._control.receive(torch.empty(math.prod(shape) + 1, dtype=torch.uint8), 0)
             if not received[-1]:
                 raise Stopped(step)
             images = received[:-1].view(shape)
@@ -137,10 +142,10 @@ class SharedImages:
         self._hand_out(torch.zeros(self._shape, dtype=torch.uint8), goes_on=False)
 
     def _hand_out(self, images: Tensor, goes_on: bool) -> None:
-        control = self._control
-        for target in range(1, control.world_size):
-            share = images[share_of(len(images), control.world_size, target)].flatten()
-            control.send(torch.cat([share, share.new_tensor([goes_on])]), target, "images")
+        for index, target in enumerate(self._replicas.ranks):
+            if index > 0:
+                share = images[share_of(len(images), self._replicas.size, index)].flatten()
+                self._control.send(torch.cat([share, share.new_tensor([goes_on])]), target, "images")
 
     def initial(self) -> Tensor:
         """The batch for the data-dependent initialisation, on rank 0."""

@@ -60,6 +60,8 @@ class Channel:
     """In which training latents travel, as in `link.dtype`; all others travel as float32."""
     seed: int = 0
     """The run's, from which both ends draw the same dither."""
+    replica: int = 0
+    """Of the parts at its ends: each share of a batch has its own dither."""
 
     def codec(self, kind: str) -> Codec:
         """How latents of this kind are written."""
@@ -79,10 +81,12 @@ class Channel:
     def _dither(self, codec: Codec, epoch: int, step: int, device: torch.device) -> torch.Generator | None:
         if not codec.needs_generator:
             return None
-        return generator(self.seed, "dither", self.index, epoch, step, device=device)
+        replica = (self.replica,) if self.replica else ()
+        return generator(self.seed, "dither", self.index, epoch, step, *replica, device=device)
 
     def __str__(self) -> str:
-        return f"link {self.index} (part {self.index} to part {self.index + 1})"
+        replica = f", replica {self.replica}" if self.replica else ""
+        return f"link {self.index} (part {self.index} to part {self.index + 1}{replica})"
 
 
 class LocalLink:

@@ -20,7 +20,7 @@ from pipeflow.flow import Part
 from pipeflow.metrics import MetricsLog
 from pipeflow.progress import Progress
 from pipeflow.training.run_folder import RunFolder
-from pipeflow.training.schedule import Phase
+from pipeflow.training.schedule import FINETUNE, Phase
 from pipeflow.training.world import World
 
 _SECONDS = ("local", "gather", "finetune", "eval", "checkpoint", "total")
@@ -316,6 +316,8 @@ class Recorder:
             name = kind
             if kind == "latents":  # by link, and by direction: that none goes back is counted, not assumed
                 name = f"latents/{source}" if target > source else f"backward/{target}"
+            elif kind in ("gradients", "images") and self._record.get("phase") not in FINETUNE:
+                name = f"{kind}/replicas"
             totals[name] = totals.get(name, 0) + count
             if "bytes" in self._record:
                 if kind == "latents":
@@ -344,12 +346,18 @@ class Recorder:
                 "initial": sent.get("initial", 0),
                 "gather": {kind: sent.get(kind, 0) for kind in _GATHER},
                 "finetune": finetune,
+                "replicas": {
+                    "gradients": sent.get("gradients/replicas", 0),
+                    "images": sent.get("images/replicas", 0),
+                    "start": sent.get("replicas", 0),
+                },
                 "control": sent.get("control", 0),
                 "total": sum(sent.values()),
             },
             "memory": self._final["memory"],
             "wire": self.world.size > 1,
             "world_size": self.world.size,
+            "replicas": self.config.parts.replicas,
             "backend": self.world.backend if self.world.size > 1 else "none",
             "device": self.world.device.type,
             "versions": {

@@ -27,8 +27,6 @@ from pipeflow.flow.layers import NoInverse
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.saved_flow import save_flow, to_images
 from pipeflow.training.draws import check_room
-from pipeflow.training.finetune import is_data_parallel
-from pipeflow.training.images import share_of
 from pipeflow.training.link import Stopped
 from pipeflow.training.liveness import is_broken_connection
 from pipeflow.training.record import Recorder
@@ -263,8 +261,10 @@ class Run:
         rates = config.optim.part_lr
         if rates is not None and len(rates) != num_parts:
             raise ConfigError(f"optim.part_lr: {len(rates)} rates for {num_parts} parts: give one for each part.")
-        if self.world.size > num_parts and not (is_data_parallel(config, self.world) and not config.num_local_epochs):
-            raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {num_parts} workers.")
+        is_shared = config.finetune.parallel == "ddp" and not config.num_local_epochs
+        if self.world.num_stages > num_parts and not is_shared:
+            most = num_parts * self.world.num_replicas
+            raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {most} workers.")
         return split_flow(self.flow, cuts, config.parts.head, config.memory.activations)
 
     def _cuts(self) -> list[str]:
@@ -384,7 +384,8 @@ class Run:
         if (epoch, inside.step) == self._saved:
             return
         losses, _ = self._collect(inside.losses.values())
-        position = {"step": inside.step, "losses": losses, "carried": inside.carried}
+        replicas = self.stages.replicas.size
+        position = {"step": inside.step, "losses": losses, "replicas": replicas, "carried": inside.carried}
         self._checkpoint(epoch, position if inside.step else None)
         self.control.share("saved")  # nobody leaves before the checkpoint is whole
 
@@ -397,16 +398,14 @@ class Run:
         position = manifest.get("position")
         if position is None:
             return 0, {}
-        losses = position["losses"]
+        replicas = self.stages.replicas
         same = manifest["cuts"] == [part.names[0] for part in self.parts[1:]] and manifest["stage"] == self.stages.name
-        shared = self.stages.name == "whole" and is_data_parallel(self.config, self.world)
-        if not same or (shared and len(losses) != self.world.size):
+        if not same or position.get("replicas", 1) != replicas.size:
             self.recorder.forget_carried()
             return position["step"], {}
-        if shared:
-            return position["step"], losses[self.world.rank]
-        mine = {str(trainer.part.index) for trainer in self.stages.worker.trainers}
-        return position["step"], {part: each for of in losses for part, each in of.items() if part in mine}
+        held = {str(trainer.part.index) for trainer in self.stages.worker.trainers}
+        mine = [of for rank, of in enumerate(position["losses"]) if rank % replicas.size == replicas.index]
+        return position["step"], {part: each for of in mine for part, each in of.items() if part in held}
 
     def _preempted(self) -> Preempted:
         return Preempted(
@@ -420,13 +419,10 @@ class Run:
         return [value for value, _ in collected], [entry for _, traffic in collected for entry in traffic]
 
     def _merge_losses(self, losses: list[dict[str, float]]) -> dict[str, float]:
-        """Mean loss by part; of data-parallel workers the mean over the whole batch."""
+        """Mean loss by part; of replicas the mean over the whole batch."""
         merged: dict[str, float] = {}
         for rank, each in enumerate(losses):
-            weight = 1.0
-            if self.stages.name == "whole" and is_data_parallel(self.config, self.world):
-                share = share_of(self.config.optim.batch_size, self.world.size, rank)
-                weight = (share.stop - share.start) / self.config.optim.batch_size
+            weight = self.stages.replicas.weight(self.config.optim.batch_size, rank)
             for part, loss in each.items():
                 key = "flow" if self.stages.name == "whole" else part
                 merged[key] = merged.get(key, 0.0) + weight * loss

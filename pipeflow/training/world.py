@@ -14,12 +14,14 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipeflow.config import Config, TimelineConfig
 from pipeflow.device import choose_device
 from pipeflow.errors import ConfigError, PipeflowError, WorkerError
 from pipeflow.flow.parts import Part
 from pipeflow.training.control import Control
+from pipeflow.training.data_parallel import Replicas
 from pipeflow.training.interfaces import stay_on_this_machine
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
 from pipeflow.training.liveness import LOST_AFTER_SECONDS, Alarm, Monitor, claim_failure, first_line
@@ -44,6 +46,10 @@ class World:
         """Connects to the other workers that the launcher started, if any."""
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.num_replicas = 1
+        """Workers that hold the same parts, before the gather."""
+        self.mesh: DeviceMesh | None = None
+        """All workers by `part` and `replica`, where parts have replicas and train by themselves."""
         self.alarm = Alarm()
         self.notice = Notice(self.rank)
         self.traffic = Traffic()
@@ -57,12 +63,23 @@ class World:
         group = self._connect() if self.size > 1 else None
         self.control = Control(self.rank, self.size, group, self.traffic, self.alarm)
 
+    @property
+    def stage(self) -> int:
+        """Where this worker stands in the line of those that hold different parts."""
+        return self.rank // self.num_replicas
+
+    @property
+    def num_stages(self) -> int:
+        """Workers in that line."""
+        return self.size // self.num_replicas
+
     def equip(self, config: Config) -> None:
         """Chooses this worker's device and the backend of its links.
 
         Raises ConfigError for a device or a backend that cannot be, and for more workers than parts.
         """
         config.check_world_size(self.size)
+        self.num_replicas = config.parts.replicas
         self._link_timeout = timedelta(seconds=config.link.timeout_s)
         self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
         if config.precision.graphs and self.device.type != "cuda":
@@ -124,35 +141,58 @@ class World:
     def make_links(self, parts: Sequence[Part], owners: Sequence[int], config: Config) -> dict[int, Link]:
         """This worker's ends of the links between parts, by the index of the part in front.
 
-        owners: the rank that holds each part. All workers call this together, as making groups asks for.
+        owners: the stage that holds each part. All workers call this together, as making groups asks for.
         """
         links: dict[int, Link] = {}
+        replica = self.rank % self.num_replicas
         for part, source, target in zip(parts, owners, owners[1:]):
-            channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed)
-            if source == target:
-                if source == self.rank:
-                    links[part.index] = LocalLink(channel, self.traffic)
-                continue
-            group = dist.new_group([source, target], backend="gloo", timeout=_NO_TIMEOUT)
-            nccl = None
-            if self.backend == "nccl":
-                nccl = dist.new_group([source, target], backend="nccl", timeout=_NO_TIMEOUT)
-            if self.rank not in (source, target):
-                continue
-            wire = make_wire(group, nccl, target if self.rank == source else source, self.device)
-            depth, timeout = config.link.depth, config.link.timeout_s
-            if self.rank == source:
-                links[part.index] = SendingEnd(
-                    channel, wire, depth, timeout, self.traffic, self.alarm, self.timeline, self.rank
-                )
-            else:
-                links[part.index] = ReceivingEnd(channel, wire, depth, timeout, self.alarm, self.timeline, self.rank)
+            channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed, replica)
+            if source != target:
+                for each in range(self.num_replicas):
+                    ends = (source * self.num_replicas + each, target * self.num_replicas + each)
+                    link = self._make_link(channel, *ends, config)
+                    if link is not None:
+                        links[part.index] = link
+            elif source == self.stage:
+                links[part.index] = LocalLink(channel, self.traffic)
         self._links = list(links.values())
         return links
 
-    def gradient_group(self) -> dist.ProcessGroup:
-        """A group of all workers for data-parallel gradients, who wait for each other in every batch."""
-        return dist.new_group(backend=self.backend, timeout=self._link_timeout)
+    def _make_link(self, channel: Channel, source: int, target: int, config: Config) -> Link | None:
+        """The end of a link between two ranks that is this worker's, if one is."""
+        group = dist.new_group([source, target], backend="gloo", timeout=_NO_TIMEOUT)
+        nccl = None
+        if self.backend == "nccl":
+            nccl = dist.new_group([source, target], backend="nccl", timeout=_NO_TIMEOUT)
+        if self.rank not in (source, target):
+            return None
+        wire = make_wire(group, nccl, target if self.rank == source else source, self.device)
+        depth, timeout = config.link.depth, config.link.timeout_s
+        if self.rank == source:
+            return SendingEnd(channel, wire, depth, timeout, self.traffic, self.alarm, self.timeline, self.rank)
+        return ReceivingEnd(channel, wire, depth, timeout, self.alarm, self.timeline, self.rank)
+
+    def replicas_of_parts(self) -> Replicas:
+        """The workers that hold this one's parts. All workers call this together."""
+        if self.num_replicas == 1:
+            return Replicas((self.rank,), self.rank)
+        ranks = torch.arange(self.size).view(self.num_stages, self.num_replicas)
+        lines = {tuple(line): dist.new_group(line, backend="gloo") for line in ranks.T.tolist()}
+        groups = {tuple(same): self._gradient_group(same) for same in ranks.tolist()}
+        (line,), (same,) = ([each for each in of if self.rank in each] for of in (lines, groups))
+        self.mesh = DeviceMesh.from_group(
+            [lines[line], groups[same]], self.device.type, ranks, mesh_dim_names=("part", "replica")
+        )
+        return Replicas(same, self.rank, self.mesh.get_group("replica"))
+
+    def replicas_of_all(self) -> Replicas:
+        """All workers, who hold the whole flow. All call this together."""
+        ranks = list(range(self.size))
+        return Replicas(tuple(ranks), self.rank, self._gradient_group(ranks))
+
+    def _gradient_group(self, ranks: list[int]) -> dist.ProcessGroup:
+        """For those who wait for each other in every batch."""
+        return dist.new_group(ranks, backend=self.backend, timeout=self._link_timeout)
 
     def fail(self, error: PipeflowError) -> bool:
         """Tells the others of this worker's error. True where another worker's came first and has been said there."""
@@ -177,8 +217,8 @@ class World:
         except PipeflowError as cause:
             return cause
         return WorkerError(
-            f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke ({first_line(error)}). "
-            f"Start the same command again to resume."
+            f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke "
+            f"({first_line(error)}). Start the same command again to resume."
         )
 
     def close_links(self) -> None:
