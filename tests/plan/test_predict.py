@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeflow.config import Config, load
-from pipeflow.costs import gradient_bytes, phase_link_bytes
+from pipeflow.costs import gradient_bytes, phase_link_bytes, replica_bytes
 from pipeflow.errors import ConfigError
 from pipeflow.plan import make_plan
 from pipeflow.plan.machines import Machines, StepSeconds
@@ -65,6 +65,21 @@ def test_on_free_links_each_system_takes_what_arithmetic_says(small):
     turns = [(sum(macs[: part + 1]) + 2 * macs[part]) / 3 / sum(macs) for part in range(3)]
     alone = Predictor(small, Machines(flops=2e9))
     assert alone.local("alternate", alone.cuts()[0]).seconds == pytest.approx(whole * sum(turns) / 3)
+
+
+def test_replicas_share_the_batch_and_send_their_gradients(small):
+    """Twice as fast where links are free, with the same latents and a ring a part."""
+    predictor = Predictor(small, Machines(workers=6, flops=2e9, bandwidth=1e18))
+    cut = predictor.cuts()[0]
+    one, two = predictor.local("concurrent", cut), predictor.local("concurrent", cut, 2)
+    assert (two.workers, two.replicas, two.cut) == (6, 2, "across 3 x 2")
+    assert two.seconds == pytest.approx(one.seconds / 2, rel=0.02) and two.memory < one.memory
+    (phase,) = Schedule(small.config, 3, 20).phases()[:1]
+    assert two.bytes == one.bytes + replica_bytes(phase, small.parts, 2)
+    slow = Predictor(small, Machines(workers=6, flops=2e9, bandwidth=1e6))
+    assert slow.local("concurrent", cut, 2).seconds > two.seconds
+    assert {each.cut for each in predictor.all() if each.replicas == 2} >= {"across 3 x 2"}
+    assert all(each.replicas == 1 for each in Predictor(small, Machines(workers=3)).all() if each.parts > 1)
 
 
 def test_a_pipeline_takes_its_best_number_of_micro_batches(small):
