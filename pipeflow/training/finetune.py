@@ -19,7 +19,7 @@ from pipeflow.flow.layers import Shape
 from pipeflow.training.control import Control
 from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import share_of
-from pipeflow.training.liveness import first_line, is_broken_connection
+from pipeflow.training.liveness import CAUSE_SECONDS, first_line, is_broken_connection
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.world import World
@@ -54,15 +54,17 @@ def gather(state: State, control: Control) -> State:
     """All workers' states on rank 0, its own alone elsewhere. Counted as `parameters`, `optimizer` and `ema`."""
     tensors, counts = state
     layout = [[key, list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in tensors.items()]
-    everyone = control.gather({"layout": layout, "counts": counts})
+    everyone = control.gather({"layout": layout, "counts": counts}, "the layout of its parts")
     if control.rank != 0:
         for key, value in tensors.items():
-            control.send(value, 0, _kind(key))
+            control.send(value, 0, _kind(key), f"{key} at the gather")
         return state
     for source, theirs in enumerate(everyone[1:], start=1):
         counts = {**counts, **theirs["counts"]}
         for key, shape, dtype in theirs["layout"]:
-            tensors[key] = control.receive(torch.empty(shape, dtype=getattr(torch, dtype)), source)
+            tensors[key] = control.receive(
+                torch.empty(shape, dtype=getattr(torch, dtype)), source, f"{key} at the gather"
+            )
     return tensors, counts
 
 
@@ -70,14 +72,14 @@ def spread(state: State, control: Control) -> State:
     """Rank 0's state on every rank, counted as `gather` does."""
     tensors, counts = state
     layout = [[key, list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in tensors.items()]
-    shared = control.broadcast({"layout": layout, "counts": counts})
+    shared = control.broadcast({"layout": layout, "counts": counts}, "the layout of the flow")
     if control.rank == 0:
         for value_of in shared["layout"]:
             for target in range(1, control.world_size):
-                control.send(tensors[value_of[0]], target, _kind(value_of[0]))
+                control.send(tensors[value_of[0]], target, _kind(value_of[0]), value_of[0])
         return state
     tensors = {
-        key: control.receive(torch.empty(shape, dtype=getattr(torch, dtype)), 0)
+        key: control.receive(torch.empty(shape, dtype=getattr(torch, dtype)), 0, key)
         for key, shape, dtype in shared["layout"]
     }
     return tensors, shared["counts"]
@@ -150,7 +152,7 @@ class DataParallelTrainer(PartTrainer):
         except RuntimeError as error:
             if not is_broken_connection(error):
                 raise
-            self._alarm.check()
+            self._alarm.wait(CAUSE_SECONDS)
             raise WorkerError(
                 f"a worker was lost, or its link: worker {self._rank} waited for the others' gradients of end-to-end batch "
                 f"{self.updates} ({first_line(error)}; link.timeout_s is {self._timeout_s:g}). Start the same command "

@@ -1,8 +1,9 @@
 """How a worker learns that another one is gone or has failed: an alarm that every wait listens to, and heartbeats.
 
-Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's:
-a worker that waits for hours, while rank 0 fine-tunes, waits without a time-out and still hears of its end. The first
-failure is written into the store too, so that all stop for one reason and one of them says it.
+Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's
+and the processes on its own machine: a worker that waits for hours, while rank 0 fine-tunes, waits without a time-out and
+still hears of its end. The first failure is written into the store too, so that all stop for one reason and one of them
+says it.
 
 What waits inside torch (an all-reduce with a worker that stands still, the making of a group) cannot hear the alarm: where
 nobody has heard it for a while, a guard says what it was and ends the process.
@@ -21,12 +22,15 @@ import torch.distributed as dist
 
 from pipeflow.errors import PipeflowError, WorkerError
 from pipeflow.training.preemption import Notice
+from pipeflow.training.siblings import Siblings
 from pipeflow.training.traffic import Traffic
 
 BEAT_SECONDS = 1.0
 LOST_AFTER_SECONDS = 25.0
 UNHEARD_SECONDS = 5.0
 """An alarm that no wait has heard for so long is one that the computing thread cannot hear."""
+CAUSE_SECONDS = 3.0
+"""In which the monitor hears what is behind a connection that broke inside torch."""
 _POLL_SECONDS = 0.2
 _ENDED = "ended"
 
@@ -35,6 +39,8 @@ class Alarm:
     """The first error that any thread of this worker runs into; what waits, waits through it."""
 
     def __init__(self) -> None:
+        self.doing = "computed"
+        """What the computing thread does, in the words of a message: \"worker 0 <doing>\"."""
         self._error: PipeflowError | None = None
         self._tripped_at = 0.0
         self._heard = False
@@ -64,23 +70,39 @@ class Alarm:
             self.check()
             time.sleep(_POLL_SECONDS)
 
-    def get(self, source: queue.Queue, timeout: float | None, late: Callable[[], str]) -> Any:
-        """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never)."""
-        return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late)
+    def get(
+        self, source: queue.Queue, timeout: float | None, late: Callable[[], str], doing: str = "waited for another"
+    ) -> Any:
+        """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never).
 
-    def put(self, target: queue.Queue, item: Any, timeout: float | None, late: Callable[[], str]) -> None:
+        doing: what for, should an error come from elsewhere meanwhile.
+        """
+        return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late, doing)
+
+    def put(
+        self,
+        target: queue.Queue,
+        item: Any,
+        timeout: float | None,
+        late: Callable[[], str],
+        doing: str = "waited for another",
+    ) -> None:
         """Adds to a bounded queue, waiting for room as `get` waits for an item."""
-        self._wait(lambda: target.put(item, timeout=_POLL_SECONDS), timeout, late)
+        self._wait(lambda: target.put(item, timeout=_POLL_SECONDS), timeout, late, doing)
 
-    def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str]) -> Any:
+    def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str], doing: str) -> Any:
         start = time.monotonic()
+        before, self.doing = self.doing, doing
         while True:
             self.check()
             try:
-                return attempt()
+                item = attempt()
             except (queue.Empty, queue.Full):
                 if timeout is not None and time.monotonic() - start > timeout:
                     raise WorkerError(late()) from None
+                continue
+            self.doing = before
+            return item
 
 
 class Monitor:
@@ -95,6 +117,8 @@ class Monitor:
         self._rank = rank
         self._alarm = alarm
         self._notice = notice
+        self._siblings = Siblings(store, rank, world_size)
+        notice.is_of_a_loss = lambda: bool(self._siblings.gone())
         self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
         self._last: dict[int, tuple[str, float]] = {}
         self._count = 0
@@ -121,6 +145,7 @@ class Monitor:
                 self._beat()
                 self._look_for_failure()
                 self._share_notice()
+                self._look_for_siblings()
                 for other in self._watched:
                     self._watch(other)
                 self._answered = time.monotonic()
@@ -137,8 +162,8 @@ class Monitor:
             if self._launcher is not None and os.getppid() != self._launcher:
                 self._alarm.trip(
                     WorkerError(
-                        f"worker {self._rank}: the launcher (process {self._launcher}) is gone. Start the same command "
-                        f"again to resume."
+                        f"worker {self._rank}: the launcher (process {self._launcher}) is gone, while worker {self._rank} "
+                        f"{self._alarm.doing}. Start the same command again to resume."
                     )
                 )
             error = self._alarm.unheard()
@@ -150,7 +175,7 @@ class Monitor:
         self._alarm.trip(
             WorkerError(
                 f"worker {self._rank}: the launcher's store does not answer any more ({why}): rank 0 or the launcher is "
-                f"gone. Start the same command again to resume."
+                f"gone, while worker {self._rank} {self._alarm.doing}. Start the same command again to resume."
             )
         )
 
@@ -178,6 +203,25 @@ class Monitor:
         elif self._store.check(["preempted"]):
             self._notice.give(int(self._store.get("preempted")))
 
+    def _look_for_siblings(self) -> None:
+        self._siblings.meet()
+        for other, pid in self._siblings.gone().items():
+            # Whoever failed by itself has said so before its end, and whoever came to the end of the run has left a word.
+            self._look_for_failure()
+            key = self._beat_key(other)
+            if self._store.check([key]) and self._store.get(key).decode() == _ENDED:
+                continue
+            self._alarm.trip(
+                WorkerError(
+                    f"worker {other} was lost{self.about(other)}: its process {pid} has ended, while worker {self._rank} "
+                    f"{self._alarm.doing}. Start the same command again to resume."
+                )
+            )
+
+    def about(self, other: int) -> str:
+        """What a worker that this one watches last said of itself, in words behind its number."""
+        return _described(self.statuses.get(other, {}))
+
     def _watch(self, other: int) -> None:
         key = self._beat_key(other)
         if not self._store.check([key]):
@@ -192,9 +236,9 @@ class Monitor:
         elif value != _ENDED and now - since > LOST_AFTER_SECONDS:
             self._alarm.trip(
                 WorkerError(
-                    f"worker {other}{_described(self.statuses.get(other, {}))} was lost: worker {self._rank} has not heard "
-                    f"its heartbeat for {now - since:.0f} s (killed, stopped, or its machine or link is gone). Start the "
-                    f"same command again to resume."
+                    f"worker {other} was lost{self.about(other)}: worker {self._rank} has not heard its heartbeat for "
+                    f"{now - since:.0f} s (killed, stopped, or its machine or link is gone), while worker {self._rank} "
+                    f"{self._alarm.doing}. Start the same command again to resume."
                 )
             )
 

@@ -26,6 +26,8 @@ class Notice:
         self.rank = rank
         self.from_rank: int | None = None
         """Of the worker that got the signal first, as far as this one knows."""
+        self.is_of_a_loss: Callable[[], bool] = lambda: False
+        """Whether a SIGTERM is the launcher's, who ends what a lost worker has left; it must not wait for anything."""
         self._is_over: queue.SimpleQueue[bool] = queue.SimpleQueue()
         """What the guard hears: False for a notice, True for the end. A signal handler may put into it, unlike an Event."""
 
@@ -43,10 +45,11 @@ class Notice:
         """Takes SIGTERM as a notice inside the block; a process that is still in it `grace_s` seconds later is ended.
 
         last_good: what there is to resume from, in words. A thread that is not the main one cannot listen to signals:
-        there SIGTERM stays what it was, and the notices of other workers are followed.
+        there SIGTERM stays what it was, and the notices of other workers are followed. After a loss the launcher's
+        SIGTERM is no notice: the monitor ends this worker.
         """
         is_main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, lambda *_: self.give(self.rank)) if is_main_thread else None
+        before = signal.signal(signal.SIGTERM, self._take_signal) if is_main_thread else None
         threading.Thread(target=self._guard, args=(grace_s, last_good), name="pipeflow-grace", daemon=True).start()
         try:
             yield
@@ -54,6 +57,11 @@ class Notice:
             self._is_over.put(True)
             if is_main_thread:
                 signal.signal(signal.SIGTERM, before)
+
+    def _take_signal(self, *_: object) -> None:
+        # After a loss there is nothing to save with the others, and the monitor ends this worker for it.
+        if not self.is_of_a_loss():
+            self.give(self.rank)
 
     def _guard(self, grace_s: float, last_good: Callable[[], str]) -> None:
         if self._is_over.get():

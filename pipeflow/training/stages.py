@@ -172,7 +172,7 @@ class Stages:
         for trainer in trainers:
             trainer.load_model(tensors)
         fresh = manifest is None
-        if fresh or (self.name == "local" and any(self.world.control.share(bool(new_heads)))):
+        if fresh or (self.name == "local" and any(self.world.control.share(bool(new_heads), "the new heads"))):
             self.worker.initialize(layers=fresh, heads=new_heads)
         same_stage = manifest is not None and manifest["stage"] == self.name
         for trainer in trainers:
