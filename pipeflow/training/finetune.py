@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeflow.config import Config
-from pipeflow.errors import ConfigError, WorkerError
+from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, split_flow
 from pipeflow.flow.layers import Shape
 from pipeflow.training.control import Control
 from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import share_of
-from pipeflow.training.liveness import CAUSE_SECONDS, first_line, is_broken_connection
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.world import World
@@ -115,7 +114,6 @@ class DataParallelTrainer(PartTrainer):
         Raises ConfigError where there are more workers than images in a batch.
         """
         batch_size = config.optim.batch_size
-        self._timeout_s = config.link.timeout_s
         if batch_size < world.size:
             raise ConfigError(
                 f"optim.batch_size: {batch_size} images cannot be shared by {world.size} workers (finetune.parallel ddp)."
@@ -135,7 +133,6 @@ class DataParallelTrainer(PartTrainer):
         self._ring_bytes = 2 * (world.size - 1) * num_values * 4 if world.rank == 0 else 0
         self._traffic = world.traffic
         self._alarm = world.alarm
-        self._rank = world.rank
 
     def _settle_buckets(self, shape: Shape, device: torch.device) -> None:
         """One forward and backward for nothing.
@@ -147,16 +144,7 @@ class DataParallelTrainer(PartTrainer):
         self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, loss: Tensor) -> None:
-        try:
+        with self._alarm.telling(f"waited for the others' gradients of end-to-end batch {self.updates}"):
             super().update(loss * self._weight)
-        except RuntimeError as error:
-            if not is_broken_connection(error):
-                raise
-            self._alarm.wait(CAUSE_SECONDS)
-            raise WorkerError(
-                f"a worker was lost, or its link: worker {self._rank} waited for the others' gradients of end-to-end batch "
-                f"{self.updates} ({first_line(error)}; link.timeout_s is {self._timeout_s:g}). Start the same command "
-                f"again to resume."
-            ) from None
         if self._ring_bytes:
             self._traffic.add("gradients", 0, 0, self._ring_bytes)

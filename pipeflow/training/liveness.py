@@ -15,7 +15,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from pipeflow.training.traffic import Traffic
 
 BEAT_SECONDS = 1.0
 LOST_AFTER_SECONDS = 25.0
+QUIET_SECONDS = 4.0
 UNHEARD_SECONDS = 5.0
 """An alarm that no wait has heard for so long is one that the computing thread cannot hear."""
 CAUSE_SECONDS = 3.0
@@ -70,6 +72,13 @@ class Alarm:
             self.check()
             time.sleep(_POLL_SECONDS)
 
+    @contextmanager
+    def telling(self, doing: str) -> Iterator[None]:
+        """What the computing thread does in the block; after an error it stays what it was about."""
+        before, self.doing = self.doing, doing
+        yield
+        self.doing = before
+
     def get(
         self, source: queue.Queue, timeout: float | None, late: Callable[[], str], doing: str = "waited for another"
     ) -> Any:
@@ -92,17 +101,14 @@ class Alarm:
 
     def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str], doing: str) -> Any:
         start = time.monotonic()
-        before, self.doing = self.doing, doing
-        while True:
-            self.check()
-            try:
-                item = attempt()
-            except (queue.Empty, queue.Full):
-                if timeout is not None and time.monotonic() - start > timeout:
-                    raise WorkerError(late()) from None
-                continue
-            self.doing = before
-            return item
+        with self.telling(doing):
+            while True:
+                self.check()
+                try:
+                    return attempt()
+                except (queue.Empty, queue.Full):
+                    if timeout is not None and time.monotonic() - start > timeout:
+                        raise WorkerError(late()) from None
 
 
 class Monitor:
@@ -159,7 +165,7 @@ class Monitor:
             silent = time.monotonic() - self._answered
             if silent > LOST_AFTER_SECONDS and not self.store_lost:
                 self._lose_store(f"silent for {silent:.0f} s")
-            if self._launcher is not None and os.getppid() != self._launcher:
+            if self._is_orphan():
                 self._alarm.trip(
                     WorkerError(
                         f"worker {self._rank}: the launcher (process {self._launcher}) is gone, while worker {self._rank} "
@@ -170,8 +176,22 @@ class Monitor:
             if error is not None:
                 end_process(error)
 
+    def quiet(self) -> str:
+        """Who of those that this worker watches has missed several beats, in words behind a sentence."""
+        now = time.monotonic()
+        ages = {other: now - since for other, (value, since) in [*self._last.items()] if value != _ENDED}
+        told = [
+            f"worker {other}{self.about(other)} for {age:.0f} s" for other, age in ages.items() if age > QUIET_SECONDS
+        ]
+        return f"; no heartbeat of {', '.join(told)}" if told else ""
+
+    def _is_orphan(self) -> bool:
+        return self._launcher is not None and os.getppid() != self._launcher
+
     def _lose_store(self, why: str) -> None:
         self.store_lost = True
+        if self._is_orphan():  # which had the store; the guard says it
+            return
         self._alarm.trip(
             WorkerError(
                 f"worker {self._rank}: the launcher's store does not answer any more ({why}): rank 0 or the launcher is "
@@ -209,8 +229,10 @@ class Monitor:
             # Whoever failed by itself has said so before its end, and whoever came to the end of the run has left a word.
             self._look_for_failure()
             key = self._beat_key(other)
-            if self._store.check([key]) and self._store.get(key).decode() == _ENDED:
+            said = self._store.get(key).decode() if self._store.check([key]) else "{}"
+            if said == _ENDED:
                 continue
+            self.statuses[other] = json.loads(said)
             self._alarm.trip(
                 WorkerError(
                     f"worker {other} was lost{self.about(other)}: its process {pid} has ended, while worker {self._rank} "
@@ -246,7 +268,7 @@ class Monitor:
 def _described(status: dict) -> str:
     """What a worker last said of itself."""
     parts = status.get("parts", [])
-    told = [f"part{'s' * (len(parts) > 1)} {', '.join(map(str, parts))}"] if parts else []
+    told = [f"part{'s' * (len(parts) > 1)} {', '.join(map(str, parts))}" if parts else "no part"] if status else []
     if "step" in status:
         told.append(f"then in epoch {status['epoch']}, step {status['step']}")
     return f" ({'; '.join(told)})" if told else ""

@@ -176,9 +176,10 @@ class World:
             self.alarm.wait(CAUSE_SECONDS)
         except PipeflowError as cause:
             return cause
+        quiet = "" if self.monitor is None else self.monitor.quiet()
         return WorkerError(
             f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke, while it "
-            f"{self.alarm.doing} ({first_line(error)}). Start the same command again to resume."
+            f"{self.alarm.doing} ({first_line(error)}){quiet}. Start the same command again to resume."
         )
 
     def close_links(self) -> None:
