@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 
 from pipeflow.errors import PREEMPTED_EXIT_CODE
 
+LAST_WORDS_SECONDS = 5.0
+
 
 class Notice:
     """Whether the run has been asked to leave. Given once, by a signal or by another worker."""
@@ -53,10 +55,15 @@ class Notice:
         threading.Thread(target=self._guard, args=(grace_s, last_good), name="pipeflow-grace", daemon=True).start()
         try:
             yield
-        finally:
-            self._is_over.put(True)
+        except BaseException:
+            if is_main_thread:
+                _end_after_last_words()
+            raise
+        else:
             if is_main_thread:
                 signal.signal(signal.SIGTERM, before)
+        finally:
+            self._is_over.put(True)
 
     def _take_signal(self, *_: object) -> None:
         # After a loss there is nothing to save with the others, and the monitor ends this worker for it.
@@ -79,3 +86,19 @@ class Notice:
                 flush=True,
             )
         os._exit(PREEMPTED_EXIT_CODE)
+
+
+def _end_after_last_words() -> None:
+    """From now on a SIGTERM ends the process, but only once the error that it is about to say must have been said.
+
+    What one worker has lost makes the launcher end all others: they would fall silent in the middle of telling why.
+    """
+    terminated: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def end() -> None:
+        terminated.get()
+        time.sleep(LAST_WORDS_SECONDS)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=end, name="pipeflow-last-words", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.put(None))
