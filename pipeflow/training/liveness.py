@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
+from pipeflow import launcher
 from pipeflow.errors import PipeflowError, WorkerError
 from pipeflow.training.preemption import Notice
 from pipeflow.training.siblings import Siblings
@@ -132,8 +133,6 @@ class Monitor:
         self._answered = time.monotonic()
         self._stopped = threading.Event()
         self._closed = threading.Event()
-        # torchrun's: an agent that was killed takes nobody with it, and a store elsewhere goes on answering.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
         threading.Thread(target=self._guard, name="pipeflow-guard", daemon=True).start()
@@ -165,11 +164,11 @@ class Monitor:
             silent = time.monotonic() - self._answered
             if silent > LOST_AFTER_SECONDS and not self.store_lost:
                 self._lose_store(f"silent for {silent:.0f} s")
-            if self._is_orphan():
+            if launcher.is_gone():
                 self._alarm.trip(
                     WorkerError(
-                        f"worker {self._rank}: the launcher (process {self._launcher}) is gone, while worker {self._rank} "
-                        f"{self._alarm.doing}. Start the same command again to resume."
+                        f"worker {self._rank}: the launcher (process {launcher.PROCESS}) is gone, while worker "
+                        f"{self._rank} {self._alarm.doing}. Start the same command again to resume."
                     )
                 )
             error = self._alarm.unheard()
@@ -185,12 +184,9 @@ class Monitor:
         ]
         return f"; no heartbeat of {', '.join(told)}" if told else ""
 
-    def _is_orphan(self) -> bool:
-        return self._launcher is not None and os.getppid() != self._launcher
-
     def _lose_store(self, why: str) -> None:
         self.store_lost = True
-        if self._is_orphan():  # which had the store; the guard says it
+        if launcher.is_gone():  # which had the store; the guard says it
             return
         self._alarm.trip(
             WorkerError(
@@ -272,6 +268,18 @@ def _described(status: dict) -> str:
     if "step" in status:
         told.append(f"then in epoch {status['epoch']}, step {status['step']}")
     return f" ({'; '.join(told)})" if told else ""
+
+
+def end_with_launcher(rank: int, has_met: threading.Event) -> None:
+    """Ends a worker that would wait for the others in vain. To be run in a thread until they have met."""
+    while not has_met.wait(BEAT_SECONDS):
+        if launcher.is_gone():
+            end_process(
+                WorkerError(
+                    f"worker {rank}: the launcher (process {launcher.PROCESS}) is gone, while worker {rank} waited for the "
+                    f"others at the start. Start the same command again to resume."
+                )
+            )
 
 
 def end_process(error: PipeflowError) -> NoReturn:

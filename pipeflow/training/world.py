@@ -22,7 +22,15 @@ from pipeflow.flow.parts import Part
 from pipeflow.training.control import Control
 from pipeflow.training.interfaces import stay_on_this_machine
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
-from pipeflow.training.liveness import CAUSE_SECONDS, LOST_AFTER_SECONDS, Alarm, Monitor, claim_failure, first_line
+from pipeflow.training.liveness import (
+    CAUSE_SECONDS,
+    LOST_AFTER_SECONDS,
+    Alarm,
+    Monitor,
+    claim_failure,
+    end_with_launcher,
+    first_line,
+)
 from pipeflow.training.preemption import Notice
 from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
@@ -73,6 +81,11 @@ class World:
         self.timeline = Timeline(config.timeline, self.device)
 
     def _connect(self) -> dist.ProcessGroup:
+        has_met = threading.Event()
+        watch = threading.Thread(
+            target=end_with_launcher, args=(self.rank, has_met), name="pipeflow-start", daemon=True
+        )
+        watch.start()
         try:
             return self._meet()
         except RuntimeError as error:
@@ -81,6 +94,8 @@ class World:
                 f"{os.environ['MASTER_PORT']} ({first_line(error)}). See what the others say; are all of them started, and "
                 f"can they reach that address?"
             ) from None
+        finally:
+            has_met.set()
 
     def _meet(self) -> dist.ProcessGroup:
         """The control group over gloo.
