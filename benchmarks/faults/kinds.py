@@ -58,7 +58,7 @@ def kill_rank(training: Training, dice: random.Random, fault: Fault) -> None:
         return
     _workers_end(training, old, fault)
     _resumed_or_ended(training, fault)
-    _is_said(training, since, _names_worker(rank), fault, else_torchrun=rank)
+    _is_said(training, since, _names_worker(rank), fault, or_the_launcher=rank)
     _is_no_preemption(training, since, fault)
 
 
@@ -160,7 +160,7 @@ def terminate_on_ray(training: Training, dice: random.Random, fault: Fault) -> N
         return
     _workers_end(training, old, fault)
     _resumed_or_ended(training, fault)
-    _is_said(training, since, _names_worker(rank), fault)
+    _is_said(training, since, _names_worker(rank), fault, or_the_launcher=rank)
 
 
 def damage(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -273,6 +273,8 @@ ON_HOSTS = ("link cut and healed", "link cut for good")
 ON_SMALL_DISK = ("full disk",)
 ON_RAY = tuple(kind for kind in KINDS if kind.endswith("(Ray)"))
 AT_START = "at the start"
+LONGEST_SECONDS = 35.0
+"""Until a loss is noticed and all have ended: 25 s of missing heartbeats, and what a busy machine adds."""
 GRACE_SECONDS = 25.0
 """`checkpoint.grace_s`, as it is unless one says otherwise."""
 
@@ -291,6 +293,8 @@ def inject(kind: str, training: Training, dice: random.Random) -> Fault | None:
     if not training.is_running or any("done: test" in line for line in training.lines[since:]):
         return None
     KINDS[kind](training, dice, fault)
+    if fault.noticed_s is not None and fault.noticed_s > LONGEST_SECONDS:
+        fault.wrong.append(f"it took {fault.noticed_s:.0f} s to end")
     return fault if fault.kind else None
 
 
@@ -355,16 +359,19 @@ def _goes_on(training: Training, fault: Fault) -> None:
             fault.wrong.append(f"it did not go on: {said[-400:]}")
 
 
-def _is_said(training: Training, since: int, pattern: str, fault: Fault, else_torchrun: int | None = None) -> None:
+def _is_said(training: Training, since: int, pattern: str, fault: Fault, or_the_launcher: int | None = None) -> None:
     """Whether a line names the cause.
 
-    else_torchrun: the rank that torchrun's own report may name instead, at the start, when the workers do not know of each
-    other, or where nobody but the one that was killed was left.
+    or_the_launcher: the rank that the launcher's own report may name instead: torchrun's at the start, when the workers do
+    not know of each other yet, and Ray's, which ends the workers that are left before they can say anything.
     """
     lines = training.lines[since:]
     fault.named = any(re.search(pattern, line) for line in lines)
-    if not fault.named and fault.moment == AT_START and else_torchrun is not None:
-        fault.named = any(re.search(rf"rank *: {else_torchrun} |local_rank: {else_torchrun} ", line) for line in lines)
+    if not fault.named and or_the_launcher is not None and (fault.moment == AT_START or training.ray is not None):
+        reports = (
+            rf"rank *: {or_the_launcher} |local_rank: {or_the_launcher} |^.?\[Rank {or_the_launcher} Error Snippet"
+        )
+        fault.named = any(re.search(reports, line) for line in lines)
     if not fault.named:
         fault.wrong.append(f"the cause was not named: {training.said(since)[-600:]}")
 

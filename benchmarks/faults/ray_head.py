@@ -37,7 +37,7 @@ def ray_head(num_cpus: int = 4) -> Iterator[RayHead]:
         "RAY_COLOR_PREFIX": "0",
         "OMP_NUM_THREADS": "1",
     }
-    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}"]
+    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.2", f"--num-cpus={num_cpus}"]
     command += [f"--temp-dir={folder}", f"--port={port}", f"--dashboard-port={dashboard}", "--num-gpus=0"]
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
     command += ["--object-store-memory=80000000"]
@@ -58,7 +58,7 @@ def ray_head(num_cpus: int = 4) -> Iterator[RayHead]:
                     break
             else:
                 raise RuntimeError("Ray did not start:\n" + "".join(said))
-            yield RayHead({**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"})
+            yield RayHead({**environment, "RAY_ADDRESS": f"127.0.0.2:{port}"})
         finally:
             while alive := _processes_of(head.pid):
                 for pid in alive:

@@ -15,6 +15,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ WEIGHTS = {
     "SIGTERM of a rank (Ray)": 4,
 }
 FAULTS_A_TRIAL = 4
+running: list[Training] = []
+"""Of all trials that have begun."""
 _HOSTS = threading.Lock()
 """Namespaces are made one at a time."""
 
@@ -106,6 +109,7 @@ def run_trial(
     """Disturbs, resumes, compares."""
     begin = time.monotonic()
     with _place(trial, folder, head) as training:
+        running.append(training)
         try:
             for kind in kinds:
                 if not training.is_running:
@@ -205,6 +209,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(KINDS), help="kinds of faults")
     parser.add_argument("--trial", help="one trial again, by its name")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     kinds = arguments.only or list(KINDS)
     if os.geteuid() != 0:
         kinds = [kind for kind in kinds if kind not in (*ON_HOSTS, *ON_SMALL_DISK)]
@@ -216,10 +221,10 @@ def main() -> int:
         head = resources.enter_context(ray_head(2 * arguments.jobs)) if set(kinds) & set(ON_RAY) else None
         runs = undisturbed_runs(Path(temporary))
         names = iter([arguments.trial] if arguments.trial else (f"{arguments.seed}-{index}" for index in range(10**6)))
-        lock = threading.Lock()
+        lock, stopped = threading.Lock(), threading.Event()
 
         def work() -> None:
-            while True:
+            while not stopped.is_set():
                 with lock:
                     name = next(names, None)
                     if name is None or sum(len(trial.faults) for trial in trials) >= arguments.faults:
@@ -233,8 +238,14 @@ def main() -> int:
                     _tell(trial, trials)
 
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            for each in [pool.submit(work) for _ in range(arguments.jobs)]:
-                each.result()
+            try:
+                for each in [pool.submit(work) for _ in range(arguments.jobs)]:
+                    each.result()
+            except BaseException:  # such as an interrupt: no trial begins, those that run lose their processes
+                stopped.set()
+                for training in running:
+                    training.end()
+                raise
     minutes = (time.monotonic() - begin) / 60
     lost = [trial for trial in trials if trial.is_lost]
     print(table(trials))

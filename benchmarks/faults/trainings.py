@@ -177,6 +177,8 @@ class Training:
                 continue
             if f"{MARK}={self.mark}".encode() not in environment or state in "ZX":
                 continue
+            if self.ray is not None and not _is_of_a_job(path.with_name("cmdline")):
+                continue
             rank = next((int(each[5:]) for each in environment if each.startswith(b"RANK=")), None)
             pid = int(path.parent.name)
             found[pid] = ranks.get(pid, rank)
@@ -260,3 +262,10 @@ def _equal_tensors(folder: Path, undisturbed: Path) -> dict[str, bool]:
         for path in (folder, undisturbed)
     )
     return {name: name in ours and torch.equal(ours[name], theirs[name]) for name in theirs}
+
+
+def _is_of_a_job(command: Path) -> bool:
+    """Whether a process of a Ray cluster belongs to one job: some that a job makes Ray start are there for later ones."""
+    with contextlib.suppress(OSError):
+        return any(name in command.read_bytes() for name in (b"RayTrainWorker", b"launch.ray_train"))
+    return False
