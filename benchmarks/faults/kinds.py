@@ -41,10 +41,12 @@ _DOING = r"while worker \d+ (waited (for|to send) |computed)"
 
 def _names_worker(rank: int) -> str:
     """A message that has the worker, its part or link, and what was waited for."""
+    store = rf"|store does not answer.*worker 0 .*{_DOING}" if rank == 0 else ""
     return (
         rf"worker {rank} was lost.*(part|link \d).*{_DOING}"
+        rf"|worker {rank} was lost: its (control connection|process).*{_DOING}"  # before it had told its part
         rf"|link \d \(part \d to part \d\).* worker {rank} .*{_DOING}"
-        rf"|a worker was lost, or its link.* while it waited for the others' gradients.*worker {rank} \("
+        rf"|a worker was lost, or its link.* while it waited for the others' gradients.*worker {rank} \({store}"
     )
 
 
@@ -246,7 +248,9 @@ def cut_for_good(training: Training, dice: random.Random, fault: Fault) -> None:
     if not training.wait_for_end(HANG_SECONDS):
         fault.left = len(training.end())
     ends = "|".join(str(rank) for rank in range(training.workers) if host in (0, rank) or rank == 0)
-    about = rf"(worker ({ends}) was lost.*(part|link \d)|link \d .*worker ({ends}) |rank 0 or the launcher is gone).*"
+    about = (
+        rf"(worker ({ends}) was lost.*(part|link \d)|link \d .*worker ({ends}) |worker 0 .*or the launcher is gone).*"
+    )
     gradients = (
         r"or its link.* while it waited for the others' gradients.*no heartbeat of worker|while worker \d waited"
     )

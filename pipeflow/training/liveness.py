@@ -190,8 +190,9 @@ class Monitor:
             return
         self._alarm.trip(
             WorkerError(
-                f"worker {self._rank}: the launcher's store does not answer any more ({why}): rank 0 or the launcher is "
-                f"gone, while worker {self._rank} {self._alarm.doing}. Start the same command again to resume."
+                f"worker {self._rank}: the launcher's store does not answer any more ({why}): worker 0{self.about(0)} or "
+                f"the launcher is gone, while worker {self._rank} {self._alarm.doing}. Start the same command again to "
+                f"resume."
             )
         )
 
@@ -264,7 +265,9 @@ class Monitor:
 def _described(status: dict) -> str:
     """What a worker last said of itself."""
     parts = status.get("parts", [])
-    told = [f"part{'s' * (len(parts) > 1)} {', '.join(map(str, parts))}" if parts else "no part"] if status else []
+    told = []
+    if "parts" in status:  # not before it has been told its own
+        told.append(f"part{'s' * (len(parts) > 1)} {', '.join(map(str, parts))}" if parts else "no part")
     if "step" in status:
         told.append(f"then in epoch {status['epoch']}, step {status['step']}")
     return f" ({'; '.join(told)})" if told else ""
