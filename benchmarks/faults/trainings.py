@@ -39,6 +39,7 @@ _SMALL = {
 }
 MODES = {
     "concurrent": {"schedule": {"mode": "concurrent", "local_epochs": 24, "finetune_epochs": 6}},
+    "brief": {"schedule": {"mode": "concurrent", "local_epochs": 30, "finetune_epochs": 2}},
     "long": {"schedule": {"mode": "concurrent", "local_epochs": 90, "finetune_epochs": 6}},
     "alternate": {
         "schedule": {"mode": "alternate", "local_epochs": 30, "finetune_epochs": 6, "alternate_every": "3 steps"}

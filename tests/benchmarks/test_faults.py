@@ -1,0 +1,119 @@
+"""One fault of each kind, at a moment that a printed line gives: the run ends with the bits of one that nobody disturbed."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import kinds
+from benchmarks.faults.kinds import Fault
+from benchmarks.faults.trainings import HANG_SECONDS, Training, config_of, differences
+from benchmarks.links.hosts import make_hosts
+from pipeflow import train
+
+MODE = "brief"
+LINK_TIMEOUT = 3.0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A run of one process that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(config_of(MODE, folder, link_timeout=LINK_TIMEOUT))
+    return folder
+
+
+@pytest.fixture
+def training(tmp_path):
+    """`training(workers, **how)`; nothing of it may be left after the test."""
+    made: list[Training] = []
+
+    def make(workers: int, **how) -> Training:
+        made.append(Training(tmp_path / "place" / "run", MODE, workers, link_timeout=LINK_TIMEOUT, **how))
+        return made[-1]
+
+    yield make
+    left = [pid for each in made for pid in each.end()]
+    assert not left, made[-1].said(-30)
+
+
+def disturb(training: Training, kind: Callable, epoch: int, seed: int = 0) -> Fault:
+    """The command, and a fault once it has said that this many epochs are done."""
+    if not training.is_running:
+        training.start()
+    assert training.wait_for_line(rf"^epoch {epoch}/", 0, HANG_SECONDS), training.said(-30)
+    fault = Fault("of the test", "while it trains")
+    kind(training, random.Random(seed), fault)
+    assert fault.kind, "there was nothing to disturb any more"
+    assert fault.named and not fault.wrong, fault.wrong
+    return fault
+
+
+def assert_ends_as_if_nothing_had_happened(training: Training, undisturbed: Path) -> None:
+    """With the same command once more, unless it goes on by itself."""
+    if not training.is_running:
+        training.start()
+    assert training.wait_for_end(HANG_SECONDS) and training.sitting_ended_well(), training.said(-30)
+    assert not differences(training.folder, undisturbed)
+
+
+def test_killed_by_turns_it_goes_on_by_itself_and_by_repeating(training, undisturbed):
+    """A rank, with restarts, in a run that was begun anew; the launcher; the newest checkpoint is damaged meanwhile."""
+    run = training(3, restarts=1, begun_anew=True)
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text("of an older run")
+    killed = disturb(run, kinds.kill_rank, 5, seed=1)
+    assert killed.resumed == "by itself"
+    assert run.wait_for_line(r"^resuming after \d+ epochs", 0, HANG_SECONDS), run.said(-30)
+    assert (run.folder.parent / "run.old-1/config.yaml").read_text() == "of an older run"
+    assert [path.name for path in run.folder.parent.glob("run.old-*")] == ["run.old-1"]
+    assert disturb(run, kinds.kill_launcher, 10).resumed == "by repeating"
+    disturb(run, kinds.damage, 13)
+    assert_ends_as_if_nothing_had_happened(run, undisturbed)
+
+
+def test_stopped_for_too_long_and_preempted(training, undisturbed):
+    run = training(3)
+    assert disturb(run, kinds.stop_long, 5, seed=1).target == "rank 0"
+    disturb(run, kinds.preempt, 10, seed=3)
+    assert_ends_as_if_nothing_had_happened(run, undisturbed)
+
+
+def test_a_second_run_is_refused_and_the_first_goes_on(training, undisturbed):
+    """The first stands still, as if it computed for long, until the second has given up."""
+    run = training(1)
+    run.start()
+    assert run.wait_for_line(r"^epoch 5/", 0, HANG_SECONDS), run.said(-30)
+    first = run.worker(0)
+    os.kill(first, signal.SIGSTOP)
+    said, _ = run.start_second().communicate(timeout=HANG_SECONDS)
+    os.kill(first, signal.SIGCONT)
+    assert re.search(rf"error: run.dir: .* is in use: process {first} on \S+ trains in it since", said), said
+    assert_ends_as_if_nothing_had_happened(run, undisturbed)
+    assert len([line for line in run.lines if line.startswith("--- started")]) == 1
+
+
+def test_a_full_disk(training, undisturbed, tmp_path):
+    """Mounting one that is small needs root: without it this fails, and says so."""
+    kinds.mounted(tmp_path / "place")
+    try:
+        run = training(2)
+        disturb(run, kinds.full_disk, 5)
+        assert_ends_as_if_nothing_had_happened(run, undisturbed)
+        run.end()
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path / "place")], check=True)
+
+
+def test_a_link_that_is_cut_and_healed_and_then_for_good(training, undisturbed):
+    """Without root there are no network namespaces: then this fails, and says that it needs it."""
+    with make_hosts(2) as hosts:
+        run = training(2, hosts=hosts)
+        assert disturb(run, kinds.cut_and_heal, 3).resumed == "went on"
+        disturb(run, kinds.cut_for_good, 8)
+        assert_ends_as_if_nothing_had_happened(run, undisturbed)
