@@ -1,4 +1,4 @@
-"""One fault of each kind, at a moment that a printed line gives: the run ends with the bits of one that nobody disturbed."""
+"""One fault of each kind, at a moment that a printed line gives: the run ends as if nobody had disturbed it, to the bit."""
 
 import os
 import random
