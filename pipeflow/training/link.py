@@ -315,9 +315,10 @@ class SendingEnd:
                 self._taken,
                 None,
                 timeout,
-                lambda: (
+                lambda: self._alarm.too_late(
+                    self._wire.peer,
                     f"{self.channel}: worker {self._wire.peer} took nothing for {timeout:g} s ({name}) "
-                    f"while worker {self._rank} {doing}."
+                    f"while worker {self._rank} {doing}.",
                 ),
                 doing,
             )
@@ -403,9 +404,10 @@ class ReceivingEnd:
             label, payload, event = self._alarm.get(
                 self._inbox,
                 timeout,
-                lambda: (
+                lambda: self._alarm.too_late(
+                    self._wire.peer,
                     f"{self.channel}: nothing came from worker {self._wire.peer} for {timeout:g} s "
-                    f"({name}) while worker {self._rank} {doing}."
+                    f"({name}) while worker {self._rank} {doing}.",
                 ),
                 doing,
             )

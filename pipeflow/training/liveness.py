@@ -1,9 +1,9 @@
 """How a worker learns that another one is gone or has failed: an alarm that every wait listens to, and heartbeats.
 
-Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's
-and the processes on its own machine: a worker that waits for hours, while rank 0 fine-tunes, waits without a time-out and
-still hears of its end. The first failure is written into the store too, so that all stop for one reason and one of them
-says it.
+Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's,
+those at the other ends of its links, and the processes on its own machine: a worker that waits for hours, while rank 0
+fine-tunes, waits without a time-out and still hears of its end. The first failure is written into the store too, so that
+all stop for one reason and one of them says it.
 
 What waits inside torch (an all-reduce with a worker that stands still, the making of a group) cannot hear the alarm: where
 nobody has heard it for a while, a guard says what it was and ends the process.
@@ -15,7 +15,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -44,6 +44,8 @@ class Alarm:
     def __init__(self) -> None:
         self.doing = "computed"
         """What the computing thread does, in the words of a message: \"worker 0 <doing>\"."""
+        self.doing_of: Callable[[int], str] = lambda other: ""
+        """What another worker does, as far as this one knows."""
         self._error: PipeflowError | None = None
         self._tripped_at = 0.0
         self._heard = False
@@ -72,6 +74,17 @@ class Alarm:
         while time.monotonic() < end:
             self.check()
             time.sleep(_POLL_SECONDS)
+
+    def too_late(self, peer: int, text: str) -> str:
+        """The words for a peer that was waited for in vain.
+
+        One that waits itself is not the cause: it is given some seconds to tell of it, which raises what it tells.
+        """
+        doing = self.doing_of(peer)
+        if not doing.startswith("waited"):
+            return text
+        self.wait(CAUSE_SECONDS)
+        return f"{text} Worker {peer} itself {doing}."
 
     @contextmanager
     def telling(self, doing: str) -> Iterator[None]:
@@ -124,6 +137,7 @@ class Monitor:
         self._rank = rank
         self._alarm = alarm
         self._notice = notice
+        alarm.doing_of = lambda other: self.statuses.get(other, {}).get("doing", "")
         self._siblings = Siblings(store, rank, world_size)
         notice.is_of_a_loss = lambda: bool(self._siblings.gone())
         self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
@@ -136,6 +150,10 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
         threading.Thread(target=self._guard, name="pipeflow-guard", daemon=True).start()
+
+    def watch(self, others: Iterable[int]) -> None:
+        """Watches these workers too: those at the other ends of this one's links."""
+        self._watched = sorted({*self._watched, *others})
 
     def close(self) -> None:
         """Ends the watch; says to the others that this worker ended as it should."""
@@ -201,7 +219,10 @@ class Monitor:
 
     def _beat(self) -> None:
         self._count += 1
-        key, value = self._beat_key(self._rank), json.dumps({"count": self._count, **self.status()})
+        key, value = (
+            self._beat_key(self._rank),
+            json.dumps({"count": self._count, "doing": self._alarm.doing, **self.status()}),
+        )
         self._store.set(key, value)
         self._traffic.add("control", self._rank, 0, len(key) + len(value))
 

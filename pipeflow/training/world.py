@@ -154,7 +154,10 @@ class World:
                 nccl = dist.new_group([source, target], backend="nccl", timeout=_NO_TIMEOUT)
             if self.rank not in (source, target):
                 continue
-            wire = make_wire(group, nccl, target if self.rank == source else source, self.device)
+            peer = target if self.rank == source else source
+            if self.monitor is not None:
+                self.monitor.watch([peer])
+            wire = make_wire(group, nccl, peer, self.device)
             depth, timeout = config.link.depth, config.link.timeout_s
             if self.rank == source:
                 links[part.index] = SendingEnd(
