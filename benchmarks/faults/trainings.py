@@ -39,7 +39,10 @@ _SMALL = {
 }
 MODES = {
     "concurrent": {"schedule": {"mode": "concurrent", "local_epochs": 24, "finetune_epochs": 6}},
-    "brief": {"schedule": {"mode": "concurrent", "local_epochs": 30, "finetune_epochs": 2}},
+    "brief": {
+        "data": {"num_train": 512, "num_test": 32},
+        "schedule": {"mode": "concurrent", "local_epochs": 6, "finetune_epochs": 1},
+    },
     "long": {"schedule": {"mode": "concurrent", "local_epochs": 90, "finetune_epochs": 6}},
     "alternate": {
         "schedule": {"mode": "alternate", "local_epochs": 30, "finetune_epochs": 6, "alternate_every": "3 steps"}

@@ -29,7 +29,9 @@ from pipeflow.training.traffic import Traffic
 
 BEAT_SECONDS = 1.0
 LOST_AFTER_SECONDS = 25.0
-QUIET_SECONDS = 4.0
+QUIET_SECONDS = 3.0
+"""Without a beat for so long a worker is not believed to do what it did."""
+_PATIENCE_SECONDS = 2 * QUIET_SECONDS
 UNHEARD_SECONDS = 5.0
 """An alarm that no wait has heard for so long is one that the computing thread cannot hear."""
 CAUSE_SECONDS = 3.0
@@ -45,7 +47,7 @@ class Alarm:
         self.doing = "computed"
         """What the computing thread does, in the words of a message: \"worker 0 <doing>\"."""
         self.doing_of: Callable[[int], str] = lambda other: ""
-        """What another worker does, as far as this one knows."""
+        """What another worker does, as far as this one knows; empty where it does not."""
         self._error: PipeflowError | None = None
         self._tripped_at = 0.0
         self._heard = False
@@ -80,11 +82,12 @@ class Alarm:
 
         One that waits itself is not the cause: it is given some seconds to tell of it, which raises what it tells.
         """
-        doing = self.doing_of(peer)
-        if not doing.startswith("waited"):
-            return text
-        self.wait(CAUSE_SECONDS)
-        return f"{text} Worker {peer} itself {doing}."
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while (doing := self.doing_of(peer)).startswith("waited"):
+            if time.monotonic() > end:
+                return f"{text} Worker {peer} itself {doing}."
+            self.wait(_POLL_SECONDS)
+        return text
 
     @contextmanager
     def telling(self, doing: str) -> Iterator[None]:
@@ -137,7 +140,7 @@ class Monitor:
         self._rank = rank
         self._alarm = alarm
         self._notice = notice
-        alarm.doing_of = lambda other: self.statuses.get(other, {}).get("doing", "")
+        alarm.doing_of = self._doing_of
         self._siblings = Siblings(store, rank, world_size)
         notice.is_of_a_loss = lambda: bool(self._siblings.gone())
         self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
@@ -149,7 +152,7 @@ class Monitor:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._guard, name="pipeflow-guard", daemon=True).start()
+        threading.Thread(target=self._guard, name="pipeflow-silence", daemon=True).start()
 
     def watch(self, others: Iterable[int]) -> None:
         """Watches these workers too: those at the other ends of this one's links."""
@@ -177,21 +180,11 @@ class Monitor:
             self._lose_store(first_line(error))
 
     def _guard(self) -> None:
-        """Watches the watch, for a store on a machine that is gone does not fail, it never answers; and the launcher."""
+        """Watches the watch, for a store on a machine that is gone does not fail, it never answers."""
         while not self._closed.wait(BEAT_SECONDS):
             silent = time.monotonic() - self._answered
             if silent > LOST_AFTER_SECONDS and not self.store_lost:
                 self._lose_store(f"silent for {silent:.0f} s")
-            if launcher.is_gone():
-                self._alarm.trip(
-                    WorkerError(
-                        f"worker {self._rank}: the launcher (process {launcher.PROCESS}) is gone, while worker "
-                        f"{self._rank} {self._alarm.doing}. Start the same command again to resume."
-                    )
-                )
-            error = self._alarm.unheard()
-            if error is not None:
-                end_process(error)
 
     def quiet(self) -> str:
         """Who of those that this worker watches has missed several beats, in words behind a sentence."""
@@ -258,6 +251,10 @@ class Monitor:
                 )
             )
 
+    def _doing_of(self, other: int) -> str:
+        _, since = self._last.get(other, ("", 0.0))
+        return self.statuses.get(other, {}).get("doing", "") if time.monotonic() - since < QUIET_SECONDS else ""
+
     def about(self, other: int) -> str:
         """What a worker that this one watches last said of itself, in words behind its number."""
         return _described(self.statuses.get(other, {}))
@@ -294,16 +291,19 @@ def _described(status: dict) -> str:
     return f" ({'; '.join(told)})" if told else ""
 
 
-def end_with_launcher(rank: int, has_met: threading.Event) -> None:
-    """Ends a worker that would wait for the others in vain. To be run in a thread until they have met."""
-    while not has_met.wait(BEAT_SECONDS):
+def guard(rank: int, alarm: Alarm, closed: threading.Event) -> None:
+    """Watches the launcher, and that alarms are heard; for a thread, until it is closed."""
+    while not closed.wait(BEAT_SECONDS):
         if launcher.is_gone():
-            end_process(
+            alarm.trip(
                 WorkerError(
-                    f"worker {rank}: the launcher (process {launcher.PROCESS}) is gone, while worker {rank} waited for the "
-                    f"others at the start. Start the same command again to resume."
+                    f"worker {rank}: the launcher (process {launcher.PROCESS}) is gone, while worker {rank} {alarm.doing}. "
+                    f"Start the same command again to resume."
                 )
             )
+        error = alarm.unheard()
+        if error is not None:
+            end_process(error)
 
 
 def end_process(error: PipeflowError) -> NoReturn:

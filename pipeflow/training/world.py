@@ -28,8 +28,8 @@ from pipeflow.training.liveness import (
     Alarm,
     Monitor,
     claim_failure,
-    end_with_launcher,
     first_line,
+    guard,
 )
 from pipeflow.training.preemption import Notice
 from pipeflow.training.timeline import Timeline
@@ -61,6 +61,9 @@ class World:
         self._store: dist.Store | None = None
         self._link_timeout = _NO_TIMEOUT
         self._links: list[Link] = []
+        self._closed = threading.Event()
+        watch = (self.rank, self.alarm, self._closed)
+        threading.Thread(target=guard, args=watch, name="pipeflow-guard", daemon=True).start()
         group = self._connect() if self.size > 1 else None
         about = self.monitor.about if self.monitor is not None else lambda other: ""
         self.control = Control(self.rank, self.size, group, self.traffic, self.alarm, about)
@@ -81,21 +84,15 @@ class World:
         self.timeline = Timeline(config.timeline, self.device)
 
     def _connect(self) -> dist.ProcessGroup:
-        has_met = threading.Event()
-        watch = threading.Thread(
-            target=end_with_launcher, args=(self.rank, has_met), name="pipeflow-start", daemon=True
-        )
-        watch.start()
         try:
-            return self._meet()
+            with self.alarm.telling("waited for the others at the start"):
+                return self._meet()
         except RuntimeError as error:
             raise WorkerError(
                 f"worker {self.rank}: the {self.size} workers did not come together at {os.environ['MASTER_ADDR']}:"
                 f"{os.environ['MASTER_PORT']} ({first_line(error)}). See what the others say; are all of them started, and "
                 f"can they reach that address?"
             ) from None
-        finally:
-            has_met.set()
 
     def _meet(self) -> dist.ProcessGroup:
         """The control group over gloo.
@@ -216,9 +213,9 @@ class World:
             unwatched = threading.Timer(LOST_AFTER_SECONDS, self.alarm.trip, [late])
             unwatched.daemon = True
             unwatched.start()
-            self.control.share(
-                "end", "the end of the run"
-            )  # after this nobody needs the store, which may end with rank 0's process
+            # After this nobody needs the store, which may end with rank 0's process.
+            self.control.share("end", "the end of the run")
             unwatched.cancel()
             self.control.close()
             dist.destroy_process_group()
+        self._closed.set()

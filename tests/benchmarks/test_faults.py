@@ -62,31 +62,38 @@ def assert_ends_as_if_nothing_had_happened(training: Training, undisturbed: Path
     assert not differences(training.folder, undisturbed)
 
 
-def test_killed_stopped_preempted_and_damaged(training, undisturbed):
-    """Begun anew, it is restarted by its launcher twice, then repeated twice."""
-    run = training(3, restarts=2, begun_anew=True)
+def test_killed_preempted_and_damaged(training, undisturbed):
+    """Begun anew, it is restarted by its launcher once, then repeated twice."""
+    run = training(3, restarts=1, begun_anew=True)
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text("of an older run")
-    assert disturb(run, kinds.kill_rank, 4, seed=1).resumed == "by itself"
+    assert disturb(run, kinds.kill_rank, 1, seed=1).resumed == "by itself"
     assert (run.folder.parent / "run.old-1/config.yaml").read_text() == "of an older run"
-    assert disturb(run, kinds.stop_long, 9, seed=1).resumed == "by itself"
-    assert disturb(run, kinds.preempt, 14).resumed == "by repeating"
-    disturb(run, kinds.damage, 17)
+    assert disturb(run, kinds.preempt, 3).resumed == "by repeating"
+    disturb(run, kinds.damage, 5)
     assert_ends_as_if_nothing_had_happened(run, undisturbed)
     assert [path.name for path in run.folder.parent.glob("run.old-*")] == ["run.old-1"]
+
+
+def test_stopped_for_longer_than_the_time_out(training, undisturbed):
+    """The first of three: the last one waits for a worker that waits itself, and leaves it to that one to name it."""
+    run = training(3, restarts=1)
+    fault = disturb(run, kinds.stop_long, 2, seed=1)
+    assert (fault.target, fault.resumed) == ("rank 0", "by itself")
+    assert_ends_as_if_nothing_had_happened(run, undisturbed)
 
 
 def test_a_second_run_is_refused_and_the_launcher_of_the_first_killed(training, undisturbed):
     """The first stands still, as if it computed for long, until the second has given up."""
     run = training(1)
     run.start()
-    assert run.wait_for_line(r"^epoch 5/", 0, HANG_SECONDS), run.said(-30)
+    assert run.wait_for_line(r"^epoch 2/", 0, HANG_SECONDS), run.said(-30)
     first = run.worker(0)
     os.kill(first, signal.SIGSTOP)
     said, _ = run.start_second().communicate(timeout=HANG_SECONDS)
     os.kill(first, signal.SIGCONT)
     assert re.search(rf"error: run.dir: .* is in use: process {first} on \S+ trains in it since", said), said
-    disturb(run, kinds.kill_launcher, 6)
+    disturb(run, kinds.kill_launcher, 3)
     assert_ends_as_if_nothing_had_happened(run, undisturbed)
 
 
@@ -95,7 +102,7 @@ def test_a_full_disk(training, undisturbed, tmp_path):
     kinds.mounted(tmp_path / "place")
     try:
         run = training(2)
-        disturb(run, kinds.full_disk, 5)
+        disturb(run, kinds.full_disk, 2)
         assert_ends_as_if_nothing_had_happened(run, undisturbed)
         run.end()
     finally:
@@ -106,6 +113,6 @@ def test_a_link_that_is_cut_and_healed_and_then_for_good(training, undisturbed):
     """Without root there are no network namespaces: then this fails, and says that it needs it."""
     with make_hosts(2) as hosts:
         run = training(2, hosts=hosts)
-        assert disturb(run, kinds.cut_and_heal, 3).resumed == "went on"
-        disturb(run, kinds.cut_for_good, 8)
+        assert disturb(run, kinds.cut_and_heal, 1).resumed == "went on"
+        disturb(run, kinds.cut_for_good, 3)
         assert_ends_as_if_nothing_had_happened(run, undisturbed)
