@@ -7,6 +7,7 @@ restarted, or went on as if nothing had been. What it found wanting stands in th
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.faults.trainings import HANG_SECONDS, LINK_TIMEOUT, Training
+from benchmarks.faults.trainings import HANG_SECONDS, Training
 
 
 @dataclass
@@ -34,8 +35,23 @@ class Fault:
     wrong: list[str] = field(default_factory=list)
 
 
+_DOING = r"while worker \d+ (waited (for|to send) |computed)"
+"""What a survivor did meanwhile."""
+
+
+def _names_worker(rank: int) -> str:
+    """A message that has the worker, its part or link, and what was waited for."""
+    store = rf"|store does not answer.*worker 0 .*{_DOING}" if rank == 0 else ""
+    return (
+        rf"worker {rank} was lost.*(part|link \d).*{_DOING}"
+        rf"|worker {rank} was lost: its (control connection|process).*{_DOING}"  # before it had told its part
+        rf"|link \d \(part \d to part \d\).* worker {rank} .*{_DOING}"
+        rf"|a worker was lost, or its link.* while it waited for the others' gradients.*worker {rank} \({store}"
+    )
+
+
 def kill_rank(training: Training, dice: random.Random, fault: Fault) -> None:
-    """SIGKILL of one rank: torchrun restarts all, or ends."""
+    """SIGKILL of one rank: the launcher restarts all, or ends."""
     rank = dice.randrange(training.workers)
     since = len(training.lines)
     old = training.processes()
@@ -43,14 +59,9 @@ def kill_rank(training: Training, dice: random.Random, fault: Fault) -> None:
     if pid is None:
         return
     _workers_end(training, old, fault)
-    named = [
-        f"worker {rank} was lost",
-        f"worker {rank} (part",
-        f"local_rank: {rank} (pid: {pid})",
-        f"rank      : {rank} ",
-    ]
     _resumed_or_ended(training, fault)
-    _is_said(training, since, [*named, f"from worker {rank} ", f"worker {rank} took nothing"], fault)
+    _is_said(training, since, _names_worker(rank), fault, or_the_launcher=rank)
+    _is_no_preemption(training, since, fault)
 
 
 def kill_launcher(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -60,8 +71,8 @@ def kill_launcher(training: Training, dice: random.Random, fault: Fault) -> None
     fault.target = "launcher"
     launcher.kill()
     _all_end(training, fault)
-    if fault.moment != "at the start":  # before the workers know of each other, torch's words are all there is
-        _is_said(training, since, ["launcher"], fault)
+    if fault.moment != AT_START:  # before the workers know of each other nobody can say it
+        _is_said(training, since, rf"the launcher \(process {launcher.pid}\) is gone, {_DOING}", fault)
     fault.resumed = "by repeating"
 
 
@@ -84,7 +95,8 @@ def stop_long(training: Training, dice: random.Random, fault: Fault) -> None:
     if not ended:
         fault.wrong.append("the other workers did not notice")
     _resumed_or_ended(training, fault)
-    _is_said(training, since, [f"worker {rank}", "a worker was lost, or its link"], fault)
+    _is_said(training, since, _names_worker(rank), fault)
+    _is_no_preemption(training, since, fault)
 
 
 def stop_short(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -93,15 +105,16 @@ def stop_short(training: Training, dice: random.Random, fault: Fault) -> None:
     pid = _signal(training, rank, signal.SIGSTOP, fault)
     if pid is None:
         return
-    time.sleep(dice.uniform(0.2, 0.4 * LINK_TIMEOUT))
+    time.sleep(dice.uniform(0.2, 0.4 * training.link_timeout))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
     _goes_on(training, fault)
 
 
 def second_run(training: Training, dice: random.Random, fault: Fault) -> None:
-    """The same command once more, on the same folder: it is refused, and the first goes on."""
+    """The same command once more, on the same folder: one of the two is refused, the other goes on."""
     begin = time.monotonic()
+    first = training.worker(0)
     second = training.start_second()
     try:
         said, _ = second.communicate(timeout=HANG_SECONDS)
@@ -110,17 +123,18 @@ def second_run(training: Training, dice: random.Random, fault: Fault) -> None:
         said, _ = second.communicate()
         fault.wrong.append("the second run neither trained nor was refused")
     fault.noticed_s = time.monotonic() - begin
-    if "has ended already" in said:  # the first was at its end before the second looked
+    if second.returncode == 0:  # the first was at its end before the second looked
         fault.kind = ""
         return
-    fault.named = "is in use: process" in said
-    if second.returncode != 1:
-        fault.wrong.append(f"the second run ended with exit code {second.returncode}: {said[-200:]}")
+    refused = re.search(r"error: run.dir: .* is in use: process (\d+) on \S+ trains in it since", said)
+    fault.named = refused is not None and (fault.moment == AT_START or int(refused[1]) == first)
+    if second.returncode != 1 or not fault.named:
+        fault.wrong.append(f"the second run ended with exit code {second.returncode}: {said[-300:]}")
     _goes_on(training, fault)
 
 
 def preempt(training: Training, dice: random.Random, fault: Fault) -> None:
-    """SIGTERM, to the launcher or to all processes of the run: it saves itself and leaves."""
+    """SIGTERM, to the launcher, or to all processes of the run: it saves itself and leaves."""
     everybody = dice.random() < 0.5
     fault.target = "all processes" if everybody else "launcher"
     since = len(training.lines)
@@ -129,11 +143,26 @@ def preempt(training: Training, dice: random.Random, fault: Fault) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     _all_end(training, fault)
-    if fault.moment != "at the start":  # a run that has not begun to train just ends
-        _is_said(training, since, ["preempted (SIGTERM", "SIGTERM"], fault)
-        if fault.noticed_s is not None and fault.noticed_s > 35:
-            fault.wrong.append("it did not leave within its grace time")
+    if any("done: test" in line for line in training.lines[since:]):
+        fault.kind = ""  # it came to its end instead
+        return
+    if fault.moment != AT_START:  # a run that has not begun to train just ends
+        _is_said(training, since, r"preempted \(SIGTERM at worker \d\): nothing that was trained is lost", fault)
+        if fault.noticed_s is not None and fault.noticed_s > GRACE_SECONDS:
+            fault.wrong.append(f"it left after {fault.noticed_s:.0f} s, grace time is {GRACE_SECONDS:g} s")
     fault.resumed = "by repeating"
+
+
+def terminate_on_ray(training: Training, dice: random.Random, fault: Fault) -> None:
+    """SIGTERM of one worker under Ray, whose training is not in the main thread: it ends, and Ray restarts all."""
+    rank = dice.randrange(training.workers)
+    since = len(training.lines)
+    old = training.processes()
+    if _signal(training, rank, signal.SIGTERM, fault) is None:
+        return
+    _workers_end(training, old, fault)
+    _resumed_or_ended(training, fault)
+    _is_said(training, since, _names_worker(rank), fault, or_the_launcher=rank)
 
 
 def damage(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -162,9 +191,13 @@ def damage(training: Training, dice: random.Random, fault: Fault) -> None:
     training.start()
     training.wait_for_line(r"resuming after|^error", since, HANG_SECONDS)
     said = training.said(since)
-    fault.named = checkpoints[-1].name in said and f"Taking the one before, {checkpoints[-2].name}" in said
+    newest, before = checkpoints[-1].name, checkpoints[-2].name
+    what = rf"({re.escape(path.name)} is damaged|has format)"
+    fault.named = re.search(rf"checkpoint \S*{newest}: {what}.* Taking the one before, {before}", said) is not None
     if f"resuming after {int(checkpoints[-2].name[6:12])} epochs" not in said:
         fault.wrong.append(f"not resumed from {checkpoints[-2].name}: {said[-300:]}")
+    if not fault.named:
+        fault.wrong.append(f"the cause was not named: {said[-300:]}")
     fault.resumed = "by repeating"
 
 
@@ -182,14 +215,14 @@ def full_disk(training: Training, dice: random.Random, fault: Fault) -> None:
     if any("done: test" in line for line in training.lines[since:]):
         fault.kind = ""
         return
-    _is_said(training, since, ["No space left"], fault)
+    _is_said(training, since, rf"error: .*{re.escape(str(training.folder))}.*No space left.*Free some space", fault)
     fault.resumed = "by repeating"
 
 
 def cut_and_heal(training: Training, dice: random.Random, fault: Fault) -> None:
     """The link of one host is down for a while: the run goes on."""
     host = dice.randrange(training.workers)
-    seconds = dice.uniform(0.3, 0.35 * LINK_TIMEOUT)
+    seconds = dice.uniform(0.3, 0.35 * training.link_timeout)
     fault.target = f"host {host}, {seconds:.1f} s"
     _link(training, host, "down")
     time.sleep(seconds)
@@ -214,7 +247,14 @@ def cut_for_good(training: Training, dice: random.Random, fault: Fault) -> None:
     _link(training, host, "up")
     if not training.wait_for_end(HANG_SECONDS):
         fault.left = len(training.end())
-    _is_said(training, since, ["link 0 (part", "link 1 (part", "heartbeat", "does not answer", "or its link"], fault)
+    ends = "|".join(str(rank) for rank in range(training.workers) if host in (0, rank) or rank == 0)
+    about = (
+        rf"(worker ({ends}) was lost.*(part|link \d)|link \d .*worker ({ends}) |worker 0 .*or the launcher is gone).*"
+    )
+    gradients = (
+        r"or its link.* while it waited for the others' gradients.*no heartbeat of worker|while worker \d waited"
+    )
+    _is_said(training, since, rf"{about}{_DOING}|{gradients}", fault)
     fault.resumed = "by repeating"
 
 
@@ -229,25 +269,36 @@ KINDS: dict[str, Callable[[Training, random.Random, Fault], None]] = {
     "full disk": full_disk,
     "link cut and healed": cut_and_heal,
     "link cut for good": cut_for_good,
+    "SIGKILL of a rank (Ray)": kill_rank,
+    "SIGSTOP beyond the time-out (Ray)": stop_long,
+    "SIGTERM of a rank (Ray)": terminate_on_ray,
 }
 ON_HOSTS = ("link cut and healed", "link cut for good")
 ON_SMALL_DISK = ("full disk",)
+ON_RAY = tuple(kind for kind in KINDS if kind.endswith("(Ray)"))
+AT_START = "at the start"
+LONGEST_SECONDS = 35.0
+"""Until a loss is noticed and all have ended: 25 s of missing heartbeats, and what a busy machine adds."""
+GRACE_SECONDS = 25.0
+"""`checkpoint.grace_s`, as it is unless one says otherwise."""
 
 
 def inject(kind: str, training: Training, dice: random.Random) -> Fault | None:
     """Waits for a random moment of a training that runs, and injects; None where the training ended before."""
     since = max(index for index, line in enumerate(training.lines) if line.startswith("--- "))
-    if dice.random() < 0.15 and kind not in (*ON_HOSTS, *ON_SMALL_DISK):
-        fault = Fault(kind, "at the start")
+    if dice.random() < 0.2 and kind not in (*ON_HOSTS, *ON_SMALL_DISK, *ON_RAY):
+        fault = Fault(kind, AT_START)
         time.sleep(dice.uniform(0, 6))
     else:
         fault = Fault(kind, "while it trains")
-        if not training.wait_for_line(r"^(epoch|resuming|initialised)", since, HANG_SECONDS):
+        if not training.wait_for_line(r"^epoch", since, HANG_SECONDS):
             return None
         time.sleep(dice.uniform(0, 1.5))
     if not training.is_running or any("done: test" in line for line in training.lines[since:]):
         return None
     KINDS[kind](training, dice, fault)
+    if fault.noticed_s is not None and fault.noticed_s > LONGEST_SECONDS:
+        fault.wrong.append(f"it took {fault.noticed_s:.0f} s to end")
     return fault if fault.kind else None
 
 
@@ -295,7 +346,7 @@ def _resumed_or_ended(training: Training, fault: Fault) -> None:
         fault.wrong.append("neither restarted nor ended")
     if training.is_running:
         fault.resumed = "by itself"
-        training.lines.append("--- restarted by torchrun")
+        training.lines.append("--- restarted by the launcher")
     else:
         fault.resumed = "by repeating"
         if not training.wait_for_end(HANG_SECONDS):
@@ -312,11 +363,26 @@ def _goes_on(training: Training, fault: Fault) -> None:
             fault.wrong.append(f"it did not go on: {said[-400:]}")
 
 
-def _is_said(training: Training, since: int, any_of: list[str], fault: Fault) -> None:
-    said = training.said(since)
-    fault.named = any(text in said for text in any_of)
+def _is_said(training: Training, since: int, pattern: str, fault: Fault, or_the_launcher: int | None = None) -> None:
+    """Whether a line names the cause.
+
+    or_the_launcher: the rank that the launcher's own report may name instead: torchrun's at the start, when the workers do
+    not know of each other yet, and Ray's, which ends the workers that are left before they can say anything.
+    """
+    lines = training.lines[since:]
+    fault.named = any(re.search(pattern, line) for line in lines)
+    if not fault.named and or_the_launcher is not None and (fault.moment == AT_START or training.ray is not None):
+        reports = (
+            rf"rank *: {or_the_launcher} |local_rank: {or_the_launcher} |^.?\[Rank {or_the_launcher} Error Snippet"
+        )
+        fault.named = any(re.search(reports, line) for line in lines)
     if not fault.named:
-        fault.wrong.append(f"the cause was not named: {said[-400:]}")
+        fault.wrong.append(f"the cause was not named: {training.said(since)[-600:]}")
+
+
+def _is_no_preemption(training: Training, since: int, fault: Fault) -> None:
+    if any("preempted" in line for line in training.lines[since:]):
+        fault.wrong.append(f"a loss was taken for a preemption: {training.said(since)[-600:]}")
 
 
 def _link(training: Training, host: int, state: str) -> None:

@@ -15,6 +15,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,12 +26,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.faults.kinds import KINDS, ON_HOSTS, ON_SMALL_DISK, Fault, inject, mounted
-from benchmarks.faults.trainings import HANG_SECONDS, Training, differences
+from benchmarks.faults.kinds import KINDS, ON_HOSTS, ON_RAY, ON_SMALL_DISK, Fault, inject, mounted
+from benchmarks.faults.ray_head import RayHead, ray_head
+from benchmarks.faults.trainings import HANG_SECONDS, LINK_TIMEOUT, Training, differences
 from benchmarks.links.hosts import make_hosts
 from benchmarks.machine import describe_machine, in_words
 
 HERE = Path(__file__).parent
+LOST = Path(tempfile.gettempdir()) / "pipeflow-faults-lost"
+"""What trials that were lost have printed."""
 WEIGHTS = {
     "SIGKILL of a rank": 30,
     "SIGKILL of the launcher": 12,
@@ -42,8 +46,13 @@ WEIGHTS = {
     "full disk": 8,
     "link cut and healed": 8,
     "link cut for good": 5,
+    "SIGKILL of a rank (Ray)": 8,
+    "SIGSTOP beyond the time-out (Ray)": 2,
+    "SIGTERM of a rank (Ray)": 4,
 }
 FAULTS_A_TRIAL = 4
+running: list[Training] = []
+"""Of all trials that have begun."""
 _HOSTS = threading.Lock()
 """Namespaces are made one at a time."""
 
@@ -57,6 +66,8 @@ class Trial:
     workers: int
     place: str
     restarts: int
+    begun_anew: bool
+    """Whether the first sitting is one of `run.resume never`."""
     faults: list[Fault] = field(default_factory=list)
     sittings: int = 0
     seconds: float = 0.0
@@ -71,24 +82,34 @@ def plan(name: str, kinds: list[str]) -> tuple[Trial, list[str], random.Random]:
     """What is done in a trial, from its name."""
     dice = random.Random(name)
     first = dice.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
-    place = "hosts" if first in ON_HOSTS else "small disk" if first in ON_SMALL_DISK else "torchrun"
+    places = {
+        **dict.fromkeys(ON_HOSTS, "hosts"),
+        **dict.fromkeys(ON_SMALL_DISK, "small disk"),
+        **dict.fromkeys(ON_RAY, "Ray"),
+    }
+    place = places.get(first, "torchrun")
     if place == "hosts":
-        chosen = [first, *dice.choices(ON_HOSTS, k=1)]
+        chosen = [first, *dice.choices([kind for kind in ON_HOSTS if kind in kinds], k=1)]
     elif place == "small disk":
         chosen = [first, *dice.choices(ON_SMALL_DISK, k=1)]
+    elif place == "Ray":
+        chosen = [first, *dice.choices([kind for kind in ON_RAY if kind in kinds], k=1)]
     else:
-        others = [kind for kind in kinds if kind not in (*ON_HOSTS, *ON_SMALL_DISK)]
+        others = [kind for kind in kinds if kind not in places]
         chosen = [first, *dice.choices(others, [WEIGHTS[kind] for kind in others], k=FAULTS_A_TRIAL - 1)]
-    mode = dice.choice(["concurrent", "concurrent", "alternate", "ddp"])
-    workers = 2 if mode == "ddp" else dice.choice([2, 3])
-    restarts = 3 if place == "torchrun" and dice.random() < 0.7 else 0
-    return Trial(name, mode, workers, place, restarts), chosen, dice
+    mode = "long" if "two runs, one folder" in chosen else dice.choice(["concurrent", "concurrent", "alternate", "ddp"])
+    workers = 2 if mode == "ddp" or place == "Ray" else dice.choice([2, 3])
+    restarts = 3 if place == "Ray" or (place == "torchrun" and dice.random() < 0.7) else 0
+    return Trial(name, mode, workers, place, restarts, dice.random() < 0.3), chosen, dice
 
 
-def run_trial(trial: Trial, kinds: list[str], dice: random.Random, undisturbed: Path, folder: Path) -> Trial:
+def run_trial(
+    trial: Trial, kinds: list[str], dice: random.Random, undisturbed: Path, folder: Path, head: RayHead | None
+) -> Trial:
     """Disturbs, resumes, compares."""
     begin = time.monotonic()
-    with _place(trial, folder) as training:
+    with _place(trial, folder, head) as training:
+        running.append(training)
         try:
             for kind in kinds:
                 if not training.is_running:
@@ -111,8 +132,8 @@ def run_trial(trial: Trial, kinds: list[str], dice: random.Random, undisturbed: 
             if left:
                 trial.wrong.append(f"{len(left)} processes were left behind")
             if trial.wrong:
-                (HERE / "lost").mkdir(exist_ok=True)
-                (HERE / "lost" / f"{trial.name}.txt").write_text("\n".join(training.lines) + "\n")
+                LOST.mkdir(exist_ok=True)
+                (LOST / f"{trial.name}.txt").write_text("\n".join(training.lines) + "\n")
     trial.seconds = time.monotonic() - begin
     return trial
 
@@ -133,26 +154,27 @@ def _bring_to_its_end(trial: Trial, training: Training) -> None:
 
 
 @contextlib.contextmanager
-def _place(trial: Trial, folder: Path) -> Iterator[Training]:
+def _place(trial: Trial, folder: Path, head: RayHead | None) -> Iterator[Training]:
+    how = {"mode": trial.mode, "workers": trial.workers, "restarts": trial.restarts, "begun_anew": trial.begun_anew}
     if trial.place == "small disk":
         mounted(folder)
         try:
-            yield Training(folder / "run", trial.mode, trial.workers, trial.restarts)
+            yield Training(folder / "run", **how)
         finally:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
     elif trial.place == "hosts":
         with contextlib.ExitStack() as stack:
             with _HOSTS:
                 hosts = stack.enter_context(make_hosts(trial.workers))
-            yield Training(folder / "run", trial.mode, trial.workers, trial.restarts, hosts)
+            yield Training(folder / "run", **how, hosts=hosts)
     else:
-        yield Training(folder / "run", trial.mode, trial.workers, trial.restarts)
+        yield Training(folder / "run", **how, ray=head if trial.place == "Ray" else None)
 
 
 def undisturbed_runs(folder: Path) -> dict[str, Path]:
     """A run of each mode that nobody disturbs. Of data-parallel workers the number matters, else it does not."""
     runs = {}
-    for mode, workers in (("concurrent", 1), ("alternate", 1), ("ddp", 2)):
+    for mode, workers in (("concurrent", 1), ("long", 1), ("alternate", 1), ("ddp", 2)):
         training = Training(folder / mode, mode, workers)
         training.start()
         if not training.wait_for_end(2 * HANG_SECONDS) or any(training.exit_codes):
@@ -187,34 +209,43 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(KINDS), help="kinds of faults")
     parser.add_argument("--trial", help="one trial again, by its name")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     kinds = arguments.only or list(KINDS)
     if os.geteuid() != 0:
         kinds = [kind for kind in kinds if kind not in (*ON_HOSTS, *ON_SMALL_DISK)]
         print("not root: links are not cut, and disks not filled")
     begin = time.monotonic()
     trials: list[Trial] = []
-    with tempfile.TemporaryDirectory(prefix="pipeflow-faults-") as temporary:
+    with contextlib.ExitStack() as resources:
+        temporary = resources.enter_context(tempfile.TemporaryDirectory(prefix="pipeflow-faults-"))
+        head = resources.enter_context(ray_head(2 * arguments.jobs)) if set(kinds) & set(ON_RAY) else None
         runs = undisturbed_runs(Path(temporary))
         names = iter([arguments.trial] if arguments.trial else (f"{arguments.seed}-{index}" for index in range(10**6)))
-        lock = threading.Lock()
+        lock, stopped = threading.Lock(), threading.Event()
 
         def work() -> None:
-            while True:
+            while not stopped.is_set():
                 with lock:
                     name = next(names, None)
                     if name is None or sum(len(trial.faults) for trial in trials) >= arguments.faults:
                         return
                 trial, chosen, dice = plan(name, kinds)
                 folder = Path(temporary) / name
-                run_trial(trial, chosen, dice, runs[trial.mode], folder)
+                run_trial(trial, chosen, dice, runs[trial.mode], folder, head)
                 shutil.rmtree(folder, ignore_errors=True)
                 with lock:
                     trials.append(trial)
                     _tell(trial, trials)
 
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            for each in [pool.submit(work) for _ in range(arguments.jobs)]:
-                each.result()
+            try:
+                for each in [pool.submit(work) for _ in range(arguments.jobs)]:
+                    each.result()
+            except BaseException:  # such as an interrupt: no trial begins, those that run lose their processes
+                stopped.set()
+                for training in running:
+                    training.end()
+                raise
     minutes = (time.monotonic() - begin) / 60
     lost = [trial for trial in trials if trial.is_lost]
     print(table(trials))
@@ -232,7 +263,7 @@ def _tell(trial: Trial, trials: list[Trial]) -> None:
         flush=True,
     )
     for each in trial.wrong:
-        print(f"FAILED (again: --trial {trial.name}): {each}", flush=True)
+        print(f"FAILED (again: --trial {trial.name}; {LOST / trial.name}.txt): {each}", flush=True)
 
 
 def _write(trials: list[Trial], minutes: float) -> None:
@@ -249,7 +280,7 @@ def _write(trials: list[Trial], minutes: float) -> None:
         "",
         table(trials),
         "",
-        f"link.timeout_s 8; heartbeats 25 s. Made by `{command}` on {in_words(machine)}.",
+        f"link.timeout_s {LINK_TIMEOUT:g}; heartbeats 25 s. Made by `{command}` on {in_words(machine)}.",
         "",
     ]
     lines += [f"- {trial.name}: {each[:300]}" for trial in lost for each in trial.wrong]

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.faults.ray_head import RayHead
 from benchmarks.links.hosts import Hosts
 from pipeflow.config import Config
 
@@ -35,10 +36,14 @@ _SMALL = {
     "optim": {"batch_size": 16, "warmup_steps": 2, "ema": 0.9},
     "eval": {"num_images": 16},
     "checkpoint": {"keep": 3},
-    "link": {"timeout_s": LINK_TIMEOUT},
 }
 MODES = {
     "concurrent": {"schedule": {"mode": "concurrent", "local_epochs": 24, "finetune_epochs": 6}},
+    "brief": {
+        "data": {"num_train": 512, "num_test": 32},
+        "schedule": {"mode": "concurrent", "local_epochs": 6, "finetune_epochs": 1},
+    },
+    "long": {"schedule": {"mode": "concurrent", "local_epochs": 90, "finetune_epochs": 6}},
     "alternate": {
         "schedule": {"mode": "alternate", "local_epochs": 30, "finetune_epochs": 6, "alternate_every": "3 steps"}
     },
@@ -48,11 +53,14 @@ MODES = {
     },
 }
 PORT = 29411
+_OF_RAY = re.compile(r"^\(\w+ pid=\d+(, ip=[\d.]+)?\) ")
+_RAY_RANK = re.compile(r"pid=(\d+)\) world_rank=(\d+)")
 
 
-def config_of(mode: str, folder: Path) -> Config:
+def config_of(mode: str, folder: Path, resume: str = "auto", link_timeout: float = LINK_TIMEOUT) -> Config:
     """The small run of one mode."""
-    return Config.from_dict({**_SMALL, **MODES[mode], "run": {"dir": str(folder)}})
+    about = {"run": {"dir": str(folder), "resume": resume}, "link": {"timeout_s": link_timeout}}
+    return Config.from_dict({**_SMALL, **MODES[mode], **about})
 
 
 def options(config: Config) -> list[str]:
@@ -74,6 +82,11 @@ class Training:
     restarts: int = 0
     hosts: Hosts | None = None
     """Where the workers are spread over hosts, one on each; else all are on this one."""
+    ray: RayHead | None = None
+    """The cluster that starts and restarts the workers, instead of torchrun."""
+    link_timeout: float = LINK_TIMEOUT
+    begun_anew: bool = False
+    """Whether the first sitting is one of `run.resume never`."""
     launchers: list[subprocess.Popen] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     """All that all sittings have printed."""
@@ -85,9 +98,12 @@ class Training:
 
     def start(self) -> None:
         """The command, once more."""
-        command = ["-m", "pipeflow.launch", *options(config_of(self.mode, self.folder))]
+        command = ["-m", "pipeflow.launch", *self._options()]
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--max-restarts={self.restarts}"]
         self.lines.append(f"--- started at {time.monotonic():.1f}")
+        if self.ray is not None:
+            self.launchers = [self._start_on_ray(self.ray)]
+            return
         if self.hosts is None:
             self.launchers = [self._popen([*torchrun, "--standalone", f"--nproc_per_node={self.workers}", *command])]
             return
@@ -98,9 +114,20 @@ class Training:
             inside = ["ip", "netns", "exec", name]
             self.launchers.append(self._popen([*inside, *torchrun, *where, *command], GLOO_SOCKET_IFNAME="eth0"))
 
+    def _options(self) -> list[str]:
+        is_first = not any(line.startswith("--- started") for line in self.lines[:-1])
+        resume = "never" if self.begun_anew and is_first else "auto"
+        return options(config_of(self.mode, self.folder, resume, self.link_timeout))
+
+    def _start_on_ray(self, head: RayHead) -> subprocess.Popen:
+        command = [sys.executable, "-m", "launch.ray_train", f"--workers={self.workers}"]
+        command += [f"--max-restarts={self.restarts}", *self._options()]
+        marked = {"runtime_env": {"env_vars": {MARK: self.mark}}}
+        return self._popen(command, RAY_JOB_CONFIG_JSON_ENV_VAR=json.dumps(marked), **head.environment)
+
     def start_second(self) -> subprocess.Popen:
         """Another run on the same folder, in one process."""
-        command = [sys.executable, "-m", "pipeflow.launch", *options(config_of(self.mode, self.folder))]
+        command = [sys.executable, "-m", "pipeflow.launch", *self._options()]
         return self._popen(command, into=None)
 
     def _popen(self, command: Sequence[str], into: str | None = "lines", **more: str) -> subprocess.Popen:
@@ -122,7 +149,7 @@ class Training:
     def _read(self, process: subprocess.Popen) -> None:
         with contextlib.suppress(ValueError):
             for line in process.stdout:
-                self.lines.append(line.rstrip("\n"))
+                self.lines.append(_OF_RAY.sub("", line.rstrip("\n")))
 
     @property
     def is_running(self) -> bool:
@@ -143,6 +170,9 @@ class Training:
     def processes(self) -> dict[int, int | None]:
         """All processes of this training that live, with their ranks (None: a launcher, or another helper)."""
         found: dict[int, int | None] = {}
+        ranks = {}
+        if self.ray is not None:  # its workers learn their ranks when they run: Ray says them
+            ranks = {int(pid): int(rank) for line in [*self.lines] for pid, rank in _RAY_RANK.findall(line)}
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 environment = path.read_bytes().split(b"\0")
@@ -151,8 +181,11 @@ class Training:
                 continue
             if f"{MARK}={self.mark}".encode() not in environment or state in "ZX":
                 continue
+            if self.ray is not None and not _is_of_a_job(path.with_name("cmdline")):
+                continue
             rank = next((int(each[5:]) for each in environment if each.startswith(b"RANK=")), None)
-            found[int(path.parent.name)] = rank
+            pid = int(path.parent.name)
+            found[pid] = ranks.get(pid, rank)
         return found
 
     def worker(self, rank: int) -> int | None:
@@ -233,3 +266,10 @@ def _equal_tensors(folder: Path, undisturbed: Path) -> dict[str, bool]:
         for path in (folder, undisturbed)
     )
     return {name: name in ours and torch.equal(ours[name], theirs[name]) for name in theirs}
+
+
+def _is_of_a_job(command: Path) -> bool:
+    """Whether a process of a Ray cluster belongs to one job: some that a job makes Ray start are there for later ones."""
+    with contextlib.suppress(OSError):
+        return any(name in command.read_bytes() for name in (b"RayTrainWorker", b"launch.ray_train"))
+    return False

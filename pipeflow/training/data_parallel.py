@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeflow.config import Config
-from pipeflow.errors import ConfigError, WorkerError
+from pipeflow.errors import ConfigError
 from pipeflow.flow.layers import Shape
-from pipeflow.training.liveness import Alarm, first_line, is_broken_connection
+from pipeflow.training.liveness import Alarm
 from pipeflow.training.traffic import Traffic
 from pipeflow.training.trainer import PartTrainer
 
@@ -91,7 +91,6 @@ class DataParallelTrainer(PartTrainer):
         # A ring all-reduce sends 2 (n - 1) / n of the gradients from each of n workers; the first counts for all.
         self._ring_bytes = 2 * (replicas.size - 1) * num_values * 4 if replicas.is_first else 0
         self._replicas = replicas
-        self._timeout_s = config.link.timeout_s
         self._traffic = traffic
         self._alarm = alarm
 
@@ -105,17 +104,9 @@ class DataParallelTrainer(PartTrainer):
         self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, loss: Tensor) -> None:
-        try:
+        others = [rank for rank in self._replicas.ranks if rank != self._replicas.rank]
+        of = f"worker{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
+        with self._alarm.telling(f"waited for the gradients of update {self.updates} of {of}"):
             super().update(loss * self._weight)
-        except RuntimeError as error:
-            if not is_broken_connection(error):
-                raise
-            self._alarm.check()
-            others = ", ".join(str(rank) for rank in self._replicas.ranks if rank != self._replicas.rank)
-            raise WorkerError(
-                f"a worker was lost, or its link: worker {self._replicas.rank} waited for the gradients of update "
-                f"{self.updates} from worker{'s' * (self._replicas.size > 2)} {others} ({first_line(error)}; "
-                f"link.timeout_s is {self._timeout_s:g}). Start the same command again to resume."
-            ) from None
         if self._ring_bytes:
             self._traffic.add("gradients", 0, 0, self._ring_bytes)

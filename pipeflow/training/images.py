@@ -130,7 +130,9 @@ class SharedImages:
             images = images[mine]
         else:
             shape = (mine.stop - mine.start, *self._shape[1:])
-            received = self._control.receive(torch.empty(math.prod(shape) + 1, dtype=torch.uint8), 0)
+            received = self._control.receive(
+                torch.empty(math.prod(shape) + 1, dtype=torch.uint8), 0, f"the images of epoch {epoch}, step {step}"
+            )
             if not received[-1]:
                 raise Stopped(step)
             images = received[:-1].view(shape)

@@ -14,7 +14,7 @@ distance delays the first batch and not the others. Between parts of one worker 
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +36,9 @@ _KINDS = (TRAINING, EVALUATION, INITIAL)
 _CLOSE, _STOP = -1, -2
 _HEADER, _PAYLOAD = 1, 2
 """Tags: a payload must not be taken for a header that has been asked for."""
+_START_SECONDS = 600.0
+_START_BATCHES = 2
+"""The first batches of each kind may take so long, for what is compiled or loaded; all later ones `link.timeout_s`."""
 _LOOK_EVERY = 0.2
 """Seconds from one look at the alarm to the next, while a link ends."""
 
@@ -294,6 +297,7 @@ class SendingEnd:
         self._wire = wire
         self._timeline = timeline
         self._timeout = timeout
+        self._patience = _Patience(timeout)
         self._traffic = traffic
         self._alarm = alarm
         self._rank = rank
@@ -308,15 +312,19 @@ class SendingEnd:
         payload = self.channel.encode(kind, epoch, step, latent)
         self._traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
         item = ((_KINDS.index(kind), epoch, step, len(latent)), payload, self._wire.ready())
+        timeout, name = self._patience(kind)
+        doing = f"waited to send the {kind} of epoch {epoch}, step {step}"
         with _waiting(self, self._timeline, f"for room, {step}"):
             self._alarm.put(
                 self._taken,
                 None,
-                self._timeout,
-                lambda: (
-                    f"{self.channel}: worker {self._wire.peer} took nothing for {self._timeout:g} s (link.timeout_s) "
-                    f"while worker {self._rank} waited to send the {kind} of epoch {epoch}, step {step}."
+                timeout,
+                lambda: self._alarm.too_late(
+                    self._wire.peer,
+                    f"{self.channel}: worker {self._wire.peer} took nothing for {timeout:g} s ({name}) "
+                    f"while worker {self._rank} {doing}.",
                 ),
+                doing,
             )
         self._outbox.put(item)
 
@@ -358,7 +366,7 @@ class SendingEnd:
             self._taken.get()
 
     def _lose(self, error: Exception) -> None:
-        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, self._alarm.doing, error))
 
 
 class ReceivingEnd:
@@ -380,6 +388,7 @@ class ReceivingEnd:
         self._wire = wire
         self._timeline = timeline
         self._timeout = timeout
+        self._patience = _Patience(timeout)
         self._alarm = alarm
         self._rank = rank
         self._inbox: queue.Queue = queue.Queue()
@@ -393,14 +402,18 @@ class ReceivingEnd:
 
         Raises WorkerError when another comes, or none in time, and Stopped when none will come.
         """
+        timeout, name = self._patience(kind)
+        doing = f"waited for the {kind} of epoch {epoch}, step {step}"
         with _waiting(self, self._timeline, f"for {step}"):
             label, payload, event = self._alarm.get(
                 self._inbox,
-                self._timeout,
-                lambda: (
-                    f"{self.channel}: nothing came from worker {self._wire.peer} for {self._timeout:g} s "
-                    f"(link.timeout_s) while worker {self._rank} waited for the {kind} of epoch {epoch}, step {step}."
+                timeout,
+                lambda: self._alarm.too_late(
+                    self._wire.peer,
+                    f"{self.channel}: nothing came from worker {self._wire.peer} for {timeout:g} s "
+                    f"({name}) while worker {self._rank} {doing}.",
                 ),
+                doing,
             )
         if label[0] == _STOP:
             raise Stopped(label[2])
@@ -449,7 +462,22 @@ class ReceivingEnd:
             self._inbox.put((label, payload, event))
 
     def _lose(self, error: Exception) -> None:
-        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, self._alarm.doing, error))
+
+
+class _Patience:
+    """How long an end waits for a latent."""
+
+    def __init__(self, timeout: float):
+        self._timeout = timeout
+        self._asked: Counter[str] = Counter()
+
+    def __call__(self, kind: str) -> tuple[float, str]:
+        """Seconds for the next of this kind, and where they come from."""
+        self._asked[kind] += 1
+        if self._asked[kind] <= _START_BATCHES and self._timeout < _START_SECONDS:
+            return _START_SECONDS, "at the start"
+        return self._timeout, "link.timeout_s"
 
 
 @contextmanager
@@ -480,8 +508,8 @@ def _check_label(channel: Channel, label: tuple, expected: tuple) -> None:
         )
 
 
-def _lost(channel: Channel, peer: int, rank: int, error: Exception) -> WorkerError:
+def _lost(channel: Channel, peer: int, rank: int, doing: str, error: Exception) -> WorkerError:
     return WorkerError(
-        f"worker {peer} was lost: {channel} to worker {rank} broke ({first_line(error)}). "
+        f"worker {peer} was lost: {channel} to worker {rank} broke, while worker {rank} {doing} ({first_line(error)}). "
         f"Start the same command again to resume."
     )

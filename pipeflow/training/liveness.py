@@ -1,8 +1,9 @@
 """How a worker learns that another one is gone or has failed: an alarm that every wait listens to, and heartbeats.
 
-Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's:
-a worker that waits for hours, while rank 0 fine-tunes, waits without a time-out and still hears of its end. The first
-failure is written into the store too, so that all stop for one reason and one of them says it.
+Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's,
+those at the other ends of its links, and the processes on its own machine: a worker that waits for hours, while rank 0
+fine-tunes, waits without a time-out and still hears of its end. The first failure is written into the store too, so that
+all stop for one reason and one of them says it.
 
 What waits inside torch (an all-reduce with a worker that stands still, the making of a group) cannot hear the alarm: where
 nobody has heard it for a while, a guard says what it was and ends the process.
@@ -14,19 +15,27 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch.distributed as dist
 
+from pipeflow import launcher
 from pipeflow.errors import PipeflowError, WorkerError
 from pipeflow.training.preemption import Notice
+from pipeflow.training.siblings import Siblings
 from pipeflow.training.traffic import Traffic
 
 BEAT_SECONDS = 1.0
 LOST_AFTER_SECONDS = 25.0
+QUIET_SECONDS = 3.0
+"""Without a beat for so long a worker is not believed to do what it did."""
+_PATIENCE_SECONDS = 2 * QUIET_SECONDS
 UNHEARD_SECONDS = 5.0
 """An alarm that no wait has heard for so long is one that the computing thread cannot hear."""
+CAUSE_SECONDS = 3.0
+"""In which the monitor hears what is behind a connection that broke inside torch."""
 _POLL_SECONDS = 0.2
 _ENDED = "ended"
 
@@ -35,6 +44,10 @@ class Alarm:
     """The first error that any thread of this worker runs into; what waits, waits through it."""
 
     def __init__(self) -> None:
+        self.doing = "computed"
+        """What the computing thread does, in the words of a message: \"worker 0 <doing>\"."""
+        self.doing_of: Callable[[int], str] = lambda other: ""
+        """What another worker does, as far as this one knows; empty where it does not."""
         self._error: PipeflowError | None = None
         self._tripped_at = 0.0
         self._heard = False
@@ -64,23 +77,55 @@ class Alarm:
             self.check()
             time.sleep(_POLL_SECONDS)
 
-    def get(self, source: queue.Queue, timeout: float | None, late: Callable[[], str]) -> Any:
-        """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never)."""
-        return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late)
+    def too_late(self, peer: int, text: str) -> str:
+        """The words for a peer that was waited for in vain.
 
-    def put(self, target: queue.Queue, item: Any, timeout: float | None, late: Callable[[], str]) -> None:
+        One that waits itself is not the cause: it is given some seconds to tell of it, which raises what it tells.
+        """
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while (doing := self.doing_of(peer)).startswith("waited"):
+            if time.monotonic() > end:
+                return f"{text} Worker {peer} itself {doing}."
+            self.wait(_POLL_SECONDS)
+        return text
+
+    @contextmanager
+    def telling(self, doing: str) -> Iterator[None]:
+        """What the computing thread does in the block; after an error it stays what it was about."""
+        before, self.doing = self.doing, doing
+        yield
+        self.doing = before
+
+    def get(
+        self, source: queue.Queue, timeout: float | None, late: Callable[[], str], doing: str = "waited for another"
+    ) -> Any:
+        """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never).
+
+        doing: what for, should an error come from elsewhere meanwhile.
+        """
+        return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late, doing)
+
+    def put(
+        self,
+        target: queue.Queue,
+        item: Any,
+        timeout: float | None,
+        late: Callable[[], str],
+        doing: str = "waited for another",
+    ) -> None:
         """Adds to a bounded queue, waiting for room as `get` waits for an item."""
-        self._wait(lambda: target.put(item, timeout=_POLL_SECONDS), timeout, late)
+        self._wait(lambda: target.put(item, timeout=_POLL_SECONDS), timeout, late, doing)
 
-    def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str]) -> Any:
+    def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str], doing: str) -> Any:
         start = time.monotonic()
-        while True:
-            self.check()
-            try:
-                return attempt()
-            except (queue.Empty, queue.Full):
-                if timeout is not None and time.monotonic() - start > timeout:
-                    raise WorkerError(late()) from None
+        with self.telling(doing):
+            while True:
+                self.check()
+                try:
+                    return attempt()
+                except (queue.Empty, queue.Full):
+                    if timeout is not None and time.monotonic() - start > timeout:
+                        raise WorkerError(late()) from None
 
 
 class Monitor:
@@ -95,6 +140,9 @@ class Monitor:
         self._rank = rank
         self._alarm = alarm
         self._notice = notice
+        alarm.doing_of = self._doing_of
+        self._siblings = Siblings(store, rank, world_size)
+        notice.is_of_a_loss = lambda: bool(self._siblings.gone())
         self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
         self._last: dict[int, tuple[str, float]] = {}
         self._count = 0
@@ -102,11 +150,13 @@ class Monitor:
         self._answered = time.monotonic()
         self._stopped = threading.Event()
         self._closed = threading.Event()
-        # torchrun's: an agent that was killed takes nobody with it, and a store elsewhere goes on answering.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._guard, name="pipeflow-guard", daemon=True).start()
+        threading.Thread(target=self._guard, name="pipeflow-silence", daemon=True).start()
+
+    def watch(self, others: Iterable[int]) -> None:
+        """Watches these workers too: those at the other ends of this one's links."""
+        self._watched = sorted({*self._watched, *others})
 
     def close(self) -> None:
         """Ends the watch; says to the others that this worker ended as it should."""
@@ -121,6 +171,7 @@ class Monitor:
                 self._beat()
                 self._look_for_failure()
                 self._share_notice()
+                self._look_for_siblings()
                 for other in self._watched:
                     self._watch(other)
                 self._answered = time.monotonic()
@@ -129,28 +180,30 @@ class Monitor:
             self._lose_store(first_line(error))
 
     def _guard(self) -> None:
-        """Watches the watch, for a store on a machine that is gone does not fail, it never answers; and the launcher."""
+        """Watches the watch, for a store on a machine that is gone does not fail, it never answers."""
         while not self._closed.wait(BEAT_SECONDS):
             silent = time.monotonic() - self._answered
             if silent > LOST_AFTER_SECONDS and not self.store_lost:
                 self._lose_store(f"silent for {silent:.0f} s")
-            if self._launcher is not None and os.getppid() != self._launcher:
-                self._alarm.trip(
-                    WorkerError(
-                        f"worker {self._rank}: the launcher (process {self._launcher}) is gone. Start the same command "
-                        f"again to resume."
-                    )
-                )
-            error = self._alarm.unheard()
-            if error is not None:
-                end_process(error)
+
+    def quiet(self) -> str:
+        """Who of those that this worker watches has missed several beats, in words behind a sentence."""
+        now = time.monotonic()
+        ages = {other: now - since for other, (value, since) in [*self._last.items()] if value != _ENDED}
+        told = [
+            f"worker {other}{self.about(other)} for {age:.0f} s" for other, age in ages.items() if age > QUIET_SECONDS
+        ]
+        return f"; no heartbeat of {', '.join(told)}" if told else ""
 
     def _lose_store(self, why: str) -> None:
         self.store_lost = True
+        if launcher.is_gone():  # which had the store; the guard says it
+            return
         self._alarm.trip(
             WorkerError(
-                f"worker {self._rank}: the launcher's store does not answer any more ({why}): rank 0 or the launcher is "
-                f"gone. Start the same command again to resume."
+                f"worker {self._rank}: the launcher's store does not answer any more ({why}): worker 0{self.about(0)} or "
+                f"the launcher is gone, while worker {self._rank} {self._alarm.doing}. Start the same command again to "
+                f"resume."
             )
         )
 
@@ -159,7 +212,10 @@ class Monitor:
 
     def _beat(self) -> None:
         self._count += 1
-        key, value = self._beat_key(self._rank), json.dumps({"count": self._count, **self.status()})
+        key, value = (
+            self._beat_key(self._rank),
+            json.dumps({"count": self._count, "doing": self._alarm.doing, **self.status()}),
+        )
         self._store.set(key, value)
         self._traffic.add("control", self._rank, 0, len(key) + len(value))
 
@@ -178,6 +234,31 @@ class Monitor:
         elif self._store.check(["preempted"]):
             self._notice.give(int(self._store.get("preempted")))
 
+    def _look_for_siblings(self) -> None:
+        self._siblings.meet()
+        for other, pid in self._siblings.gone().items():
+            # Whoever failed by itself has said so before its end, and whoever came to the end of the run has left a word.
+            self._look_for_failure()
+            key = self._beat_key(other)
+            said = self._store.get(key).decode() if self._store.check([key]) else "{}"
+            if said == _ENDED:
+                continue
+            self.statuses[other] = json.loads(said)
+            self._alarm.trip(
+                WorkerError(
+                    f"worker {other} was lost{self.about(other)}: its process {pid} has ended, while worker {self._rank} "
+                    f"{self._alarm.doing}. Start the same command again to resume."
+                )
+            )
+
+    def _doing_of(self, other: int) -> str:
+        _, since = self._last.get(other, ("", 0.0))
+        return self.statuses.get(other, {}).get("doing", "") if time.monotonic() - since < QUIET_SECONDS else ""
+
+    def about(self, other: int) -> str:
+        """What a worker that this one watches last said of itself, in words behind its number."""
+        return _described(self.statuses.get(other, {}))
+
     def _watch(self, other: int) -> None:
         key = self._beat_key(other)
         if not self._store.check([key]):
@@ -192,9 +273,9 @@ class Monitor:
         elif value != _ENDED and now - since > LOST_AFTER_SECONDS:
             self._alarm.trip(
                 WorkerError(
-                    f"worker {other}{_described(self.statuses.get(other, {}))} was lost: worker {self._rank} has not heard "
-                    f"its heartbeat for {now - since:.0f} s (killed, stopped, or its machine or link is gone). Start the "
-                    f"same command again to resume."
+                    f"worker {other} was lost{self.about(other)}: worker {self._rank} has not heard its heartbeat for "
+                    f"{now - since:.0f} s (killed, stopped, or its machine or link is gone), while worker {self._rank} "
+                    f"{self._alarm.doing}. Start the same command again to resume."
                 )
             )
 
@@ -202,10 +283,27 @@ class Monitor:
 def _described(status: dict) -> str:
     """What a worker last said of itself."""
     parts = status.get("parts", [])
-    told = [f"part{'s' * (len(parts) > 1)} {', '.join(map(str, parts))}"] if parts else []
+    told = []
+    if "parts" in status:  # not before it has been told its own
+        told.append(f"part{'s' * (len(parts) > 1)} {', '.join(map(str, parts))}" if parts else "no part")
     if "step" in status:
         told.append(f"then in epoch {status['epoch']}, step {status['step']}")
     return f" ({'; '.join(told)})" if told else ""
+
+
+def guard(rank: int, alarm: Alarm, closed: threading.Event) -> None:
+    """Watches the launcher, and that alarms are heard; for a thread, until it is closed."""
+    while not closed.wait(BEAT_SECONDS):
+        if launcher.is_gone():
+            alarm.trip(
+                WorkerError(
+                    f"worker {rank}: the launcher (process {launcher.PROCESS}) is gone, while worker {rank} {alarm.doing}. "
+                    f"Start the same command again to resume."
+                )
+            )
+        error = alarm.unheard()
+        if error is not None:
+            end_process(error)
 
 
 def end_process(error: PipeflowError) -> NoReturn:

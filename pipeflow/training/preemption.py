@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 
 from pipeflow.errors import PREEMPTED_EXIT_CODE
 
+LAST_WORDS_SECONDS = 5.0
+
 
 class Notice:
     """Whether the run has been asked to leave. Given once, by a signal or by another worker."""
@@ -26,6 +28,8 @@ class Notice:
         self.rank = rank
         self.from_rank: int | None = None
         """Of the worker that got the signal first, as far as this one knows."""
+        self.is_of_a_loss: Callable[[], bool] = lambda: False
+        """Whether a SIGTERM is the launcher's, who ends what a lost worker has left; it must not wait for anything."""
         self._is_over: queue.SimpleQueue[bool] = queue.SimpleQueue()
         """What the guard hears: False for a notice, True for the end. A signal handler may put into it, unlike an Event."""
 
@@ -43,17 +47,28 @@ class Notice:
         """Takes SIGTERM as a notice inside the block; a process that is still in it `grace_s` seconds later is ended.
 
         last_good: what there is to resume from, in words. A thread that is not the main one cannot listen to signals:
-        there SIGTERM stays what it was, and the notices of other workers are followed.
+        there SIGTERM stays what it was, and the notices of other workers are followed. After a loss the launcher's
+        SIGTERM is no notice: the monitor ends this worker.
         """
         is_main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, lambda *_: self.give(self.rank)) if is_main_thread else None
+        before = signal.signal(signal.SIGTERM, self._take_signal) if is_main_thread else None
         threading.Thread(target=self._guard, args=(grace_s, last_good), name="pipeflow-grace", daemon=True).start()
         try:
             yield
-        finally:
-            self._is_over.put(True)
+        except BaseException:
+            if is_main_thread:
+                _end_after_last_words()
+            raise
+        else:
             if is_main_thread:
                 signal.signal(signal.SIGTERM, before)
+        finally:
+            self._is_over.put(True)
+
+    def _take_signal(self, *_: object) -> None:
+        # After a loss there is nothing to save with the others, and the monitor ends this worker for it.
+        if not self.is_of_a_loss():
+            self.give(self.rank)
 
     def _guard(self, grace_s: float, last_good: Callable[[], str]) -> None:
         if self._is_over.get():
@@ -71,3 +86,19 @@ class Notice:
                 flush=True,
             )
         os._exit(PREEMPTED_EXIT_CODE)
+
+
+def _end_after_last_words() -> None:
+    """From now on a SIGTERM ends the process, but only once the error that it is about to say must have been said.
+
+    What one worker has lost makes the launcher end all others: they would fall silent in the middle of telling why.
+    """
+    terminated: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def end() -> None:
+        terminated.get()
+        time.sleep(LAST_WORDS_SECONDS)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=end, name="pipeflow-last-words", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.put(None))

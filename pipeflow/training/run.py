@@ -153,7 +153,7 @@ class Run:
             "steps": self.batches.steps_per_epoch,
             "num_test": len(self.batches.data.test),
         }
-        info = self.control.broadcast(info)
+        info = self.control.broadcast(info, "the data's shape")
         self.num_test = info["num_test"]
         self.flow = self._build_flow(flow, tuple(info["shape"]))
         self.parts = self._split()
@@ -205,7 +205,7 @@ class Run:
                 self._checkpoint(phase.epoch + 1)
             report({"event": "epoch", **recorder.history[-1]} if self.is_main else {})
             phase = following
-        summary = self.control.broadcast(self._finish())
+        summary = self.control.broadcast(self._finish(), "the end of the run")
         report({"event": "end", **summary} if self.is_main else {})
         return summary
 
@@ -219,8 +219,12 @@ class Run:
             opened = [manifest, notes, self.folder.show_token()]
             for note in notes:
                 print(note, flush=True)
-        manifest, _, token = self.control.broadcast(opened)
-        blind = [rank for rank, sees in enumerate(self.control.gather(self.folder.sees(token))) if not sees]
+        manifest, _, token = self.control.broadcast(opened, "the run folder")
+        blind = [
+            rank
+            for rank, sees in enumerate(self.control.gather(self.folder.sees(token), "a look at the run folder"))
+            if not sees
+        ]
         if self.is_main:
             self.folder.remove_token(token)
             if blind:
@@ -240,7 +244,7 @@ class Run:
         if flow.shape != shape:
             raise ConfigError(f"flow: made for images of shape {flow.shape}, but the data has {shape}.")
         values = [float(parameter.detach().double().sum()) for parameter in flow.parameters()]
-        if any(theirs != values for theirs in self.control.share(values)):
+        if any(theirs != values for theirs in self.control.share(values, "the flow's values")):
             raise ConfigError("flow: its initial values differ between workers: build it under torch.manual_seed(...).")
         return flow
 
@@ -280,7 +284,7 @@ class Run:
             if self.is_main:
                 costs = layer_seconds(self.flow, self.world.device, self.config.optim.batch_size)
                 cuts = cut_names(self.flow, split, num, costs)
-            cuts = self.control.broadcast(cuts)
+            cuts = self.control.broadcast(cuts, "the cuts")
         return cuts
 
     # --- phases -------------------------------------------------------------------------------------------------------
@@ -293,7 +297,7 @@ class Run:
             if isinstance(decision, Stop):
                 raise self._stopped(decision.reason)
             answer = decision and decision.to_json()
-        answer = self.control.broadcast(answer)
+        answer = self.control.broadcast(answer, "the next phase")
         return answer and Phase.from_json(answer)
 
     def _run_phase(self, phase: Phase) -> _Inside | None:
@@ -304,16 +308,19 @@ class Run:
         start = time.perf_counter()
         worker = self.stages.worker
         try:
-            if phase.uses_draw and any(self.control.share(worker.lacks_draw(phase))):
+            if phase.uses_draw and any(self.control.share(worker.lacks_draw(phase), "the latents kept")):
                 worker.fill_draw(phase)
             trained = worker.train(phase, first_step, before)
         except TrainingStopped as error:
             raise self._stopped(str(error)) from None
         collected, traffic = self._collect(
-            [trained.losses.means(), worker.busy_seconds, worker.cpu_seconds, trained.stopped_at]
+            [trained.losses.means(), worker.busy_seconds, worker.cpu_seconds, trained.stopped_at],
+            f"the losses of epoch {phase.epoch}",
         )
         losses, busy, cpu, stops = zip(*collected) if self.is_main else ((), (), (), ())
-        stopped_at = self.control.broadcast(next((step for step in stops if step is not None), None))
+        stopped_at = self.control.broadcast(
+            next((step for step in stops if step is not None), None), "whether the run stops here"
+        )
         if stopped_at is not None:
             carried = recorder.phase_interrupted(phase, time.perf_counter() - start, traffic)
             return _Inside(stopped_at, trained.losses, carried)
@@ -341,9 +348,9 @@ class Run:
 
     def _draw_timeline(self) -> None:
         """Brings everybody's spans together, on rank 0's clock as far as workers of other machines can tell it."""
-        self.control.share("now")
+        self.control.share("now", "the timeline")
         here = [socket.gethostname(), time.time_ns(), self.world.timeline.take()]
-        everyone = self.control.gather(here)
+        everyone = self.control.gather(here, "the timeline")
         self.recorder.timeline(
             [
                 [
@@ -368,7 +375,7 @@ class Run:
             tensors, counts = self.stages.state()
             step = 0 if position is None else position["step"]
             entry = self.folder.checkpoints.write(epoch, self.world.rank, tensors, step)
-        written, traffic = self._collect([entry, counts])
+        written, traffic = self._collect([entry, counts], f"the checkpoint after {epoch} epochs")
         if self.is_main:
             files = [entry for entry, _ in written if entry is not None]
             merged = {owner: count for _, each in written for owner, count in each.items()}
@@ -383,11 +390,11 @@ class Run:
         """A checkpoint in the middle of an epoch, unless the one that the run came from or wrote last is as far."""
         if (epoch, inside.step) == self._saved:
             return
-        losses, _ = self._collect(inside.losses.values())
+        losses, _ = self._collect(inside.losses.values(), "the losses so far")
         replicas = self.stages.replicas.size
         position = {"step": inside.step, "losses": losses, "replicas": replicas, "carried": inside.carried}
         self._checkpoint(epoch, position if inside.step else None)
-        self.control.share("saved")  # nobody leaves before the checkpoint is whole
+        self.control.share("saved", "the checkpoint")  # nobody leaves before the checkpoint is whole
 
     def _take_position(self) -> tuple[int, dict[str, list[float]]]:
         """Where in its epoch the run goes on, and this worker's losses of the batches before.
@@ -413,9 +420,9 @@ class Run:
             f"{self.folder.checkpoints.last_good()}. Start the same command again to resume."
         )
 
-    def _collect(self, value: Any) -> tuple[list, list]:
+    def _collect(self, value: Any, what: str = "the bytes sent") -> tuple[list, list]:
         """Everybody's values on rank 0, and the bytes that all have sent since the last call."""
-        collected = self.control.gather([value, self.world.traffic.take()])
+        collected = self.control.gather([value, self.world.traffic.take()], what)
         return [value for value, _ in collected], [entry for _, traffic in collected for entry in traffic]
 
     def _merge_losses(self, losses: list[dict[str, float]]) -> dict[str, float]:
@@ -454,8 +461,8 @@ class Run:
                 sums = self.stages.worker.evaluate(epoch, num_images)
             except Stopped:
                 stopped = True
-        everyone = self.control.gather(sums)
-        if self.control.broadcast(self.is_main and stopped):
+        everyone = self.control.gather(sums, f"the evaluation of epoch {epoch}")
+        if self.control.broadcast(self.is_main and stopped, "whether the run stops here"):
             raise _Interrupted
         if not self.is_main:
             return {"test_bpd": None, "exit_bpd": None}
@@ -465,13 +472,13 @@ class Run:
 
     def _finish(self) -> dict | None:
         """The last evaluation, the model, samples, plots and the summary, unless they are there already."""
-        done = self.control.broadcast(self.is_main and self.recorder.is_finished())
+        done = self.control.broadcast(self.is_main and self.recorder.is_finished(), "the end of the run")
         if done:
             self.recorder.say(f"the run in {self.folder.path} has ended already: nothing to do")
             return self.folder.summary() if self.is_main else None
         start = time.perf_counter()
         result = self._evaluate(self.config.num_epochs, self.num_test)
-        memory, traffic = self._collect([self._memory_before, peak_memory(self.world.device)])
+        memory, traffic = self._collect([self._memory_before, peak_memory(self.world.device)], "the memory used")
         self.recorder.final(result, memory, time.perf_counter() - start, traffic)
         if self.stages.name == "local":
             self._gather()

@@ -187,7 +187,7 @@ class Stages:
         for trainer in trainers:
             trainer.load_model(tensors)
         fresh = manifest is None
-        wanted = fresh or (self.name == "local" and any(self.world.control.share(bool(new_heads))))
+        wanted = fresh or (self.name == "local" and any(self.world.control.share(bool(new_heads), "the new heads")))
         if wanted and self.replicas.is_first:
             self.worker.initialize(layers=fresh, heads=new_heads)
         same_stage = manifest is not None and manifest["stage"] == self.name

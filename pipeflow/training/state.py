@@ -43,15 +43,17 @@ def gather(state: State, control: Control) -> State:
     """All workers' states on rank 0, its own alone elsewhere. Counted as `parameters`, `optimizer` and `ema`."""
     tensors, counts = state
     layout = [[key, list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in tensors.items()]
-    everyone = control.gather({"layout": layout, "counts": counts})
+    everyone = control.gather({"layout": layout, "counts": counts}, "the layout of its parts")
     if control.rank != 0:
         for key, value in tensors.items():
-            control.send(value, 0, _kind(key))
+            control.send(value, 0, _kind(key), f"{key} at the gather")
         return state
     for source, theirs in enumerate(everyone[1:], start=1):
         counts = {**counts, **theirs["counts"]}
         for key, shape, dtype in theirs["layout"]:
-            tensors[key] = control.receive(torch.empty(shape, dtype=getattr(torch, dtype)), source)
+            tensors[key] = control.receive(
+                torch.empty(shape, dtype=getattr(torch, dtype)), source, f"{key} at the gather"
+            )
     return tensors, counts
 
 
@@ -61,14 +63,14 @@ def spread(state: State, control: Control, replicas: Replicas, kind: str | None 
     if replicas.is_first:
         layout = [[key, list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in tensors.items()]
         for target in replicas.ranks[1:]:
-            control.send_json({"layout": layout, "counts": counts}, target)
+            control.send_json({"layout": layout, "counts": counts}, target, "the layout of what it holds")
             for key, value in tensors.items():
-                control.send(value, target, kind or _kind(key))
+                control.send(value, target, kind or _kind(key), key)
         return state
     source = replicas.ranks[0]
-    shared = control.receive_json(source)
+    shared = control.receive_json(source, "the layout of what this worker holds")
     tensors = {
-        key: control.receive(torch.empty(shape, dtype=getattr(torch, dtype)), source)
+        key: control.receive(torch.empty(shape, dtype=getattr(torch, dtype)), source, key)
         for key, shape, dtype in shared["layout"]
     }
     return tensors, shared["counts"]

@@ -24,14 +24,21 @@ from pipeflow.training.control import Control
 from pipeflow.training.data_parallel import Replicas
 from pipeflow.training.interfaces import stay_on_this_machine
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
-from pipeflow.training.liveness import LOST_AFTER_SECONDS, Alarm, Monitor, claim_failure, first_line
+from pipeflow.training.liveness import (
+    CAUSE_SECONDS,
+    LOST_AFTER_SECONDS,
+    Alarm,
+    Monitor,
+    claim_failure,
+    first_line,
+    guard,
+)
 from pipeflow.training.preemption import Notice
 from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 
 _START_TIMEOUT = timedelta(minutes=10)
 _FAIL_SECONDS = 5.0
-_CAUSE_SECONDS = 3.0
 _NO_TIMEOUT = timedelta(days=365)
 """Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
 
@@ -60,8 +67,12 @@ class World:
         self._store: dist.Store | None = None
         self._link_timeout = _NO_TIMEOUT
         self._links: list[Link] = []
+        self._closed = threading.Event()
+        watch = (self.rank, self.alarm, self._closed)
+        threading.Thread(target=guard, args=watch, name="pipeflow-guard", daemon=True).start()
         group = self._connect() if self.size > 1 else None
-        self.control = Control(self.rank, self.size, group, self.traffic, self.alarm)
+        about = self.monitor.about if self.monitor is not None else lambda other: ""
+        self.control = Control(self.rank, self.size, group, self.traffic, self.alarm, about)
 
     @property
     def stage(self) -> int:
@@ -91,7 +102,8 @@ class World:
 
     def _connect(self) -> dist.ProcessGroup:
         try:
-            return self._meet()
+            with self.alarm.telling("waited for the others at the start"):
+                return self._meet()
         except RuntimeError as error:
             raise WorkerError(
                 f"worker {self.rank}: the {self.size} workers did not come together at {os.environ['MASTER_ADDR']}:"
@@ -124,7 +136,7 @@ class World:
         has_gpu = self.device.type == "cuda"
         about = torch.cuda.get_device_properties(self.device) if has_gpu else None
         gpu, model = (str(about.uuid), about.name) if has_gpu else ("", "CPU")
-        gpus, models = zip(*self.control.share([[socket.gethostname(), gpu], model]))
+        gpus, models = zip(*self.control.share([[socket.gethostname(), gpu], model], "the devices"))
         if config.link.dtype == "int8" and len(set(models)) > 1:
             raise ConfigError(
                 f"link.dtype: int8 needs all workers on the CPU, or all on GPUs of one model, but here are "
@@ -166,7 +178,10 @@ class World:
             nccl = dist.new_group([source, target], backend="nccl", timeout=_NO_TIMEOUT)
         if self.rank not in (source, target):
             return None
-        wire = make_wire(group, nccl, target if self.rank == source else source, self.device)
+        peer = target if self.rank == source else source
+        if self.monitor is not None:
+            self.monitor.watch([peer])
+        wire = make_wire(group, nccl, peer, self.device)
         depth, timeout = config.link.depth, config.link.timeout_s
         if self.rank == source:
             return SendingEnd(channel, wire, depth, timeout, self.traffic, self.alarm, self.timeline, self.rank)
@@ -213,12 +228,13 @@ class World:
     def cause_of(self, error: RuntimeError) -> PipeflowError:
         """What is behind a connection that broke inside torch: what the monitor hears in these seconds, else no more."""
         try:
-            self.alarm.wait(_CAUSE_SECONDS)
+            self.alarm.wait(CAUSE_SECONDS)
         except PipeflowError as cause:
             return cause
+        quiet = "" if self.monitor is None else self.monitor.quiet()
         return WorkerError(
-            f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke "
-            f"({first_line(error)}). Start the same command again to resume."
+            f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke, while it "
+            f"{self.alarm.doing} ({first_line(error)}){quiet}. Start the same command again to resume."
         )
 
     def close_links(self) -> None:
@@ -231,13 +247,15 @@ class World:
         """Ends links, heartbeat and groups, after all workers have come to the same end."""
         self.close_links()
         if self.monitor is not None:
-            self.control.share("closing")  # watched still, for as long as rank 0 draws its plots
+            self.control.share("closing", "the end of the run")  # watched still, for as long as rank 0 draws its plots
             self.monitor.close()
             late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
             unwatched = threading.Timer(LOST_AFTER_SECONDS, self.alarm.trip, [late])
             unwatched.daemon = True
             unwatched.start()
-            self.control.share("end")  # after this nobody needs the store, which may end with rank 0's process
+            # After this nobody needs the store, which may end with rank 0's process.
+            self.control.share("end", "the end of the run")
             unwatched.cancel()
             self.control.close()
             dist.destroy_process_group()
+        self._closed.set()

@@ -49,7 +49,7 @@ def torchrun(num_workers: int, *arguments: str, **settings) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHELASTIC_SHUTDOWN_TIMEOUT": "5"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"},
         start_new_session=True,
         **settings,
     )

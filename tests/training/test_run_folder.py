@@ -188,6 +188,22 @@ class TestNever:
             folder.close()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2"]
 
+    def test_a_restart_by_the_launcher_goes_on_with_what_was_begun_anew(self, tmp_path, monkeypatch):
+        begin(tmp_path / "run", num_checkpoints=2)
+        never = small_config(tmp_path / "run", run={"resume": "never"})
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert reopen(never)[0] is None, "the attempt before was killed before it looked at the folder"
+        begin(tmp_path / "run", num_checkpoints=1)
+        manifest, notes = reopen(never)
+        assert (manifest["folder"], notes) == ("epoch-000001", [])
+        for run_id, count in (("second", "1"), ("second", "0")):
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+            assert reopen(never)[0] is None
+            begin(tmp_path / "run", num_checkpoints=1)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2", "run.old-3"]
+
     def test_a_folder_that_cannot_be_renamed(self, tmp_path, monkeypatch):
         """A mount point, for one."""
         begin(tmp_path / "run")
