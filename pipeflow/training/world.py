@@ -24,6 +24,7 @@ from pipeflow.training.interfaces import stay_on_this_machine
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
 from pipeflow.training.liveness import LOST_AFTER_SECONDS, Alarm, Monitor, claim_failure, first_line
 from pipeflow.training.preemption import Notice
+from pipeflow.training.saver import Entries
 from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 
@@ -54,6 +55,7 @@ class World:
         self._store: dist.Store | None = None
         self._link_timeout = _NO_TIMEOUT
         self._links: list[Link] = []
+        self.entries = Entries(None, self.rank, self.traffic)
         group = self._connect() if self.size > 1 else None
         self.control = Control(self.rank, self.size, group, self.traffic, self.alarm)
 
@@ -92,12 +94,15 @@ class World:
         stay_on_this_machine()
         store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
         self._store = dist.PrefixStore(attempt, store)
-        own = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=30)
-        )
-        self.monitor = Monitor(
-            dist.PrefixStore(attempt, own), self.rank, self.size, self.alarm, self.notice, self.traffic
-        )
+
+        def connect() -> dist.Store:
+            """For a thread of its own: a connection serves one at a time."""
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            own = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+            return dist.PrefixStore(attempt, own)
+
+        self.monitor = Monitor(connect(), self.rank, self.size, self.alarm, self.notice, self.traffic)
+        self.entries = Entries(connect(), self.rank, self.traffic)
         dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
         return dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
 
@@ -177,8 +182,8 @@ class World:
         except PipeflowError as cause:
             return cause
         return WorkerError(
-            f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke ({first_line(error)}). "
-            f"Start the same command again to resume."
+            f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke "
+            f"({first_line(error)}). Start the same command again to resume."
         )
 
     def close_links(self) -> None:
