@@ -4,8 +4,9 @@ Rivals on the same workers: a pipeline with gradients (GPipe, 1F1B; the fastest 
 parallelism with a ring all-reduce, at the same batch in all (`ddp`) and at the same batch a worker (`ddp, batch a worker`,
 which makes fewer updates). An epoch of taking turns trains one part: its seconds are the mean over the turns.
 
-`memory.activations` counts for all ways alike. Not predicted: what `link.cache_draws` saves (here every epoch
-computes and sends its latents), and where `parts.balance: time` will cut (here cuts are by multiply-adds).
+`memory.activations` counts for all ways alike, and so does, with `run.device: cpu`, the copy that a checkpoint is written
+from. Not predicted: what `link.cache_draws` saves (here every epoch computes and sends its latents), and where
+`parts.balance: time` will cut (here cuts are by multiply-adds).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from pipeflow.flow import Part, cut_names, split_flow
 from pipeflow.flow.parts import balance
 from pipeflow.plan.fake import build_without_memory
 from pipeflow.plan.machines import Machines
-from pipeflow.plan.memory import Activations, flow_bytes, trained_bytes
+from pipeflow.plan.memory import Activations, copied_bytes, flow_bytes, trained_bytes
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.programs import Handling, Stage, local_programs, pipeline_programs
 from pipeflow.plan.simulate import Link, Operation, Timeline, simulate
@@ -373,8 +374,12 @@ class Predictor:
         return timeline.seconds * (1 - saved), sum(timeline.busy()) * (1 - saved)
 
     def _memory(self, parts: Sequence[Part], kept: float, links: float) -> float:
-        held = ("held", *_ends(parts[0]), *_ends(parts[-1]))
-        return self._once(held, lambda: trained_bytes(parts, self.config.optim.ema > 0)) + kept + links
+        return self._once(("held", *_ends(parts[0]), *_ends(parts[-1])), lambda: self._held(parts)) + kept + links
+
+    def _held(self, parts: Sequence[Part]) -> float:
+        """All the time, with a checkpoint's copy where the worker's memory is the host's."""
+        ema, on_cpu = self.config.optim.ema > 0, self.config.run.device == "cpu"
+        return trained_bytes(parts, ema) + (copied_bytes(parts, ema) if on_cpu else 0)
 
     def _once(self, key: tuple, count: Callable[[], Counted]) -> Counted:
         """What does not depend on the machines is counted once."""

@@ -9,14 +9,15 @@ All is written in a folder with another name, which becomes `epoch-...` once the
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeflow.errors import CheckpointError
@@ -33,16 +34,30 @@ class Checkpoints:
         self.folder = Path(run_dir) / "checkpoints"
         self.keep = keep
 
-    def write(self, epoch: int, rank: int, tensors: dict[str, Tensor], step: int = 0) -> dict:
-        """Writes one worker's file; its entry for the manifest. Raises CheckpointError where the disk does not let it."""
+    def write(
+        self, epoch: int, rank: int, chunks: Iterable[bytes | memoryview], step: int = 0
+    ) -> Generator[None, None, dict]:
+        """Writes one worker's file, with a pause after each chunk; returns its entry for the manifest.
+
+        Raises CheckpointError where the disk does not let it.
+        """
         path = self._partial(epoch, step) / f"worker-{rank}.safetensors"
+        sha256 = hashlib.sha256()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
-            _sync(path)
-            return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        except (OSError, SafetensorError) as error:
-            raise self._not_written(epoch, step, error) from None
+            with open(path, "wb", buffering=0) as file:
+                for chunk in chunks:
+                    sha256.update(chunk)
+                    _write_all(file, chunk)
+                    yield
+                os.fsync(file.fileno())
+                size = file.tell()
+        except OSError as error:
+            with suppress(OSError):  # its own only: others may be writing theirs
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()
+            raise self.not_written(epoch, error) from None
+        return {"file": path.name, "bytes": size, "sha256": sha256.hexdigest()}
 
     def commit(self, epoch: int, files: Sequence[dict], manifest: dict, step: int = 0) -> Path:
         """Makes the workers' files a checkpoint, and removes those that are too old."""
@@ -59,7 +74,8 @@ class Checkpoints:
             partial.rename(final)
             _sync(self.folder)
         except OSError as error:
-            raise self._not_written(epoch, step, error) from None
+            shutil.rmtree(partial, ignore_errors=True)
+            raise self.not_written(epoch, error) from None
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -101,19 +117,19 @@ class Checkpoints:
         folders = self._folders()
         return f"the last good checkpoint is {folders[-1]}" if folders else "there is no checkpoint yet"
 
+    def not_written(self, epoch: int, error: Exception) -> CheckpointError:
+        """What to say where a checkpoint could not be written."""
+        return CheckpointError(
+            f"the checkpoint after {epoch} epochs could not be written to {self.folder}: {error}. Free some space or move "
+            f"the run folder, then start the same command again to resume: {self.last_good()}."
+        )
+
     def _partial(self, epoch: int, step: int) -> Path:
         return self.folder / f"epoch-{epoch:06d}{f'-step-{step:06d}' if step else ''}.partial"
 
     def _folders(self) -> list[Path]:
         found = [*self.folder.glob("epoch-??????"), *self.folder.glob("epoch-??????-step-??????")]
         return sorted(path for path in found if path.is_dir())
-
-    def _not_written(self, epoch: int, step: int, error: Exception) -> CheckpointError:
-        shutil.rmtree(self._partial(epoch, step), ignore_errors=True)
-        return CheckpointError(
-            f"the checkpoint after {epoch} epochs could not be written to {self.folder}: {error}. Free some space or move "
-            f"the run folder, then start the same command again to resume: {self.last_good()}."
-        )
 
 
 def _verified(folder: Path) -> dict:
@@ -149,6 +165,13 @@ def _sha256_of_json(content: dict) -> str:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_all(file: io.RawIOBase, chunk: bytes | memoryview) -> None:
+    """Writes all of it: a raw file may take less at a time."""
+    rest = memoryview(chunk)
+    while len(rest):
+        rest = rest[file.write(rest) :]
 
 
 def _sync(path: Path) -> None:

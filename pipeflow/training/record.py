@@ -3,6 +3,7 @@
 On the other workers a recorder holds the history and does nothing else.
 """
 
+import copy
 import functools
 import threading
 import time
@@ -235,19 +236,10 @@ class Recorder:
         self.progress.say(f"gathered the parts: {sum(counts.values()) / 1e6:.1f} MB sent")
 
     @_on_rank_0
-    def checkpointed(
-        self,
-        epoch: int,
-        stage: str,
-        files: list,
-        counts: dict,
-        traffic: list,
-        seconds: Callable[[], float],
-        position: dict | None = None,
-    ) -> None:
-        """All workers have written their files: makes them a checkpoint.
+    def checkpoint(self, epoch: int, stage: str, counts: dict, traffic: list, position: dict | None = None) -> dict:
+        """The manifest of what the run is now, but for its files. What comes later changes nothing in it.
 
-        seconds: since the checkpoint began. position: in the epoch that follows, where the checkpoint is inside one.
+        position: in the epoch that follows, where the checkpoint is inside one.
         """
         self._add_bytes(traffic)
         step = {} if position is None else {"step": position["step"]}
@@ -264,8 +256,12 @@ class Recorder:
         }
         if position is not None:
             manifest["position"] = position
-        self.folder.checkpoints.commit(epoch, files, manifest, **step)
-        self.state["seconds"]["checkpoint"] += seconds()
+        return copy.deepcopy(manifest)
+
+    @_on_rank_0
+    def waited_for_checkpoint(self, seconds: float) -> None:
+        """The training stood still for a checkpoint."""
+        self.state["seconds"]["checkpoint"] += seconds
 
     @_on_rank_0
     def final(self, result: dict, memory: list, seconds: float, traffic: list) -> None:

@@ -26,11 +26,13 @@ from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import NoInverse
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.saved_flow import save_flow, to_images
+from pipeflow.training.checkpoint import Checkpoints
 from pipeflow.training.draws import check_room
 from pipeflow.training.link import Stopped
 from pipeflow.training.liveness import is_broken_connection
 from pipeflow.training.record import Recorder
 from pipeflow.training.run_folder import RunFolder
+from pipeflow.training.saver import Saver
 from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
 from pipeflow.training.worker import Losses, exit_bits_per_dim
@@ -75,7 +77,8 @@ def train(
         if not _is_of_the_disk(error):
             raise
         stop = CheckpointError(
-            f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume."
+            f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume: "
+            f"{Checkpoints(config.run.dir, config.checkpoint.keep).last_good()}."
         )
         stop.said = world.fail(stop)
         raise stop from None
@@ -143,6 +146,8 @@ class Run:
             )
             self._set_up(flow, data)
             resources.callback(self.recorder.close)
+            self.saver = Saver(self.folder.checkpoints, world.rank, world.entries, world.alarm)
+            resources.callback(self.saver.close)
             self._resources = resources.pop_all()
 
     def _set_up(self, flow: Flow | None, data: ImageData | None) -> None:
@@ -368,32 +373,39 @@ class Run:
         self.recorder.gathered(time.perf_counter() - start, traffic)
 
     def _checkpoint(self, epoch: int, position: dict | None = None) -> None:
-        """Everything a run is, after `epoch` epochs, and the batches of the next that `position` tells of."""
+        """Begins to save all that a run is, after `epoch` epochs, and the batches of the next that `position` tells of."""
         start = time.perf_counter()
-        entry, counts = None, {}
+        recorder, step, counts = self.recorder, 0 if position is None else position["step"], None
         if self.stages.takes_part:
             tensors, counts = self.stages.state()
-            step = 0 if position is None else position["step"]
-            entry = self.folder.checkpoints.write(epoch, self.world.rank, tensors, step)
-        written, traffic = self._collect([entry, counts], f"the checkpoint after {epoch} epochs")
+            self.saver.take(tensors)
+        collected, traffic = self._collect(counts, f"the checkpoint after {epoch} epochs")
+        merged = {owner: count for each in collected for owner, count in (each or {}).items()}
+        manifest = recorder.checkpoint(epoch, self.stages.name, merged, traffic, position)
         if self.is_main:
-            files = [entry for entry, _ in written if entry is not None]
-            merged = {owner: count for _, each in written for owner, count in each.items()}
-            self.recorder.checkpointed(
-                epoch, self.stages.name, files, merged, traffic, lambda: time.perf_counter() - start, position
-            )
-        self._saved = (epoch, 0 if position is None else position["step"])
+            writers = [rank for rank, each in enumerate(collected) if each is not None]
+            self.saver.save(epoch, step, writers, manifest, recorder.log.sync)
+        elif self.stages.takes_part:
+            self.saver.save(epoch, step)
+        self._saved = (epoch, step)
+        recorder.waited_for_checkpoint(time.perf_counter() - start)
+
+    def _wait_for_checkpoint(self) -> None:
+        """Until the last one is whole, as rank 0 sees it; elsewhere until this worker's file is on the disk."""
+        start = time.perf_counter()
+        self.saver.wait()
+        self.recorder.waited_for_checkpoint(time.perf_counter() - start)
 
     # --- preemption ---------------------------------------------------------------------------------------------------
 
     def _save_inside(self, epoch: int, inside: _Inside) -> None:
         """A checkpoint in the middle of an epoch, unless the one that the run came from or wrote last is as far."""
-        if (epoch, inside.step) == self._saved:
-            return
-        losses, _ = self._collect(inside.losses.values(), "the losses so far")
-        replicas = self.stages.replicas.size
-        position = {"step": inside.step, "losses": losses, "replicas": replicas, "carried": inside.carried}
-        self._checkpoint(epoch, position if inside.step else None)
+        if (epoch, inside.step) != self._saved:
+            losses, _ = self._collect(inside.losses.values(), "the losses so far")
+            replicas = self.stages.replicas.size
+            position = {"step": inside.step, "losses": losses, "replicas": replicas, "carried": inside.carried}
+            self._checkpoint(epoch, position if inside.step else None)
+        self._wait_for_checkpoint()
         self.control.share("saved", "the checkpoint")  # nobody leaves before the checkpoint is whole
 
     def _take_position(self) -> tuple[int, dict[str, list[float]]]:
@@ -436,6 +448,7 @@ class Run:
         return merged
 
     def _stopped(self, reason: str) -> TrainingStopped:
+        self.saver.close()  # the checkpoint that is being written may be the last good one
         return TrainingStopped(
             f"{reason}: stopped all workers, {self.folder.checkpoints.last_good()}. Resume with a lower optim.lr or with "
             f"optim.clip_norm."
@@ -480,6 +493,7 @@ class Run:
         result = self._evaluate(self.config.num_epochs, self.num_test)
         memory, traffic = self._collect([self._memory_before, peak_memory(self.world.device)], "the memory used")
         self.recorder.final(result, memory, time.perf_counter() - start, traffic)
+        self._wait_for_checkpoint()
         if self.stages.name == "local":
             self._gather()
         if not self.is_main:

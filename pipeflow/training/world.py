@@ -34,6 +34,7 @@ from pipeflow.training.liveness import (
     guard,
 )
 from pipeflow.training.preemption import Notice
+from pipeflow.training.saver import Entries
 from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 
@@ -70,6 +71,7 @@ class World:
         self._closed = threading.Event()
         watch = (self.rank, self.alarm, self._closed)
         threading.Thread(target=guard, args=watch, name="pipeflow-guard", daemon=True).start()
+        self.entries = Entries(None, self.rank, self.traffic)
         group = self._connect() if self.size > 1 else None
         about = self.monitor.about if self.monitor is not None else lambda other: ""
         self.control = Control(self.rank, self.size, group, self.traffic, self.alarm, about)
@@ -121,12 +123,15 @@ class World:
         stay_on_this_machine()
         store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
         self._store = dist.PrefixStore(attempt, store)
-        own = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=30)
-        )
-        self.monitor = Monitor(
-            dist.PrefixStore(attempt, own), self.rank, self.size, self.alarm, self.notice, self.traffic
-        )
+
+        def connect() -> dist.Store:
+            """For a thread of its own: a connection serves one at a time."""
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            own = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+            return dist.PrefixStore(attempt, own)
+
+        self.monitor = Monitor(connect(), self.rank, self.size, self.alarm, self.notice, self.traffic)
+        self.entries = Entries(connect(), self.rank, self.traffic)
         dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
         return dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
 

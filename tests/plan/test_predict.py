@@ -8,6 +8,7 @@ from pipeflow.costs import gradient_bytes, phase_link_bytes, replica_bytes
 from pipeflow.errors import ConfigError
 from pipeflow.plan import make_plan
 from pipeflow.plan.machines import Machines, StepSeconds
+from pipeflow.plan.memory import copied_bytes
 from pipeflow.plan.predict import Predictor
 from pipeflow.plan.recommend import recommend
 from pipeflow.plan.work import Curve, layer_work
@@ -119,6 +120,16 @@ def test_an_epoch_is_as_long_as_one_that_is_simulated_to_its_end(bandwidth, late
     )
     # Where a latency holds up, `link.depth` batches arrive at once, and the last of them may be fewer.
     assert extrapolated == pytest.approx(found(), rel=0.04 if latency else 0.02 if machines else 0.005)
+
+
+def test_the_copy_of_a_checkpoint_is_in_the_memory_of_a_worker_that_computes_on_the_cpu(small):
+    machines = Machines(workers=3, flops=2e9, bandwidth=1e18)
+    on_cpu, elsewhere = (Predictor(plan, machines) for plan in (plan_of(run={"device": "cpu"}), small))
+    copied = copied_bytes(small.parts, ema=False)
+    whole = on_cpu.end_to_end().memory - elsewhere.end_to_end().memory
+    assert 0.98 * copied < whole < copied, "a whole flow has no heads"
+    split = [predictor.local("concurrent", predictor.cuts()[0]).memory for predictor in (on_cpu, elsewhere)]
+    assert 0 < split[0] - split[1] < whole
 
 
 def test_recomputing_takes_one_forward_more_and_less_memory(small):

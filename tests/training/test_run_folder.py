@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_runs import small_config
+from small_runs import small_config, write_file
 
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
@@ -33,7 +33,7 @@ def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
     folder.open()
     folder.write_config()
     for epoch in range(1, num_checkpoints + 1):
-        entry = folder.checkpoints.write(epoch, 0, {"model/a.b": torch.ones(3)})
+        entry = write_file(folder.checkpoints, epoch, 0, {"model/a.b": torch.ones(3)})
         folder.checkpoints.commit(epoch, [entry], manifest_of(epoch))
     folder.close()
     return folder
@@ -87,7 +87,7 @@ class TestResume:
 
     def test_interrupted_before_the_first_checkpoint(self, tmp_path):
         folder = begin(tmp_path / "run")
-        folder.checkpoints.write(1, 0, {"model/a.b": torch.ones(3)})
+        write_file(folder.checkpoints, 1, 0, {"model/a.b": torch.ones(3)})
         assert reopen(small_config(tmp_path / "run")) == (None, [])
         assert not list(folder.checkpoints.folder.iterdir()), "what was begun is removed"
 
