@@ -24,7 +24,7 @@ _USAGE = """usage: python -m launch.ray_train [--storage FOLDER] [--config FILE]
 
 Trains on the Ray cluster that runs (RAY_ADDRESS, or one on this machine). Options of the launcher:
   --storage FOLDER         a folder that all nodes see; run.dir is taken relative to it
-  --workers N              workers, a GPU each where the cluster has GPUs  [as many as parts]
+  --workers N              workers, a GPU each where the cluster has GPUs  [as many as parts x replicas]
   --placement pack|spread  on few nodes, or on many  [pack]
   --max-restarts N         restarts from the newest checkpoint after a worker or a node was lost  [3]
   --cpus-per-worker N      CPUs that Ray keeps for a worker, and threads it computes with  [1]
@@ -50,7 +50,7 @@ def train_on_ray(
 
     Args:
         config: the run. Relative paths of data are looked for in the job's working directory.
-        workers: None for as many as there are parts.
+        workers: None for one for each replica of each part.
         placement: pack puts workers on as few nodes as can be, spread on as many.
         max_restarts: how often lost workers are started anew, on the nodes that are left or have come.
         storage: a folder that all nodes see. `run.dir` is taken relative to it, unless it is a full path.
@@ -61,11 +61,11 @@ def train_on_ray(
         ray.train.TrainingFailedError: anything else that went wrong in a worker, `max_restarts` times.
     """
     if workers is None:
-        workers = config.num_parts
-    if workers is None:
-        raise ConfigError(
-            "--workers: parts.num does not tell how many parts there will be: give the number of workers."
-        )
+        if config.num_parts is None:
+            raise ConfigError(
+                "--workers: parts.num does not tell how many parts there will be: give the number of workers."
+            )
+        workers = config.num_parts * config.parts.replicas
     config.check_world_size(workers)
     config = _with_full_path(config, storage)
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the job's working directory

@@ -1,6 +1,5 @@
 """One worker of pipeflow inside a Ray Train worker: its environment, its work, and what it reports to Ray."""
 
-import dataclasses
 import json
 import os
 import socket
@@ -51,15 +50,13 @@ def _set_environment(address: str, port: int, attempt: int) -> None:
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RESTART_COUNT": str(attempt),
+        "PIPEFLOW_LAUNCH_ID": context.get_experiment_name(),
     }
 
 
 def work(settings: dict) -> dict:
     """Runs on every Ray Train worker. settings: a configuration, as `Config.to_dict` gives it."""
     config = Config.from_dict(settings)
-    restarted = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
-    if restarted and config.run.resume == "never":  # the run that was begun anew goes on
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, resume="auto"))
     return train(config, report=Reporter(config.run.dir))
 
 

@@ -20,7 +20,7 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 workers=${WORKERS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # After a SIGTERM workers get this many seconds to save the run.
-export TORCHELASTIC_SHUTDOWN_TIMEOUT=90
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=90
 # The network that the workers are to use, such as ib0: torch.distributed asks nobody who connects.
 if [[ -n ${INTERFACE:-} ]]; then
     export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE

@@ -9,6 +9,8 @@ What needs torch is imported when it is first used, so that a mistyped option is
 import importlib
 from typing import Any
 
+from pipeflow import launcher  # noqa: F401 - looks at its parent now
+
 __version__ = "0.1.0"
 
 _PLACES = {

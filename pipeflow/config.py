@@ -65,6 +65,7 @@ class PartsConfig:
         "macs", "a balanced split evens out multiply-adds, or times measured at start"
     )
     head: Literal["gaussian", "standard"] = option("gaussian", "local prior of a part that is not the last")
+    replicas: int = option(1, "workers that hold each part and share its batches")
 
     def __post_init__(self) -> None:
         if isinstance(self.split, str) and "." in self.split:  # one cut, written as a name by itself
@@ -155,6 +156,9 @@ class CheckpointConfig:
 
     every_epochs: int = option(1, "epochs from one checkpoint to the next")
     keep: int = option(2, "newest checkpoints kept")
+    grace_s: float = option(
+        25.0, "seconds after SIGTERM by which the run has saved itself or ends (torchrun kills at 30)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +212,21 @@ class Config:
         return self.parts.num
 
     def check_world_size(self, world_size: int) -> None:
-        """Raises ConfigError where there are more workers than parts."""
+        """Raises ConfigError where there are more workers than parts, or not as many replicas of each."""
+        replicas = self.parts.replicas
+        if world_size % replicas:
+            raise ConfigError(
+                f"{world_size} worker{'s' * (world_size > 1)} for {replicas} replicas of each part (parts.replicas): "
+                f"start a multiple of {replicas} workers, or set parts.replicas to 1."
+            )
         shared = self.finetune.parallel == "ddp" and self.num_local_epochs == 0
-        if self.num_parts is not None and world_size > self.num_parts and not shared:
+        if self.num_parts is not None and world_size > self.num_parts * replicas and not shared:
+            most = self.num_parts * replicas
             raise ConfigError(
                 f"{world_size} workers for {self.num_parts} parts (parts.split {brief(self.parts.split, show)}, parts.num "
-                f"{show(self.parts.num)}): a worker needs a part. Start at most {self.num_parts} workers "
-                f"(torchrun --nproc_per_node={self.num_parts}), or cut into more parts."
+                f"{show(self.parts.num)}, parts.replicas {replicas}): a worker needs a part. Start at most {most} workers "
+                f"(torchrun --nproc_per_node={most}), cut into more parts, or train several workers on each part "
+                f"(parts.replicas)."
             )
 
     @classmethod
@@ -328,7 +340,7 @@ def _check_ranges(config: Config) -> None:
     """What a type cannot say: signs, bounds, and the two texts with a form of their own."""
     at_least = {
         "run.seed": 0, "data.num_train": 1, "data.num_test": 1, "model.num_blocks": 1, "model.num_steps": 1,
-        "model.width": 1, "parts.num": 1, "schedule.local_epochs": 0, "schedule.finetune_epochs": 0,
+        "model.width": 1, "parts.num": 1, "parts.replicas": 1, "schedule.local_epochs": 0, "schedule.finetune_epochs": 0,
         "optim.batch_size": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0, "link.depth": 1,
         "eval.every_epochs": 1, "eval.num_images": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1,
         "link.cache_draws": 0, "timeline.steps": 0, "timeline.epoch": 0, "timeline.first_step": 0,
@@ -336,11 +348,12 @@ def _check_ranges(config: Config) -> None:
     # Beyond these only a slip of the finger, or a file that is to fill the memory: the published flow has 3, 32 and 512.
     at_most = {
         "model.num_blocks": 16, "model.num_steps": 1024, "model.width": 16_384, "parts.num": 16_384,
+        "parts.replicas": 16_384,
         "schedule.local_epochs": 1_000_000, "schedule.finetune_epochs": 1_000_000, "optim.batch_size": 1_000_000,
     }  # fmt: skip
     if config.data.name == "dead_leaves":
         at_most |= {"data.num_train": 1_000_000, "data.num_test": 1_000_000}
-    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb", "memory.max_error"]
+    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb", "memory.max_error", "checkpoint.grace_s"]
     values = {
         f"{s}.{key}": value for s, section in dataclasses.asdict(config).items() for key, value in section.items()
     }
@@ -366,14 +379,37 @@ def _check_ranges(config: Config) -> None:
     if config.data.name == "images" and config.data.path is None:
         raise ConfigError("data.path: data.name 'images' needs a folder or a zip with train/ and test/ in it.")
     turn_length(config.schedule.alternate_every)
+    if config.parts.replicas > 1:
+        _check_replicas(config)
     if config.precision.graphs:
         _check_graphs(config)
 
 
+def _check_replicas(config: Config) -> None:
+    """What several workers cannot do on one part."""
+    replicas = config.parts.replicas
+    if config.num_local_epochs == 0:
+        raise ConfigError(
+            f"parts.replicas: {replicas}, but no part trains by itself (schedule.mode {config.schedule.mode}, "
+            f"schedule.local_epochs {config.schedule.local_epochs}): set it to 1, and finetune.parallel to ddp."
+        )
+    if config.optim.batch_size < replicas:
+        raise ConfigError(
+            f"parts.replicas: {replicas} workers cannot share {config.optim.batch_size} images (optim.batch_size): use "
+            f"fewer replicas, or a larger batch."
+        )
+    if config.link.cache_draws:
+        raise ConfigError(
+            "link.cache_draws: latents are kept by one worker a part: set it to 0, or parts.replicas to 1."
+        )
+
+
 def _check_graphs(config: Config) -> None:
     """What cannot be recorded."""
-    if config.finetune.parallel == "ddp":
-        raise ConfigError("precision.graphs: data-parallel steps are not recorded: set finetune.parallel to single.")
+    if config.finetune.parallel == "ddp" or config.parts.replicas > 1:
+        raise ConfigError(
+            "precision.graphs: data-parallel steps are not recorded: set finetune.parallel to single, parts.replicas to 1."
+        )
     if config.memory.activations == "invert":
         raise ConfigError("precision.graphs: inverses are not recorded: set memory.activations to keep or recompute.")
 

@@ -56,6 +56,13 @@ def gradient_bytes(parts: Sequence[Part], num_workers: int, steps: int) -> int:
     return 2 * (num_workers - 1) * parameters * steps
 
 
+def replica_bytes(phase: Phase, parts: Sequence[Part], num_replicas: int) -> int:
+    """Bytes that a local phase's replicas send to average the gradients of their parts, heads included."""
+    values = [sum(value.nbytes for value in part.global_parameters().values()) for part in parts]
+    sent = sum(count * phase.count_training(part.index) for part, count in zip(parts, values))
+    return 2 * (num_replicas - 1) * sent * phase.is_local
+
+
 def _without_head(tensors: dict, part: Part) -> dict:
     """The last part's head is the flow's own prior, and stays."""
     head = f"{part.head_name}." if part.head_name.startswith("heads.") else None

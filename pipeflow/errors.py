@@ -1,5 +1,8 @@
 """The errors a user can act on. Everything else that is raised is a bug of ours and keeps its traceback."""
 
+PREEMPTED_EXIT_CODE = 75
+"""EX_TEMPFAIL, "try again later": 143 would not tell a run that has saved itself from one that SIGTERM killed."""
+
 
 class PipeflowError(Exception):
     """An error the user can act on: it says what, where and how to fix it."""
@@ -26,3 +29,7 @@ class WorkerError(PipeflowError):
 
 class TrainingStopped(PipeflowError):
     """The coordinator stopped the run: a loss is not a number any more, or diverges."""
+
+
+class Preempted(PipeflowError):
+    """The run was asked to leave (SIGTERM), and can be resumed."""

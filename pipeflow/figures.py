@@ -199,6 +199,8 @@ def bytes_by_phase(run: dict) -> dict[str, Counter]:
         sent = record["bytes"]
         counts.update({f"latents {source} → {target}": count for source, target, count in sent["latents"]})
         counts.update({"gradients": sent["gradients"], "evaluation": sent["eval"], "control": sent["control"]})
+        if record["phase"] not in FINETUNE:
+            counts["images handed out"] += sent.get("images", 0)
     whole = [record for record in run["epochs"] if record["phase"] in FINETUNE]
     if whole:
         images = run["bytes"]["finetune"] - sum(record["bytes"]["gradients"] for record in whole)

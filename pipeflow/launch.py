@@ -1,16 +1,19 @@
 """The entry of a run: `python -m pipeflow.launch`, alone or on each worker under torchrun.
 
 Options are checked before torch is imported. An error the user can mend is said once, by the worker it happened to,
-and ends all workers with exit code 1.
+and ends all workers with exit code 1. A run that was preempted (SIGTERM) and is saved ends with 75.
 """
 
+import contextlib
 import os
+import signal
 import sys
 import threading
+import traceback
 from typing import NoReturn
 
 from pipeflow.config import Config, describe_options, load, parse_arguments
-from pipeflow.errors import PipeflowError
+from pipeflow.errors import PREEMPTED_EXIT_CODE, PipeflowError, Preempted
 
 _USAGE = """usage: torchrun --nproc_per_node=N -m pipeflow.launch [--config FILE] [--section.option VALUE ...]
        python -m pipeflow.launch [--config FILE] [--section.option VALUE ...]
@@ -56,11 +59,24 @@ def run(config: Config) -> NoReturn:
 
     try:
         train(config)
+    except Preempted as notice:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers repeat it
+        if not notice.said:
+            _say(str(notice))
+        _leave(PREEMPTED_EXIT_CODE)
     except PipeflowError as error:
         if not error.said:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            _say(f"error: {error}")
+        _leave(1)
+    except Exception:
+        _say(traceback.format_exc())
         _leave(1)
     _leave(0)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # whoever read it may be gone
+        print(text, file=sys.stderr, flush=True)
 
 
 def _say_on_rank_0(error: PipeflowError, rank: int) -> int:
@@ -81,9 +97,11 @@ def _leave(code: int) -> NoReturn:
     After an error, threads that wait for a lost worker would keep it at the interpreter's exit; after a good end, torch's
     own threads can abort it there (seen with a data-parallel group under gloo).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":

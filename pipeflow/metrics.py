@@ -109,12 +109,15 @@ class MetricsLog:
             self._write_scalars(fields)
 
     def position(self) -> int:
-        """Bytes written so far, all on the disk: what a checkpoint keeps, to continue the log from here.
+        """Bytes written so far: what a checkpoint keeps, to continue the log from here. Before it is whole, `sync`."""
+        return self._file.tell()
 
-        A checkpoint that outlives a crash of the machine while these bytes do not could not be resumed from.
+    def sync(self) -> None:
+        """Waits until all that was written is on the disk, from whichever thread.
+
+        A checkpoint that outlives a crash of the machine while the log's bytes do not could not be resumed from.
         """
         os.fsync(self._file.fileno())
-        return self._file.tell()
 
     def close(self) -> None:
         self._file.close()

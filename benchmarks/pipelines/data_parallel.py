@@ -17,7 +17,7 @@ from pipeflow.config import Config
 from pipeflow.data import Batches, dequantize
 from pipeflow.flow import Flow, split_flow
 from pipeflow.metrics import bits_per_dim
-from pipeflow.training.images import share_of
+from pipeflow.training.data_parallel import share_of
 from pipeflow.training.trainer import make_optimizer
 
 

@@ -1,5 +1,7 @@
 """What a worker's memory holds at most: weights, gradients, moments, what a backward needs, and what waits on links.
 
+On the CPU also the copy of them that a checkpoint is written from; the copy of what is on a GPU is in the host's memory.
+
 What a backward needs is counted, not computed: the flow runs once on tensors without memory, and autograd tells each
 tensor that it keeps. Left out is what lives within one operation (a convolution's workspace) and the allocator's slack.
 """
@@ -110,6 +112,12 @@ def trained_bytes(parts: Sequence[Part], ema: bool) -> int:
     """Weights, gradients, moments, and averages where there are any."""
     parameters, buffers = map(sum, zip(*(part_bytes(part) for part in parts)))
     return parameters * (2 + MOMENTS + ema) + buffers
+
+
+def copied_bytes(parts: Sequence[Part], ema: bool) -> int:
+    """Of the copy in host memory that a checkpoint is written from: all that is trained, but for the gradients."""
+    parameters, buffers = map(sum, zip(*(part_bytes(part) for part in parts)))
+    return parameters * (1 + MOMENTS + ema) + buffers
 
 
 def flow_bytes(part: Part, ema: bool) -> int:

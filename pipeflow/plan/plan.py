@@ -13,6 +13,7 @@ from pipeflow.costs import (
     gather_bytes,
     gradient_bytes,
     phase_link_bytes,
+    replica_bytes,
 )
 from pipeflow.data import load_data
 from pipeflow.data.images import measure_images
@@ -40,7 +41,7 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is yet to be made, with a worker for each part."""
+    """A run that is yet to be made, with a worker for each replica of each part."""
 
     config: Config
     flow: Flow
@@ -75,15 +76,25 @@ class Plan:
         ema = self.config.optim.ema > 0
         counts = Counter(gather_bytes(self.parts, range(len(self.parts)), trained, ema) if local else {})
         if self._is_data_parallel:
-            for _ in self.parts[1:]:
+            for _ in range(self.num_workers - 1):
                 counts.update(gather_bytes(self.parts, [1] * len(self.parts), trained, ema))
         return dict(counts)
+
+    @property
+    def num_workers(self) -> int:
+        """One for each replica of each part."""
+        return len(self.parts) * self.config.parts.replicas
 
     @property
     def gradients(self) -> int:
         """Bytes of gradients in data-parallel epochs."""
         steps = sum(phase.steps for phase in self.phases if not phase.is_local)
-        return gradient_bytes(self.parts, len(self.parts), steps) if self._is_data_parallel else 0
+        return gradient_bytes(self.parts, self.num_workers, steps) if self._is_data_parallel else 0
+
+    @property
+    def replicas(self) -> int:
+        """Bytes of gradients that replicas of parts average before the gather."""
+        return sum(replica_bytes(phase, self.parts, self.config.parts.replicas) for phase in self.phases)
 
     @property
     def _is_data_parallel(self) -> bool:

@@ -4,23 +4,25 @@ Rivals on the same workers: a pipeline with gradients (GPipe, 1F1B; the fastest 
 parallelism with a ring all-reduce, at the same batch in all (`ddp`) and at the same batch a worker (`ddp, batch a worker`,
 which makes fewer updates). An epoch of taking turns trains one part: its seconds are the mean over the turns.
 
-`memory.activations` counts for all ways alike. Not predicted: what `link.cache_draws` saves (here every epoch
-computes and sends its latents), and where `parts.balance: time` will cut (here cuts are by multiply-adds).
+`memory.activations` counts for all ways alike, and so does, with `run.device: cpu`, the copy that a checkpoint is written
+from. Not predicted: what `link.cache_draws` saves (here every epoch computes and sends its latents), and where
+`parts.balance: time` will cut (here cuts are by multiply-adds).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 from pipeflow.config import Config
-from pipeflow.costs import gradient_bytes, latent_bytes, phase_link_bytes
+from pipeflow.costs import gradient_bytes, latent_bytes, phase_link_bytes, replica_bytes
 from pipeflow.flow import Part, cut_names, split_flow
 from pipeflow.flow.parts import balance
 from pipeflow.plan.fake import build_without_memory
 from pipeflow.plan.machines import Machines
-from pipeflow.plan.memory import Activations, flow_bytes, trained_bytes
+from pipeflow.plan.memory import Activations, copied_bytes, flow_bytes, trained_bytes
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.programs import Handling, Stage, local_programs, pipeline_programs
 from pipeflow.plan.simulate import Link, Operation, Timeline, simulate
@@ -51,6 +53,8 @@ class Prediction:
     cut: str
     """`balanced 3`, ...; empty where the flow is not cut."""
     parts: int
+    replicas: int
+    """Of each part."""
     workers: int
     """That have something to do."""
     batch_size: int
@@ -115,6 +119,9 @@ class Predictor:
         found = [self.end_to_end()]
         for cut in self.cuts():
             found += [self.local(mode, cut) for mode in modes if mode == "concurrent" or len(cut.parts) <= _MOST_TURNS]
+            for replicas in self._replicas(cut):
+                configured = replicas == self.config.parts.replicas
+                found += [self.local(mode, cut, replicas) for mode in modes if mode == "concurrent" or configured]
         if self.machines.workers > 1:
             found += [
                 self.pipeline(kind, cut) for kind in PIPELINES for cut in self.cuts() if self._has_worker_each(cut)
@@ -159,6 +166,12 @@ class Predictor:
     def _split(self, cuts: Sequence[str]) -> list[Part]:
         return build_without_memory(self.config, lambda: split_flow(self.plan.flow, cuts, self.config.parts.head))
 
+    def _replicas(self, cut: Cut) -> list[int]:
+        """How many workers a part may have: as many as there are workers for, and as configured."""
+        most = min(self.machines.workers // len(cut.parts), self.batch_size)
+        configured = self.config.parts.replicas if cut.parts is self.plan.parts else 1
+        return sorted({num for num in (most, configured) if 1 < num <= most})
+
     def _has_worker_each(self, cut: Cut) -> bool:
         return len(cut.parts) <= self.machines.workers
 
@@ -185,17 +198,18 @@ class Predictor:
             return self.data_parallel()[0].seconds
         return self.end_to_end().seconds
 
-    def local(self, mode: str, cut: Cut) -> Prediction:
-        """Isolated parts: a worker each, or as the trainer spreads them where there are fewer workers."""
+    def local(self, mode: str, cut: Cut, replicas: int = 1) -> Prediction:
+        """Isolated parts: `replicas` workers each, or as the trainer spreads them where there are fewer workers."""
         turns = self._turns(mode, len(cut.parts))
         owners = self._owners(cut.parts)
-        stages = self._stages(cut.parts, owners, self.batch_size, self.config.link.dtype)
+        images = self.batch_size / replicas
+        stages = self._stages(cut.parts, owners, images, self.config.link.dtype, replicas)
         link = self._link(self.config.link.depth)
         # Waiting for room comes round every `depth` batches. Where cores are shared, also the filling must be seen.
         period = (2 + (self.machines.alone < 1) * len(cut.parts)) * self.config.link.depth
 
         def of_turn(training: tuple[int, ...]) -> tuple[float, float]:
-            key = (*_starts(cut.parts), training)
+            key = (*_starts(cut.parts), training, replicas)
             if key not in self._of_turn:
                 self._of_turn[key] = self._epoch(
                     lambda num: local_programs(stages, training, num, self._handling), link, self.steps, period
@@ -206,10 +220,12 @@ class Predictor:
         seconds = sum(seconds for seconds, _ in by_turn.values()) / len(turns)
         busy = sum(busy for _, busy in by_turn.values()) / len(turns)
         sent = sum(sum(self._link_bytes(turn, cut.parts, owners)) for turn in turns) / len(turns)
-        num_workers = max(owners) + 1
+        sent += sum(replica_bytes(self._phase(turn), cut.parts, replicas) for turn in turns) / len(turns)
+        num_stages = max(owners) + 1
+        name = f"{cut.name} x {replicas}" if replicas > 1 else cut.name
         return self._prediction(
-            mode, cut.name, cut.parts, num_workers, seconds, sent, self._local_memory(cut.parts, owners),
-            1 - busy / (num_workers * seconds),
+            mode, name, cut.parts, num_stages * replicas, seconds, sent,
+            self._local_memory(cut.parts, owners, images), 1 - busy / (num_stages * seconds), replicas=replicas,
             run_seconds=self._run_seconds(mode, cut.parts, owners, {turn: each[0] for turn, each in by_turn.items()}),
         )  # fmt: skip
 
@@ -267,20 +283,20 @@ class Predictor:
         steps = max(1, self.plan.num_train // batch_size)
         drawn = self.machines.image_seconds * batch_size
         compute = drawn + work.forward(images) + work.backward(images) + work.update
-        step = drawn + self._reduced_after(images, workers) + work.update
+        step = drawn + self._reduced_after(whole, images, workers) + work.update
         memory = self._memory([whole], self._activations.of(whole).at(images), 0)
         sent = self._once(("gradients", workers, steps), lambda: gradient_bytes([whole], workers, steps))
         idle = 1 - compute / step
         return self._prediction(name, "", [whole], workers, steps * step, sent, memory, idle, batch_size=batch_size)
 
-    def _reduced_after(self, images: int, workers: int) -> float:
+    def _reduced_after(self, part: Part, images: float, workers: int) -> float:
         """Seconds until all gradients of a step are averaged: each bucket when its layers' backward is done."""
         machines = self.machines
-        work = part_work(self._whole, self._layers)
+        work = part_work(part, self._layers)
         time = work.forward(images)
         reduced, limit = 0.0, _FIRST_BUCKET
         # Gradients of the prior come first.
-        waiting = sum(parameter.numel() * parameter.element_size() for parameter in self._whole.head.parameters())
+        waiting = sum(parameter.numel() * parameter.element_size() for parameter in part.head.parameters())
 
         def reduce(num_bytes: int) -> float:
             nonlocal time
@@ -290,7 +306,7 @@ class Predictor:
             return max(time, reduced) + sent / machines.reduce_bytes_per_second + hops * machines.latency
 
         layers = dict(self.plan.flow.named_layers())
-        for name in reversed(self._whole.names):
+        for name in reversed(part.names):
             time += self._layers[name].backward(images)
             waiting += sum(parameter.numel() * parameter.element_size() for parameter in layers[name].parameters())
             if waiting >= limit:
@@ -309,13 +325,19 @@ class Predictor:
         starts = balance([max(1, part.multiply_adds()) for part in parts], self.machines.workers)
         return [sum(part.index >= start for start in starts) - 1 for part in parts]
 
-    def _stages(self, parts: Sequence[Part], owners: Sequence[int], images: float, dtype: str) -> list[Stage]:
+    def _stages(
+        self, parts: Sequence[Part], owners: Sequence[int], images: float, dtype: str, replicas: int = 1
+    ) -> list[Stage]:
         stages = []
         for part, owner in zip(parts, owners):
             work = part_work(part, self._layers)
             sent = latent_bytes(part, max(1, round(images)), dtype) if part is not parts[-1] else 0
-            drawn = self.machines.image_seconds * images if part is parts[0] else 0
-            stages.append(Stage(drawn + work.forward(images), work.backward(images), work.update, sent, owner))
+            # The first replica draws the whole batch, and each makes the noise of all of it.
+            drawn = self.machines.image_seconds * images * replicas if part is parts[0] else 0
+            forward, backward = work.forward(images), work.backward(images)
+            if replicas > 1:
+                backward = self._reduced_after(part, images, replicas) - forward
+            stages.append(Stage(drawn + forward, backward, work.update, sent, owner))
         return stages
 
     def _link(self, depth: int | None) -> Link:
@@ -326,9 +348,12 @@ class Predictor:
 
     def _link_bytes(self, turn: tuple[int, ...], parts: Sequence[Part], owners: Sequence[int]) -> list[int]:
         """Bytes over each link between workers in an epoch of this turn."""
-        phase = Phase(epoch=0, mode="concurrent", steps=self.steps, turns=(turn,), turn_steps=self.steps)
-        counts = phase_link_bytes(phase, parts, self.batch_size, self.config.link.dtype)
+        counts = phase_link_bytes(self._phase(turn), parts, self.batch_size, self.config.link.dtype)
         return [count for count, owner, other in zip(counts, owners, owners[1:]) if owner != other]
+
+    def _phase(self, turn: tuple[int, ...]) -> Phase:
+        """An epoch of this turn."""
+        return Phase(epoch=0, mode="concurrent", steps=self.steps, turns=(turn,), turn_steps=self.steps)
 
     def _epoch(
         self, programs: Callable[[int], list[list[Operation]]], link: Link, steps: int, period: int
@@ -349,8 +374,12 @@ class Predictor:
         return timeline.seconds * (1 - saved), sum(timeline.busy()) * (1 - saved)
 
     def _memory(self, parts: Sequence[Part], kept: float, links: float) -> float:
-        held = ("held", *_ends(parts[0]), *_ends(parts[-1]))
-        return self._once(held, lambda: trained_bytes(parts, self.config.optim.ema > 0)) + kept + links
+        return self._once(("held", *_ends(parts[0]), *_ends(parts[-1])), lambda: self._held(parts)) + kept + links
+
+    def _held(self, parts: Sequence[Part]) -> float:
+        """All the time, with a checkpoint's copy where the worker's memory is the host's."""
+        ema, on_cpu = self.config.optim.ema > 0, self.config.run.device == "cpu"
+        return trained_bytes(parts, ema) + (copied_bytes(parts, ema) if on_cpu else 0)
 
     def _once(self, key: tuple, count: Callable[[], Counted]) -> Counted:
         """What does not depend on the machines is counted once."""
@@ -358,16 +387,16 @@ class Predictor:
             self._counted[key] = count()
         return self._counted[key]
 
-    def _local_memory(self, parts: Sequence[Part], owners: Sequence[int]) -> float:
+    def _local_memory(self, parts: Sequence[Part], owners: Sequence[int], images: float) -> float:
         """Of the fullest worker: one part's activations at a time, and `link.depth` batches at each end of its links."""
-        depth, dtype = self.config.link.depth, self.config.link.dtype
+        depth, dtype, batch = self.config.link.depth, self.config.link.dtype, math.ceil(images)
         fullest = 0.0
         for worker in range(max(owners) + 1):
             own = [part for part, owner in zip(parts, owners) if owner == worker]
             first, last = own[0].index, own[-1].index
-            waiting = depth * latent_bytes(parts[first - 1], self.batch_size, dtype) if first else 0
-            waiting += depth * latent_bytes(parts[last], self.batch_size, dtype) if last < len(parts) - 1 else 0
-            kept = max(self._activations.of(part).at(self.batch_size) for part in own)
+            waiting = depth * latent_bytes(parts[first - 1], batch, dtype) if first else 0
+            waiting += depth * latent_bytes(parts[last], batch, dtype) if last < len(parts) - 1 else 0
+            kept = max(self._activations.of(part).at(batch) for part in own)
             fullest = max(fullest, self._memory(own, kept, waiting))
         return fullest
 
@@ -395,6 +424,7 @@ class Predictor:
     def _prediction(
         self, system: str, cut: str, parts: Sequence[Part], workers: int, seconds: float, sent: float, memory: float,
         idle: float, micro_batches: int | None = None, batch_size: int | None = None, run_seconds: float | None = None,
+        replicas: int = 1,
     ) -> Prediction:  # fmt: skip
         costs = [self._once(("macs", *_ends(part)), part.multiply_adds) for part in parts]
         limit = self.machines.memory
@@ -402,6 +432,7 @@ class Predictor:
             system=system,
             cut=cut,
             parts=len(parts),
+            replicas=replicas,
             workers=workers,
             batch_size=batch_size or self.batch_size,
             micro_batches=micro_batches,

@@ -83,16 +83,19 @@ def _schedule(plan: Plan) -> Iterator[tuple[str, str]]:
     share = training_share(plan.phases, parts)
     yield "training", f"{macs} multiply-adds, {share:.3f} of {_count(len(plan.phases), 'epoch')} end to end"
     gather = sum(plan.gather.values())
-    if not any([*plan.forward, gather, plan.gradients]):
+    if not any([*plan.forward, gather, plan.gradients, plan.replicas]):
         yield "sent", "nothing"
         return
     links = " + ".join(map(size, plan.forward))
     yield "forward", _sum(sum(plan.forward), f"{links} by link" if len(parts) > 2 else "") + ", nothing backward"
     yield "gather", _sum(gather, " + ".join(f"{size(count)} {kind}" for kind, count in plan.gather.items() if count))
+    if plan.replicas:
+        yield "replicas", f"{size(plan.replicas)} to average gradients, each part's in a ring of its own"
     if plan.gradients:
         yield "gradients", f"{size(plan.gradients)} to average them, all workers together"
     yield "evaluation", f"{size(plan.evaluation)} before the gather"
-    yield "", f"with {len(parts)} workers, one for each part"
+    each = "part" if config.parts.replicas == 1 else f"of {config.parts.replicas} replicas of each part"
+    yield "", f"with {plan.num_workers} workers, one for each {each}"
 
 
 def _sum(total: int, terms: str) -> str:

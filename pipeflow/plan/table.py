@@ -15,7 +15,8 @@ from pipeflow.plan.recommend import Recommendation
 _NOTES = (
     "idle: share of the workers' time; largest: largest part's share of the work, which bounds the speed-up. "
     "An epoch of alternate or sequential trains one part (mean over the parts). run: all configured epochs, the gather "
-    "and fine-tuning. memory: in the local epochs, lower bound; fine-tuning on one worker needs that of end_to_end."
+    "and fine-tuning. memory: in the local epochs, lower bound; fine-tuning on one worker needs that of end_to_end. "
+    "With run.device cpu the copy that checkpoints are written from is in it, which else is in the host's memory."
 )
 
 

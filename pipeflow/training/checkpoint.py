@@ -4,18 +4,20 @@
                              worker-1.safetensors   names are the flow's own, so any cut and any world size can read them
                              manifest.json          schedule position, history, counts, sha256 of each file; written last
 
+`epoch-000012-step-000340` is of a run that was preempted after 12 epochs and 340 batches of the next.
 All is written in a folder with another name, which becomes `epoch-...` once the manifest is on the disk.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeflow.errors import CheckpointError
@@ -32,20 +34,35 @@ class Checkpoints:
         self.folder = Path(run_dir) / "checkpoints"
         self.keep = keep
 
-    def write(self, epoch: int, rank: int, tensors: dict[str, Tensor]) -> dict:
-        """Writes one worker's file; its entry for the manifest. Raises CheckpointError where the disk does not let it."""
-        path = self._partial(epoch) / f"worker-{rank}.safetensors"
+    def write(
+        self, epoch: int, rank: int, chunks: Iterable[bytes | memoryview], step: int = 0
+    ) -> Generator[None, None, dict]:
+        """Writes one worker's file, with a pause after each chunk; returns its entry for the manifest.
+
+        Raises CheckpointError where the disk does not let it.
+        """
+        path = self._partial(epoch, step) / f"worker-{rank}.safetensors"
+        sha256 = hashlib.sha256()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
-            _sync(path)
-            return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        except (OSError, SafetensorError) as error:
-            raise self._not_written(epoch, error) from None
+            with open(path, "wb", buffering=0) as file:
+                for chunk in chunks:
+                    sha256.update(chunk)
+                    _write_all(file, chunk)
+                    yield
+                os.fsync(file.fileno())
+                size = file.tell()
+        except OSError as error:
+            with suppress(OSError):  # its own only: others may be writing theirs
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()
+            raise self.not_written(epoch, error) from None
+        return {"file": path.name, "bytes": size, "sha256": sha256.hexdigest()}
 
-    def commit(self, epoch: int, files: Sequence[dict], manifest: dict) -> Path:
+    def commit(self, epoch: int, files: Sequence[dict], manifest: dict, step: int = 0) -> Path:
         """Makes the workers' files a checkpoint, and removes those that are too old."""
-        partial, final = self._partial(epoch), self.folder / f"epoch-{epoch:06d}"
+        partial = self._partial(epoch, step)
+        final = partial.with_suffix("")
         try:
             content = {"epoch": epoch, "files": list(files), **manifest}
             document = {"format": FORMAT, "sha256": _sha256_of_json(content), "content": content}
@@ -57,7 +74,8 @@ class Checkpoints:
             partial.rename(final)
             _sync(self.folder)
         except OSError as error:
-            raise self._not_written(epoch, error) from None
+            shutil.rmtree(partial, ignore_errors=True)
+            raise self.not_written(epoch, error) from None
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -99,18 +117,19 @@ class Checkpoints:
         folders = self._folders()
         return f"the last good checkpoint is {folders[-1]}" if folders else "there is no checkpoint yet"
 
-    def _partial(self, epoch: int) -> Path:
-        return self.folder / f"epoch-{epoch:06d}.partial"
-
-    def _folders(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("epoch-??????") if path.is_dir())
-
-    def _not_written(self, epoch: int, error: Exception) -> CheckpointError:
-        shutil.rmtree(self._partial(epoch), ignore_errors=True)
+    def not_written(self, epoch: int, error: Exception) -> CheckpointError:
+        """What to say where a checkpoint could not be written."""
         return CheckpointError(
             f"the checkpoint after {epoch} epochs could not be written to {self.folder}: {error}. Free some space or move "
             f"the run folder, then start the same command again to resume: {self.last_good()}."
         )
+
+    def _partial(self, epoch: int, step: int) -> Path:
+        return self.folder / f"epoch-{epoch:06d}{f'-step-{step:06d}' if step else ''}.partial"
+
+    def _folders(self) -> list[Path]:
+        found = [*self.folder.glob("epoch-??????"), *self.folder.glob("epoch-??????-step-??????")]
+        return sorted(path for path in found if path.is_dir())
 
 
 def _verified(folder: Path) -> dict:
@@ -122,7 +141,9 @@ def _verified(folder: Path) -> dict:
                 f"checkpoint {folder}: has format {brief(document['format'])}, this version reads {FORMAT}."
             )
         manifest = document["content"]
-        if _sha256_of_json(manifest) != document["sha256"]:
+        # The text itself, too: a digit can change in it that makes no other number.
+        is_whole = (folder / _MANIFEST).read_text() == json.dumps(document)
+        if not is_whole or _sha256_of_json(manifest) != document["sha256"]:
             raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged (its sha256 does not fit its content).")
         files = {str(entry["file"]): entry["sha256"] for entry in manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -144,6 +165,13 @@ def _sha256_of_json(content: dict) -> str:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_all(file: io.RawIOBase, chunk: bytes | memoryview) -> None:
+    """Writes all of it: a raw file may take less at a time."""
+    rest = memoryview(chunk)
+    while len(rest):
+        rest = rest[file.write(rest) :]
 
 
 def _sync(path: Path) -> None:

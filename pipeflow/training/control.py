@@ -2,7 +2,7 @@
 
 Values travel as JSON, never pickled. Each operation runs in a thread that may block for as long as it takes, while the
 caller waits through the alarm: a worker that waits for a fine-tuning of hours neither spins, times out, nor misses the
-loss of rank 0.
+loss of rank 0. Each operation says what it is for: with that a worker that is lost is reported.
 """
 
 import json
@@ -23,12 +23,22 @@ from pipeflow.training.traffic import Traffic
 class Control:
     """The control group of one worker. With one worker it hands values back and sends nothing."""
 
-    def __init__(self, rank: int, world_size: int, group: dist.ProcessGroup | None, traffic: Traffic, alarm: Alarm):
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        group: dist.ProcessGroup | None,
+        traffic: Traffic,
+        alarm: Alarm,
+        about: Callable[[int], str] = lambda other: "",
+    ):
+        """about: what is known of another worker, in words behind its number."""
         self.rank = rank
         self.world_size = world_size
         self.group = group
         self._traffic = traffic
         self._alarm = alarm
+        self._about = about
         self._requests: queue.Queue = queue.Queue()
         if group is not None:
             threading.Thread(target=self._serve, name="pipeflow-control", daemon=True).start()
@@ -37,54 +47,57 @@ class Control:
         """Ends the thread; nothing can be sent any more."""
         self._requests.put(None)
 
-    def broadcast(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None, what: str = "a decision") -> Any:
         """Rank 0's value, on every rank."""
         if self.rank == 0:
             for other in range(1, self.world_size):
-                self._send_json(value, other)
+                self.send_json(value, other, what)
             return value
-        return self._receive_json(0)
+        return self.receive_json(0, what)
 
-    def gather(self, value: Any) -> list:
+    def gather(self, value: Any, what: str = "an answer") -> list:
         """Everybody's values in the order of ranks on rank 0, an empty list elsewhere."""
         if self.rank != 0:
-            self._send_json(value, 0)
+            self.send_json(value, 0, what)
             return []
-        return [value, *(self._receive_json(other) for other in range(1, self.world_size))]
+        return [value, *(self.receive_json(other, what) for other in range(1, self.world_size))]
 
-    def share(self, value: Any) -> list:
+    def share(self, value: Any, what: str = "an answer") -> list:
         """Everybody's values in the order of ranks, on every rank."""
-        return self.broadcast(self.gather(value))
+        return self.broadcast(self.gather(value, what), what)
 
-    def send(self, tensor: Tensor, target: int, kind: str) -> None:
+    def send(self, tensor: Tensor, target: int, kind: str, what: str = "") -> None:
         """Sends a tensor, whose size the target knows, counted under `kind`."""
         self._traffic.add(kind, self.rank, target, tensor.nbytes)
         staged = tensor.detach().cpu().contiguous()
-        self._call(lambda: dist.send(staged, target, group=self.group), target)
+        doing = f"waited to send worker {target} {what or kind}"
+        self._call(lambda: dist.send(staged, target, group=self.group), target, doing)
 
-    def receive(self, tensor: Tensor, source: int) -> Tensor:
+    def receive(self, tensor: Tensor, source: int, what: str = "a tensor") -> Tensor:
         """Receives into a CPU tensor, and returns it."""
-        self._call(lambda: dist.recv(tensor, source, group=self.group), source)
+        self._call(lambda: dist.recv(tensor, source, group=self.group), source, f"waited for {what} of worker {source}")
         return tensor
 
-    def _send_json(self, value: Any, target: int) -> None:
+    def send_json(self, value: Any, target: int, what: str) -> None:
+        """Sends plain values to one worker. what: they are, for the message where it is lost."""
         payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         size = torch.tensor([payload.numel()])
-        self.send(size, target, "control")
-        self.send(payload, target, "control")
+        self.send(size, target, "control", what)
+        self.send(payload, target, "control", what)
 
-    def _receive_json(self, source: int) -> Any:
-        size = int(self.receive(torch.empty(1, dtype=torch.int64), source))
-        return json.loads(self.receive(torch.empty(size, dtype=torch.uint8), source).numpy().tobytes())
+    def receive_json(self, source: int, what: str) -> Any:
+        """The plain values that one worker sends."""
+        size = int(self.receive(torch.empty(1, dtype=torch.int64), source, what))
+        return json.loads(self.receive(torch.empty(size, dtype=torch.uint8), source, what).numpy().tobytes())
 
-    def _call(self, operation: Callable[[], Any], peer: int) -> None:
+    def _call(self, operation: Callable[[], Any], peer: int, doing: str) -> None:
         answer: queue.Queue = queue.Queue()
         self._requests.put((operation, answer))
-        error = self._alarm.get(answer, None, lambda: "")
+        error = self._alarm.get(answer, None, lambda: "", doing)
         if error is not None:
             raise WorkerError(
-                f"worker {peer} was lost: its control connection to worker {self.rank} broke ({first_line(error)}). "
-                f"Start the same command again to resume."
+                f"worker {peer} was lost{self._about(peer)}: its control connection to worker {self.rank} broke, while "
+                f"worker {self.rank} {doing} ({first_line(error)}). Start the same command again to resume."
             )
 
     def _serve(self) -> None:

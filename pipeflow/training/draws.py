@@ -33,17 +33,20 @@ class Draws:
         self._seed = seed
         self._num_images = num_images
         self._draws: dict[tuple[int, int], Tensor] = {}
+        self._kept: dict[tuple[int, int], int] = {}
+        """Images of each draw that are there: of an epoch that was resumed in its middle not all come."""
         self._order_epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def begin(self, phase: Phase) -> None:
         """Forgets what belongs to a turn that is over; one of its epochs may neither keep nor use a draw."""
         trained = phase.trained[0] if phase.is_local and len(phase.trained) == 1 else None
-        self._draws = {key: draw for key, draw in self._draws.items() if key[0] == trained}
+        self._draws = {key: draw for key, draw in self._draws.items() if key[0] == trained and self.has(*key)}
+        self._kept = {key: self._kept[key] for key in self._draws}
 
     def has(self, part: int, epoch: int) -> bool:
         """Whether the part's latents of this epoch are here."""
-        return (part, epoch) in self._draws
+        return self._kept.get((part, epoch), 0) >= self._num_images
 
     def keep(self, part: int, epoch: int, step: int, latent: Tensor) -> None:
         """Keeps the latents that came for batch `step`."""
@@ -51,6 +54,7 @@ class Draws:
         if key not in self._draws:
             self._draws[key] = self._allocate(key, (self._num_images, *latent.shape[1:]))
         self._draws[key][step * len(latent) : (step + 1) * len(latent)].copy_(latent)
+        self._kept[key] = self._kept.get(key, 0) + len(latent)
 
     def take(self, part: int, draw_epoch: int, epoch: int, step: int, batch_size: int) -> Tensor:
         """Batch `step` of `epoch`, out of the draw of `draw_epoch`, in an order of its own."""

@@ -1,5 +1,6 @@
-"""Where the worker of the first part gets its images: loaded ahead, or handed out to data-parallel workers."""
+"""Where the worker of the first part gets its images: loaded ahead, or handed out to those who share a batch."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -10,6 +11,8 @@ from torch import Tensor
 from pipeflow.data import Batches, dequantization_noise, dequantize
 from pipeflow.flow.layers import Shape
 from pipeflow.training.control import Control
+from pipeflow.training.data_parallel import Replicas, share_of
+from pipeflow.training.link import Stopped
 from pipeflow.training.timeline import LOAD, WAIT, Timeline
 
 AHEAD = 2
@@ -19,8 +22,14 @@ AHEAD = 2
 class ImageSource(Protocol):
     """Where the worker of the first part gets its images."""
 
+    is_origin: bool
+    """Whether they are drawn here, not by another worker: with them begins every batch."""
+
     def train(self, epoch: int, step: int) -> Tensor:
         """A dequantized training batch, float32."""
+
+    def stop(self, step: int) -> None:
+        """Tells whoever gets images from here that those of batch `step` do not come."""
 
     def initial(self) -> Tensor:
         """The batch for the data-dependent initialisation."""
@@ -31,6 +40,8 @@ class ImageSource(Protocol):
 
 class ImagesAhead:
     """Training images picked, flipped, dequantized and brought to the device by a thread, in the order of an epoch."""
+
+    is_origin = True
 
     def __init__(self, batches: Batches, device: torch.device, timeline: Timeline):
         self._batches = batches
@@ -59,6 +70,9 @@ class ImagesAhead:
             images.record_stream(stream)
         return images
 
+    def stop(self, step: int) -> None:
+        """Nobody gets images from here."""
+
     def _load(self, epoch: int, step: int) -> "tuple[Tensor, torch.cuda.Event | None]":
         with self._timeline.span(LOAD, f"images {step}"):
             images = self._batches.train(epoch, step)
@@ -83,36 +97,57 @@ def _compute_with_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def share_of(batch_size: int, world_size: int, rank: int) -> slice:
-    """The images of a global batch that are this rank's; sizes differ by one at most."""
-    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-
-
 class SharedImages:
-    """Training images for data-parallel workers: rank 0 draws each global batch and hands out the shares.
+    """Training images for workers that share each batch: rank 0 draws the global batch and hands out the shares.
 
-    They travel as uint8; each worker adds its slice of the global batch's noise.
+    They travel as uint8, with a byte behind them that says whether they are images or the run stops here; each worker adds
+    its slice of the global batch's noise.
     """
 
-    def __init__(self, batches: Batches | None, seed: int, batch_size: int, shape: Shape, control: Control):
+    def __init__(
+        self,
+        batches: Batches | None,
+        seed: int,
+        batch_size: int,
+        shape: Shape,
+        control: Control,
+        replicas: Replicas,
+    ):
+        """batches: on rank 0, the first of the replicas."""
         self._batches = batches
         self._seed = seed
         self._shape = (batch_size, *shape)
         self._control = control
+        self._replicas = replicas
+        self.is_origin = batches is not None
 
     def train(self, epoch: int, step: int) -> Tensor:
-        """This worker's share of a global batch."""
-        control, batch_size = self._control, self._shape[0]
-        mine = share_of(batch_size, control.world_size, control.rank)
+        """This worker's share of a global batch. Raises Stopped where rank 0 hands out none."""
+        mine = self._replicas.share(self._shape[0])
         if self._batches is not None:
             images = self._batches.train_images(epoch, step)
-            for target in range(1, control.world_size):
-                control.send(images[share_of(batch_size, control.world_size, target)], target, "images")
+            self._hand_out(images, goes_on=True)
             images = images[mine]
         else:
-            images = control.receive(torch.empty((mine.stop - mine.start, *self._shape[1:]), dtype=torch.uint8), 0)
+            shape = (mine.stop - mine.start, *self._shape[1:])
+            received = self._control.receive(
+                torch.empty(math.prod(shape) + 1, dtype=torch.uint8), 0, f"the images of epoch {epoch}, step {step}"
+            )
+            if not received[-1]:
+                raise Stopped(step)
+            images = received[:-1].view(shape)
         noise = dequantization_noise(self._seed, "train", epoch, step, self._shape)
         return dequantize(images, noise[mine])
+
+    def stop(self, step: int) -> None:
+        """Tells the others that the run stops before batch `step`."""
+        self._hand_out(torch.zeros(self._shape, dtype=torch.uint8), goes_on=False)
+
+    def _hand_out(self, images: Tensor, goes_on: bool) -> None:
+        for index, target in enumerate(self._replicas.ranks):
+            if index > 0:
+                share = images[share_of(len(images), self._replicas.size, index)].flatten()
+                self._control.send(torch.cat([share, share.new_tensor([goes_on])]), target, "images")
 
     def initial(self) -> Tensor:
         """The batch for the data-dependent initialisation, on rank 0."""

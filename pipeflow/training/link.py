@@ -14,7 +14,7 @@ distance delays the first batch and not the others. Between parts of one worker 
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,11 +33,22 @@ from pipeflow.training.traffic import Traffic
 
 TRAINING, EVALUATION, INITIAL = "latents", "eval", "initial"
 _KINDS = (TRAINING, EVALUATION, INITIAL)
-_CLOSE = -1
+_CLOSE, _STOP = -1, -2
 _HEADER, _PAYLOAD = 1, 2
 """Tags: a payload must not be taken for a header that has been asked for."""
+_START_SECONDS = 600.0
+_START_BATCHES = 2
+"""The first batches of each kind may take so long, for what is compiled or loaded; all later ones `link.timeout_s`."""
 _LOOK_EVERY = 0.2
 """Seconds from one look at the alarm to the next, while a link ends."""
+
+
+class Stopped(Exception):
+    """The worker in front stopped before batch `step`: no latent comes any more."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class Channel:
     """In which training latents travel, as in `link.dtype`; all others travel as float32."""
     seed: int = 0
     """The run's, from which both ends draw the same dither."""
+    replica: int = 0
+    """Of the parts at its ends: each share of a batch has its own dither."""
 
     def codec(self, kind: str) -> Codec:
         """How latents of this kind are written."""
@@ -71,10 +84,12 @@ class Channel:
     def _dither(self, codec: Codec, epoch: int, step: int, device: torch.device) -> torch.Generator | None:
         if not codec.needs_generator:
             return None
-        return generator(self.seed, "dither", self.index, epoch, step, device=device)
+        replica = (self.replica,) if self.replica else ()
+        return generator(self.seed, "dither", self.index, epoch, step, *replica, device=device)
 
     def __str__(self) -> str:
-        return f"link {self.index} (part {self.index} to part {self.index + 1})"
+        replica = f", replica {self.replica}" if self.replica else ""
+        return f"link {self.index} (part {self.index} to part {self.index + 1}{replica})"
 
 
 class LocalLink:
@@ -97,6 +112,9 @@ class LocalLink:
         label, payload = self._waiting.popleft()
         _check_label(self.channel, label, (kind, epoch, step))
         return self.channel.decode(kind, epoch, step, payload)
+
+    def stop(self, epoch: int, step: int) -> None:
+        """Nobody to tell: whoever holds both parts knows."""
 
     def close(self) -> None:
         """Nothing to end."""
@@ -279,6 +297,7 @@ class SendingEnd:
         self._wire = wire
         self._timeline = timeline
         self._timeout = timeout
+        self._patience = _Patience(timeout)
         self._traffic = traffic
         self._alarm = alarm
         self._rank = rank
@@ -293,17 +312,25 @@ class SendingEnd:
         payload = self.channel.encode(kind, epoch, step, latent)
         self._traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
         item = ((_KINDS.index(kind), epoch, step, len(latent)), payload, self._wire.ready())
+        timeout, name = self._patience(kind)
+        doing = f"waited to send the {kind} of epoch {epoch}, step {step}"
         with _waiting(self, self._timeline, f"for room, {step}"):
             self._alarm.put(
                 self._taken,
                 None,
-                self._timeout,
-                lambda: (
-                    f"{self.channel}: worker {self._wire.peer} took nothing for {self._timeout:g} s (link.timeout_s) "
-                    f"while worker {self._rank} waited to send the {kind} of epoch {epoch}, step {step}."
+                timeout,
+                lambda: self._alarm.too_late(
+                    self._wire.peer,
+                    f"{self.channel}: worker {self._wire.peer} took nothing for {timeout:g} s ({name}) "
+                    f"while worker {self._rank} {doing}.",
                 ),
+                doing,
             )
         self._outbox.put(item)
+
+    def stop(self, epoch: int, step: int) -> None:
+        """Tells the other end, behind all latents, that the batches from `step` on do not come."""
+        self._outbox.put(((_STOP, epoch, step, 0), None, None))
 
     def close(self) -> None:
         """Sends what is still waiting, then the end."""
@@ -319,11 +346,13 @@ class SendingEnd:
     def _begin(self) -> None:
         while (item := self._outbox.get()) is not None:
             header, payload, ready = item
-            # Behind the computation: a receive that NCCL has begun would occupy the other GPU until then.
-            self._wire.wait_until(ready)
+            if payload is not None:
+                # Behind the computation: a receive that NCCL has begun would occupy the other GPU until then.
+                self._wire.wait_until(ready)
             self._wire.send_header(header)
             self._traffic.add("control", self._rank, self._wire.peer, 8 * len(header))
-            self._going.put((header[2], self._wire.send(payload, ready)))
+            if payload is not None:
+                self._going.put((header[2], self._wire.send(payload, ready)))
         for _ in range(self._depth):  # one for each that the other end has asked for
             self._wire.send_header((_CLOSE, 0, 0, 0))
             self._traffic.add("control", self._rank, self._wire.peer, 8 * 4)
@@ -337,7 +366,7 @@ class SendingEnd:
             self._taken.get()
 
     def _lose(self, error: Exception) -> None:
-        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, self._alarm.doing, error))
 
 
 class ReceivingEnd:
@@ -359,6 +388,7 @@ class ReceivingEnd:
         self._wire = wire
         self._timeline = timeline
         self._timeout = timeout
+        self._patience = _Patience(timeout)
         self._alarm = alarm
         self._rank = rank
         self._inbox: queue.Queue = queue.Queue()
@@ -368,16 +398,25 @@ class ReceivingEnd:
         self._threads = _Threads(str(channel), wire, self._begin, self._finish, self._lose)
 
     def receive(self, kind: str, epoch: int, step: int) -> Tensor:
-        """The latent of this batch, float32. Raises WorkerError when another comes, or none in time."""
+        """The latent of this batch, float32.
+
+        Raises WorkerError when another comes, or none in time, and Stopped when none will come.
+        """
+        timeout, name = self._patience(kind)
+        doing = f"waited for the {kind} of epoch {epoch}, step {step}"
         with _waiting(self, self._timeline, f"for {step}"):
             label, payload, event = self._alarm.get(
                 self._inbox,
-                self._timeout,
-                lambda: (
-                    f"{self.channel}: nothing came from worker {self._wire.peer} for {self._timeout:g} s "
-                    f"(link.timeout_s) while worker {self._rank} waited for the {kind} of epoch {epoch}, step {step}."
+                timeout,
+                lambda: self._alarm.too_late(
+                    self._wire.peer,
+                    f"{self.channel}: nothing came from worker {self._wire.peer} for {timeout:g} s "
+                    f"({name}) while worker {self._rank} {doing}.",
                 ),
+                doing,
             )
+        if label[0] == _STOP:
+            raise Stopped(label[2])
         self._room.release()
         _check_label(self.channel, label, (kind, epoch, step))
         self._wire.arrived(payload, event)
@@ -398,6 +437,10 @@ class ReceivingEnd:
             kind, epoch, step, batch = asked.popleft()()
             if kind == _CLOSE:
                 break
+            if kind == _STOP:
+                self._coming.put(((kind, epoch, step), None))
+                asked.append(self._wire.receive_header())
+                continue
             self._room.acquire()
             label = (_KINDS[kind], epoch, step)
             codec = self.channel.codec(label[0])
@@ -411,12 +454,30 @@ class ReceivingEnd:
     def _finish(self) -> None:
         while (item := self._coming.get()) is not None:
             label, come = item
+            if come is None:
+                self._inbox.put((label, None, None))
+                continue
             with self._timeline.span(RECEIVE, f"receive {label[2]}"):
                 payload, event = come()
             self._inbox.put((label, payload, event))
 
     def _lose(self, error: Exception) -> None:
-        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, error))
+        self._alarm.trip(_lost(self.channel, self._wire.peer, self._rank, self._alarm.doing, error))
+
+
+class _Patience:
+    """How long an end waits for a latent."""
+
+    def __init__(self, timeout: float):
+        self._timeout = timeout
+        self._asked: Counter[str] = Counter()
+
+    def __call__(self, kind: str) -> tuple[float, str]:
+        """Seconds for the next of this kind, and where they come from."""
+        self._asked[kind] += 1
+        if self._asked[kind] <= _START_BATCHES and self._timeout < _START_SECONDS:
+            return _START_SECONDS, "at the start"
+        return self._timeout, "link.timeout_s"
 
 
 @contextmanager
@@ -447,8 +508,8 @@ def _check_label(channel: Channel, label: tuple, expected: tuple) -> None:
         )
 
 
-def _lost(channel: Channel, peer: int, rank: int, error: Exception) -> WorkerError:
+def _lost(channel: Channel, peer: int, rank: int, doing: str, error: Exception) -> WorkerError:
     return WorkerError(
-        f"worker {peer} was lost: {channel} to worker {rank} broke ({first_line(error)}). "
+        f"worker {peer} was lost: {channel} to worker {rank} broke, while worker {rank} {doing} ({first_line(error)}). "
         f"Start the same command again to resume."
     )

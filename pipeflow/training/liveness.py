@@ -1,24 +1,41 @@
 """How a worker learns that another one is gone or has failed: an alarm that every wait listens to, and heartbeats.
 
-Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's:
-a worker that waits for hours, while rank 0 fine-tunes, waits without a time-out and still hears of its end. The first
-failure is written into the store too, so that all stop for one reason and one of them says it.
+Each worker writes a beat into the launcher's store once a second. Rank 0 watches everybody's, everybody watches rank 0's,
+those at the other ends of its links, and the processes on its own machine: a worker that waits for hours, while rank 0
+fine-tunes, waits without a time-out and still hears of its end. The first failure is written into the store too, so that
+all stop for one reason and one of them says it.
+
+What waits inside torch (an all-reduce with a worker that stands still, the making of a group) cannot hear the alarm: where
+nobody has heard it for a while, a guard says what it was and ends the process.
 """
 
 import json
+import os
 import queue
+import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
+from pipeflow import launcher
 from pipeflow.errors import PipeflowError, WorkerError
+from pipeflow.training.preemption import Notice
+from pipeflow.training.siblings import Siblings
 from pipeflow.training.traffic import Traffic
 
 BEAT_SECONDS = 1.0
-LOST_AFTER_SECONDS = 20.0
+LOST_AFTER_SECONDS = 25.0
+QUIET_SECONDS = 3.0
+"""Without a beat for so long a worker is not believed to do what it did."""
+_PATIENCE_SECONDS = 2 * QUIET_SECONDS
+UNHEARD_SECONDS = 5.0
+"""An alarm that no wait has heard for so long is one that the computing thread cannot hear."""
+CAUSE_SECONDS = 3.0
+"""In which the monitor hears what is behind a connection that broke inside torch."""
 _POLL_SECONDS = 0.2
 _ENDED = "ended"
 
@@ -27,42 +44,94 @@ class Alarm:
     """The first error that any thread of this worker runs into; what waits, waits through it."""
 
     def __init__(self) -> None:
+        self.doing = "computed"
+        """What the computing thread does, in the words of a message: \"worker 0 <doing>\"."""
+        self.doing_of: Callable[[int], str] = lambda other: ""
+        """What another worker does, as far as this one knows; empty where it does not."""
         self._error: PipeflowError | None = None
+        self._tripped_at = 0.0
+        self._heard = False
         self._lock = threading.Lock()
 
     def trip(self, error: PipeflowError) -> None:
         """Makes every wait end with this error, unless one came before."""
         with self._lock:
-            self._error = self._error or error
+            if self._error is None:
+                self._error, self._tripped_at = error, time.monotonic()
+
+    def unheard(self) -> PipeflowError | None:
+        """The error that has been waiting for somebody to check for longer than it should."""
+        late = self._error is not None and time.monotonic() - self._tripped_at > UNHEARD_SECONDS
+        return self._error if late and not self._heard else None
 
     def check(self) -> None:
         """Raises the error the alarm was tripped with."""
         if self._error is not None:
+            self._heard = True
             raise self._error
 
-    def get(self, source: queue.Queue, timeout: float | None, late: Callable[[], str]) -> Any:
-        """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never)."""
-        return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late)
-
-    def put(self, target: queue.Queue, item: Any, timeout: float | None, late: Callable[[], str]) -> None:
-        """Adds to a bounded queue, waiting for room as `get` waits for an item."""
-        self._wait(lambda: target.put(item, timeout=_POLL_SECONDS), timeout, late)
-
-    def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str]) -> Any:
-        start = time.monotonic()
-        while True:
+    def wait(self, seconds: float) -> None:
+        """Waits for an error that may come, and raises it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             self.check()
-            try:
-                return attempt()
-            except (queue.Empty, queue.Full):
-                if timeout is not None and time.monotonic() - start > timeout:
-                    raise WorkerError(late()) from None
+            time.sleep(_POLL_SECONDS)
+
+    def too_late(self, peer: int, text: str) -> str:
+        """The words for a peer that was waited for in vain.
+
+        One that waits itself is not the cause: it is given some seconds to tell of it, which raises what it tells.
+        """
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while (doing := self.doing_of(peer)).startswith("waited"):
+            if time.monotonic() > end:
+                return f"{text} Worker {peer} itself {doing}."
+            self.wait(_POLL_SECONDS)
+        return text
+
+    @contextmanager
+    def telling(self, doing: str) -> Iterator[None]:
+        """What the computing thread does in the block; after an error it stays what it was about."""
+        before, self.doing = self.doing, doing
+        yield
+        self.doing = before
+
+    def get(
+        self, source: queue.Queue, timeout: float | None, late: Callable[[], str], doing: str = "waited for another"
+    ) -> Any:
+        """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never).
+
+        doing: what for, should an error come from elsewhere meanwhile.
+        """
+        return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late, doing)
+
+    def put(
+        self,
+        target: queue.Queue,
+        item: Any,
+        timeout: float | None,
+        late: Callable[[], str],
+        doing: str = "waited for another",
+    ) -> None:
+        """Adds to a bounded queue, waiting for room as `get` waits for an item."""
+        self._wait(lambda: target.put(item, timeout=_POLL_SECONDS), timeout, late, doing)
+
+    def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str], doing: str) -> Any:
+        start = time.monotonic()
+        with self.telling(doing):
+            while True:
+                self.check()
+                try:
+                    return attempt()
+                except (queue.Empty, queue.Full):
+                    if timeout is not None and time.monotonic() - start > timeout:
+                        raise WorkerError(late()) from None
 
 
 class Monitor:
     """This worker's heartbeat and its watch over others', in a thread with a store connection of its own."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, alarm: Alarm, traffic: Traffic):
+    def __init__(self, store: dist.Store, rank: int, world_size: int, alarm: Alarm, notice: Notice, traffic: Traffic):
         self.status: Callable[[], dict] = dict
         """Gives what the beat carries: rank 0 shows it as the progress of the others."""
         self.statuses: dict[int, dict] = {}
@@ -70,27 +139,39 @@ class Monitor:
         self._store = store
         self._rank = rank
         self._alarm = alarm
+        self._notice = notice
+        alarm.doing_of = self._doing_of
+        self._siblings = Siblings(store, rank, world_size)
+        notice.is_of_a_loss = lambda: bool(self._siblings.gone())
         self._watched = [other for other in (range(world_size) if rank == 0 else [0]) if other != rank]
         self._last: dict[int, tuple[str, float]] = {}
         self._count = 0
         self.store_lost = False
         self._answered = time.monotonic()
         self._stopped = threading.Event()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._guard, name="pipeflow-guard", daemon=True).start()
+        threading.Thread(target=self._guard, name="pipeflow-silence", daemon=True).start()
+
+    def watch(self, others: Iterable[int]) -> None:
+        """Watches these workers too: those at the other ends of this one's links."""
+        self._watched = sorted({*self._watched, *others})
 
     def close(self) -> None:
         """Ends the watch; says to the others that this worker ended as it should."""
         self._stopped.set()
         self._thread.join()
         self._store.set(self._beat_key(self._rank), _ENDED)
+        self._closed.set()
 
     def _run(self) -> None:
         try:
             while not self._stopped.is_set():
                 self._beat()
                 self._look_for_failure()
+                self._share_notice()
+                self._look_for_siblings()
                 for other in self._watched:
                     self._watch(other)
                 self._answered = time.monotonic()
@@ -99,19 +180,30 @@ class Monitor:
             self._lose_store(first_line(error))
 
     def _guard(self) -> None:
-        """Watches the watch: a store on a machine that is gone does not fail, it never answers."""
-        while not self._stopped.wait(BEAT_SECONDS):
+        """Watches the watch, for a store on a machine that is gone does not fail, it never answers."""
+        while not self._closed.wait(BEAT_SECONDS):
             silent = time.monotonic() - self._answered
-            if silent > LOST_AFTER_SECONDS:
+            if silent > LOST_AFTER_SECONDS and not self.store_lost:
                 self._lose_store(f"silent for {silent:.0f} s")
-                return
+
+    def quiet(self) -> str:
+        """Who of those that this worker watches has missed several beats, in words behind a sentence."""
+        now = time.monotonic()
+        ages = {other: now - since for other, (value, since) in [*self._last.items()] if value != _ENDED}
+        told = [
+            f"worker {other}{self.about(other)} for {age:.0f} s" for other, age in ages.items() if age > QUIET_SECONDS
+        ]
+        return f"; no heartbeat of {', '.join(told)}" if told else ""
 
     def _lose_store(self, why: str) -> None:
         self.store_lost = True
+        if launcher.is_gone():  # which had the store; the guard says it
+            return
         self._alarm.trip(
             WorkerError(
-                f"worker {self._rank}: the launcher's store does not answer any more ({why}): rank 0 or the launcher is "
-                f"gone. Start the same command again to resume."
+                f"worker {self._rank}: the launcher's store does not answer any more ({why}): worker 0{self.about(0)} or "
+                f"the launcher is gone, while worker {self._rank} {self._alarm.doing}. Start the same command again to "
+                f"resume."
             )
         )
 
@@ -120,7 +212,10 @@ class Monitor:
 
     def _beat(self) -> None:
         self._count += 1
-        key, value = self._beat_key(self._rank), json.dumps({"count": self._count, **self.status()})
+        key, value = (
+            self._beat_key(self._rank),
+            json.dumps({"count": self._count, "doing": self._alarm.doing, **self.status()}),
+        )
         self._store.set(key, value)
         self._traffic.add("control", self._rank, 0, len(key) + len(value))
 
@@ -131,6 +226,38 @@ class Monitor:
                 error = WorkerError(failure["message"])
                 error.said = True
                 self._alarm.trip(error)
+
+    def _share_notice(self) -> None:
+        """Of a machine's workers all get the signal, of several machines' maybe one."""
+        if self._notice:
+            self._store.set("preempted", str(self._notice.from_rank))
+        elif self._store.check(["preempted"]):
+            self._notice.give(int(self._store.get("preempted")))
+
+    def _look_for_siblings(self) -> None:
+        self._siblings.meet()
+        for other, pid in self._siblings.gone().items():
+            # Whoever failed by itself has said so before its end, and whoever came to the end of the run has left a word.
+            self._look_for_failure()
+            key = self._beat_key(other)
+            said = self._store.get(key).decode() if self._store.check([key]) else "{}"
+            if said == _ENDED:
+                continue
+            self.statuses[other] = json.loads(said)
+            self._alarm.trip(
+                WorkerError(
+                    f"worker {other} was lost{self.about(other)}: its process {pid} has ended, while worker {self._rank} "
+                    f"{self._alarm.doing}. Start the same command again to resume."
+                )
+            )
+
+    def _doing_of(self, other: int) -> str:
+        _, since = self._last.get(other, ("", 0.0))
+        return self.statuses.get(other, {}).get("doing", "") if time.monotonic() - since < QUIET_SECONDS else ""
+
+    def about(self, other: int) -> str:
+        """What a worker that this one watches last said of itself, in words behind its number."""
+        return _described(self.statuses.get(other, {}))
 
     def _watch(self, other: int) -> None:
         key = self._beat_key(other)
@@ -146,16 +273,57 @@ class Monitor:
         elif value != _ENDED and now - since > LOST_AFTER_SECONDS:
             self._alarm.trip(
                 WorkerError(
-                    f"worker {other} was lost: worker {self._rank} has not heard its heartbeat for {now - since:.0f} s "
-                    f"(killed, stopped, or its machine is gone). Start the same command again to resume."
+                    f"worker {other} was lost{self.about(other)}: worker {self._rank} has not heard its heartbeat for "
+                    f"{now - since:.0f} s (killed, stopped, or its machine or link is gone), while worker {self._rank} "
+                    f"{self._alarm.doing}. Start the same command again to resume."
                 )
             )
+
+
+def _described(status: dict) -> str:
+    """What a worker last said of itself."""
+    parts = status.get("parts", [])
+    told = []
+    if "parts" in status:  # not before it has been told its own
+        told.append(f"part{'s' * (len(parts) > 1)} {', '.join(map(str, parts))}" if parts else "no part")
+    if "step" in status:
+        told.append(f"then in epoch {status['epoch']}, step {status['step']}")
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def guard(rank: int, alarm: Alarm, closed: threading.Event) -> None:
+    """Watches the launcher, and that alarms are heard; for a thread, until it is closed."""
+    while not closed.wait(BEAT_SECONDS):
+        if launcher.is_gone():
+            alarm.trip(
+                WorkerError(
+                    f"worker {rank}: the launcher (process {launcher.PROCESS}) is gone, while worker {rank} {alarm.doing}. "
+                    f"Start the same command again to resume."
+                )
+            )
+        error = alarm.unheard()
+        if error is not None:
+            end_process(error)
+
+
+def end_process(error: PipeflowError) -> NoReturn:
+    """Ends a process whose computing thread is beyond reach."""
+    try:
+        if not error.said:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)
 
 
 def claim_failure(store: dist.Store, rank: int, message: str) -> bool:
     """Writes the run's failure into the store; False where another worker's failure stands there already."""
     mine = json.dumps({"rank": rank, "message": message})
     return store.compare_set("failure", "", mine).decode() == mine
+
+
+def is_broken_connection(error: RuntimeError) -> bool:
+    """Whether torch says with it that another process, or the way to it, is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -48,7 +48,9 @@ MANIFEST = {
         "exit_bpd": Optional([_float]),
     },
     "log_position": whole,
-    "position": IfThere({"step": whole, "losses": [Each([_float])], "carried": Optional(_CARRIED)}),
+    "position": IfThere(
+        {"step": whole, "losses": [Each([_float])], "replicas": IfThere(whole), "carried": Optional(_CARRIED)}
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 On the other workers a recorder holds the history and does nothing else.
 """
 
+import copy
 import functools
 import threading
 import time
@@ -20,7 +21,7 @@ from pipeflow.flow import Part
 from pipeflow.metrics import MetricsLog
 from pipeflow.progress import Progress
 from pipeflow.training.run_folder import RunFolder
-from pipeflow.training.schedule import Phase
+from pipeflow.training.schedule import FINETUNE, Phase
 from pipeflow.training.world import World
 
 _SECONDS = ("local", "gather", "finetune", "eval", "checkpoint", "total")
@@ -49,6 +50,9 @@ class Recorder:
         self.state = state if manifest is None else manifest["state"]
         self._began = time.perf_counter() - self.state["seconds"]["total"]
         self._record: dict = {}
+        position = {} if manifest is None else manifest.get("position", {})
+        self._carried = position.get("carried")
+        """Of a phase that was interrupted, and is now trained to its end: its seconds and bytes until then."""
         self._sent_before = sum(
             count
             for name, count in self.state["bytes"].items()
@@ -81,7 +85,8 @@ class Recorder:
         if self.world.size > 1 and alone and self.config.num_local_epochs == 0:
             self.progress.say("end to end on rank 0's device: the other workers wait (finetune.parallel ddp uses them)")
         if manifest is not None:
-            self.progress.say(f"resuming after {len(self.history)} epochs from {manifest['folder']}")
+            steps = f" and {manifest['position']['step']} batches" if "position" in manifest else ""
+            self.progress.say(f"resuming after {len(self.history)} epochs{steps} from {manifest['folder']}")
 
     @contextmanager
     def shown(self, progress_of_worker: Callable[[], dict]) -> Iterator[None]:
@@ -146,24 +151,47 @@ class Recorder:
         self, phase: Phase, losses: dict, seconds: float, busy: Sequence[float], cpu: Sequence[float], traffic: list
     ) -> None:
         """All workers have trained the phase. busy: seconds that each did not wait for another; cpu: that it computed."""
-        macs = training_macs(phase, self.parts, self.config.optim.batch_size)
-        self.state["macs"] += macs
-        self.state["seconds"]["local" if phase.is_local else "finetune"] += seconds
+        self._count_training(phase, seconds)
+        carried, self._carried = self._carried, None
         self._record |= {
             "train_loss": dict(sorted(losses.items())),
             "updates": {str(part.index): phase.count_training(part.index) for part in self.parts},
             "test_bpd": None,
             "exit_bpd": None,
             "seconds": seconds,
-            "idle": [1 - each / seconds for each in busy],
+            "idle": [1 - each / seconds for each in busy],  # and the next: of this sitting
             "cpu_seconds": list(cpu),
             "images": phase.steps * self.config.optim.batch_size,
-            "macs": macs,
-            "bytes": {"latents": [], "eval": 0, "gradients": 0, "images": 0, "control": 0},
+            "macs": training_macs(phase, self.parts, self.config.optim.batch_size),
+            "bytes": self._no_bytes(phase),
         }
-        if phase.is_local:
-            self._record["bytes"]["latents"] = [[part.index, part.index + 1, 0] for part in self.parts[:-1]]
+        if carried is not None:
+            self._record["seconds"] += carried["seconds"]
+            self._record["bytes"] = carried["bytes"]
         self._add_bytes(traffic)
+
+    @_on_rank_0
+    def phase_interrupted(self, phase: Phase, seconds: float, traffic: list) -> dict:
+        """The phase is to be trained to its end later: what its record must carry over until then."""
+        if "bytes" not in self._record:  # else it has been trained and was being evaluated
+            self._count_training(phase, seconds)
+            carried = self._carried or {"seconds": 0.0, "bytes": self._no_bytes(phase)}
+            self._record |= {"seconds": seconds + carried["seconds"], "bytes": carried["bytes"]}
+        self._add_bytes(traffic)
+        carried = {key: self._record[key] for key in ("seconds", "bytes")}
+        self._record = {}
+        return carried
+
+    def forget_carried(self) -> None:
+        """The phase's first batches were cut otherwise: its record is of the batches since."""
+        self._carried = None
+
+    def _count_training(self, phase: Phase, seconds: float) -> None:
+        self.state["seconds"]["local" if phase.is_local else "finetune"] += seconds
+
+    def _no_bytes(self, phase: Phase) -> dict:
+        links = [[part.index, part.index + 1, 0] for part in self.parts[:-1]] if phase.is_local else []
+        return {"latents": links, "eval": 0, "gradients": 0, "images": 0, "control": 0}
 
     @_on_rank_0
     def timeline(self, spans: list) -> None:
@@ -193,6 +221,7 @@ class Recorder:
     def phase_ends(self) -> None:
         """The phase's record is complete."""
         record, self._record = self._record, {}
+        self.state["macs"] += record["macs"]
         self.history.append(record)
         self.log.event("epoch", **record)
         self.progress.epoch(record)
@@ -207,12 +236,14 @@ class Recorder:
         self.progress.say(f"gathered the parts: {sum(counts.values()) / 1e6:.1f} MB sent")
 
     @_on_rank_0
-    def checkpointed(
-        self, epoch: int, stage: str, files: list, counts: dict, traffic: list, seconds: Callable[[], float]
-    ) -> None:
-        """All workers have written their files: makes them a checkpoint. `seconds`: since the checkpoint began."""
+    def checkpoint(self, epoch: int, stage: str, counts: dict, traffic: list, position: dict | None = None) -> dict:
+        """The manifest of what the run is now, but for its files. What comes later changes nothing in it.
+
+        position: in the epoch that follows, where the checkpoint is inside one.
+        """
         self._add_bytes(traffic)
-        self.log.event("checkpoint", epoch=epoch)
+        step = {} if position is None else {"step": position["step"]}
+        self.log.event("checkpoint", epoch=epoch, **step)
         self.state["seconds"]["total"] = time.perf_counter() - self._began
         manifest = {
             "stage": stage,
@@ -223,8 +254,14 @@ class Recorder:
             "state": self.state,
             "log_position": self.log.position(),
         }
-        self.folder.checkpoints.commit(epoch, files, manifest)
-        self.state["seconds"]["checkpoint"] += seconds()
+        if position is not None:
+            manifest["position"] = position
+        return copy.deepcopy(manifest)
+
+    @_on_rank_0
+    def waited_for_checkpoint(self, seconds: float) -> None:
+        """The training stood still for a checkpoint."""
+        self.state["seconds"]["checkpoint"] += seconds
 
     @_on_rank_0
     def final(self, result: dict, memory: list, seconds: float, traffic: list) -> None:
@@ -275,6 +312,8 @@ class Recorder:
             name = kind
             if kind == "latents":  # by link, and by direction: that none goes back is counted, not assumed
                 name = f"latents/{source}" if target > source else f"backward/{target}"
+            elif kind in ("gradients", "images") and self._record.get("phase") not in FINETUNE:
+                name = f"{kind}/replicas"
             totals[name] = totals.get(name, 0) + count
             if "bytes" in self._record:
                 if kind == "latents":
@@ -303,12 +342,18 @@ class Recorder:
                 "initial": sent.get("initial", 0),
                 "gather": {kind: sent.get(kind, 0) for kind in _GATHER},
                 "finetune": finetune,
+                "replicas": {
+                    "gradients": sent.get("gradients/replicas", 0),
+                    "images": sent.get("images/replicas", 0),
+                    "start": sent.get("replicas", 0),
+                },
                 "control": sent.get("control", 0),
                 "total": sum(sent.values()),
             },
             "memory": self._final["memory"],
             "wire": self.world.size > 1,
             "world_size": self.world.size,
+            "replicas": self.config.parts.replicas,
             "backend": self.world.backend if self.world.size > 1 else "none",
             "device": self.world.device.type,
             "versions": {

@@ -21,19 +21,21 @@ from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.data.batches import generator
 from pipeflow.device import peak_memory
-from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, TrainingStopped
+from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, Preempted, TrainingStopped
 from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import NoInverse
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.saved_flow import save_flow, to_images
+from pipeflow.training.checkpoint import Checkpoints
 from pipeflow.training.draws import check_room
-from pipeflow.training.finetune import is_data_parallel
-from pipeflow.training.images import share_of
+from pipeflow.training.link import Stopped
+from pipeflow.training.liveness import is_broken_connection
 from pipeflow.training.record import Recorder
 from pipeflow.training.run_folder import RunFolder
+from pipeflow.training.saver import Saver
 from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
-from pipeflow.training.worker import exit_bits_per_dim
+from pipeflow.training.worker import Losses, exit_bits_per_dim
 from pipeflow.training.world import World
 
 SAMPLE_TEMPERATURE = 0.7
@@ -54,7 +56,8 @@ def train(
     `{"event": "epoch", **record}` and `{"event": "end", **summary}`, as they stand in `summary.json`, elsewhere with an
     empty dict. It may wait for the other workers' calls; nothing is sent for it.
 
-    Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it.
+    Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it. On SIGTERM the
+    run is saved, and Preempted raised; a process that has not come so far after `checkpoint.grace_s` is ended.
     """
     config = _name_what_is_given(config, flow, data)
     world = World()
@@ -64,6 +67,9 @@ def train(
             summary = run.execute(report or (lambda event: None))
         world.close()
         return summary
+    except Preempted as error:
+        error.said = world.rank != 0
+        raise
     except PipeflowError as error:
         error.said = world.fail(error)
         raise
@@ -71,8 +77,15 @@ def train(
         if not _is_of_the_disk(error):
             raise
         stop = CheckpointError(
-            f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume."
+            f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume: "
+            f"{Checkpoints(config.run.dir, config.checkpoint.keep).last_good()}."
         )
+        stop.said = world.fail(stop)
+        raise stop from None
+    except RuntimeError as error:
+        if not is_broken_connection(error):
+            raise
+        stop = world.cause_of(error)
         stop.said = world.fail(stop)
         raise stop from None
 
@@ -98,6 +111,21 @@ def _name_what_is_given(config: Config, flow: Flow | None, data: ImageData | Non
     return config
 
 
+class _Interrupted(Exception):
+    """The run was asked to leave, and all workers know it at the same point."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inside:
+    """A point inside an epoch, or behind its training and before the end of its evaluation."""
+
+    step: int
+    losses: Losses
+    """This worker's, up to here."""
+    carried: dict | None
+    """What the epoch's record will need of the time until here, on rank 0."""
+
+
 class Run:
     """One worker's view of the run."""
 
@@ -111,8 +139,15 @@ class Run:
         with contextlib.ExitStack() as resources:
             resources.callback(self.folder.close)
             self.manifest = self._open_folder()
+            self._resumed_from = self.manifest or {}
+            self._saved = (
+                len(self._resumed_from.get("history", [])),
+                self._resumed_from.get("position", {}).get("step", 0),
+            )
             self._set_up(flow, data)
             resources.callback(self.recorder.close)
+            self.saver = Saver(self.folder.checkpoints, world.rank, world.entries, world.alarm)
+            resources.callback(self.saver.close)
             self._resources = resources.pop_all()
 
     def _set_up(self, flow: Flow | None, data: ImageData | None) -> None:
@@ -123,7 +158,7 @@ class Run:
             "steps": self.batches.steps_per_epoch,
             "num_test": len(self.batches.data.test),
         }
-        info = self.control.broadcast(info)
+        info = self.control.broadcast(info, "the data's shape")
         self.num_test = info["num_test"]
         self.flow = self._build_flow(flow, tuple(info["shape"]))
         self.parts = self._split()
@@ -143,8 +178,16 @@ class Run:
 
     def execute(self, report: Callable[[dict], None]) -> dict:
         """Runs to the end; the summary, on every worker. report: as `train` takes it."""
+        # Until here there is nothing to save, and SIGTERM just ends the process: it may wait for one that is gone already.
+        self.stages.start(next_is_local=len(self.recorder.history) < self.config.num_local_epochs)
+        with self.world.notice.listening(self.config.checkpoint.grace_s, self.folder.checkpoints.last_good):
+            try:
+                return self._execute(report)
+            except _Interrupted:
+                raise self._preempted() from None
+
+    def _execute(self, report: Callable[[dict], None]) -> dict:
         recorder = self.recorder
-        self.stages.start(next_is_local=len(recorder.history) < self.config.num_local_epochs)
         if self.is_main:
             self._resources.enter_context(recorder.shown(lambda: self.stages.worker.progress))
         never = [part.index for part in self.parts if not self.schedule.num_updates(part.index)]
@@ -157,14 +200,17 @@ class Run:
         while phase is not None:
             if not phase.is_local and self.stages.name == "local":
                 self._gather()
-            self._run_phase(phase)
+            interrupted = self._run_phase(phase)
+            if interrupted is not None:
+                self._save_inside(phase.epoch, interrupted)
+                raise _Interrupted
             # A stop comes before the checkpoint: were it saved, each resume would only meet the stop again.
             following = self._next_phase()
             if phase.checkpoint:
                 self._checkpoint(phase.epoch + 1)
             report({"event": "epoch", **recorder.history[-1]} if self.is_main else {})
             phase = following
-        summary = self.control.broadcast(self._finish())
+        summary = self.control.broadcast(self._finish(), "the end of the run")
         report({"event": "end", **summary} if self.is_main else {})
         return summary
 
@@ -178,8 +224,12 @@ class Run:
             opened = [manifest, notes, self.folder.show_token()]
             for note in notes:
                 print(note, flush=True)
-        manifest, _, token = self.control.broadcast(opened)
-        blind = [rank for rank, sees in enumerate(self.control.gather(self.folder.sees(token))) if not sees]
+        manifest, _, token = self.control.broadcast(opened, "the run folder")
+        blind = [
+            rank
+            for rank, sees in enumerate(self.control.gather(self.folder.sees(token), "a look at the run folder"))
+            if not sees
+        ]
         if self.is_main:
             self.folder.remove_token(token)
             if blind:
@@ -199,7 +249,7 @@ class Run:
         if flow.shape != shape:
             raise ConfigError(f"flow: made for images of shape {flow.shape}, but the data has {shape}.")
         values = [float(parameter.detach().double().sum()) for parameter in flow.parameters()]
-        if any(theirs != values for theirs in self.control.share(values)):
+        if any(theirs != values for theirs in self.control.share(values, "the flow's values")):
             raise ConfigError("flow: its initial values differ between workers: build it under torch.manual_seed(...).")
         return flow
 
@@ -220,8 +270,10 @@ class Run:
         rates = config.optim.part_lr
         if rates is not None and len(rates) != num_parts:
             raise ConfigError(f"optim.part_lr: {len(rates)} rates for {num_parts} parts: give one for each part.")
-        if self.world.size > num_parts and not (is_data_parallel(config, self.world) and not config.num_local_epochs):
-            raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {num_parts} workers.")
+        is_shared = config.finetune.parallel == "ddp" and not config.num_local_epochs
+        if self.world.num_stages > num_parts and not is_shared:
+            most = num_parts * self.world.num_replicas
+            raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {most} workers.")
         return split_flow(self.flow, cuts, config.parts.head, config.memory.activations)
 
     def _cuts(self) -> list[str]:
@@ -237,7 +289,7 @@ class Run:
             if self.is_main:
                 costs = layer_seconds(self.flow, self.world.device, self.config.optim.batch_size)
                 cuts = cut_names(self.flow, split, num, costs)
-            cuts = self.control.broadcast(cuts)
+            cuts = self.control.broadcast(cuts, "the cuts")
         return cuts
 
     # --- phases -------------------------------------------------------------------------------------------------------
@@ -250,25 +302,46 @@ class Run:
             if isinstance(decision, Stop):
                 raise self._stopped(decision.reason)
             answer = decision and decision.to_json()
-        answer = self.control.broadcast(answer)
+        answer = self.control.broadcast(answer, "the next phase")
         return answer and Phase.from_json(answer)
 
-    def _run_phase(self, phase: Phase) -> None:
+    def _run_phase(self, phase: Phase) -> _Inside | None:
+        """Trains and evaluates; where it was interrupted, if it was."""
         recorder = self.recorder
         recorder.phase_begins(phase)
+        first_step, before = self._take_position()
         start = time.perf_counter()
         worker = self.stages.worker
         try:
-            if phase.uses_draw and any(self.control.share(worker.lacks_draw(phase))):
+            if phase.uses_draw and any(self.control.share(worker.lacks_draw(phase), "the latents kept")):
                 worker.fill_draw(phase)
-            losses = worker.train(phase)
+            trained = worker.train(phase, first_step, before)
         except TrainingStopped as error:
             raise self._stopped(str(error)) from None
-        trained, traffic = self._collect([losses, worker.busy_seconds, worker.cpu_seconds])
-        losses, busy, cpu = zip(*trained) if self.is_main else ((), (), ())
+        collected, traffic = self._collect(
+            [trained.losses.means(), worker.busy_seconds, worker.cpu_seconds, trained.stopped_at],
+            f"the losses of epoch {phase.epoch}",
+        )
+        losses, busy, cpu, stops = zip(*collected) if self.is_main else ((), (), (), ())
+        stopped_at = self.control.broadcast(
+            next((step for step in stops if step is not None), None), "whether the run stops here"
+        )
+        if stopped_at is not None:
+            carried = recorder.phase_interrupted(phase, time.perf_counter() - start, traffic)
+            return _Inside(stopped_at, trained.losses, carried)
         recorder.phase_trained(phase, self._merge_losses(losses), time.perf_counter() - start, busy, cpu, traffic)
         if self.world.timeline.wanted(phase.epoch):
             self._draw_timeline()
+        try:
+            self._evaluate_phase(phase)
+        except _Interrupted:
+            carried = recorder.phase_interrupted(phase, 0.0, self._collect(None)[1])
+            return _Inside(phase.steps, trained.losses, carried)
+        recorder.phase_ends()
+        return None
+
+    def _evaluate_phase(self, phase: Phase) -> None:
+        recorder = self.recorder
         if phase.evaluate:
             start = time.perf_counter()
             result = self._evaluate(phase.epoch, self._num_eval_images())
@@ -277,13 +350,12 @@ class Run:
             start = time.perf_counter()
             result = self._evaluate(phase.epoch, self.num_test)
             recorder.local_ended(result, time.perf_counter() - start, self._collect(None)[1])
-        recorder.phase_ends()
 
     def _draw_timeline(self) -> None:
         """Brings everybody's spans together, on rank 0's clock as far as workers of other machines can tell it."""
-        self.control.share("now")
+        self.control.share("now", "the timeline")
         here = [socket.gethostname(), time.time_ns(), self.world.timeline.take()]
-        everyone = self.control.gather(here)
+        everyone = self.control.gather(here, "the timeline")
         self.recorder.timeline(
             [
                 [
@@ -300,40 +372,83 @@ class Run:
         _, traffic = self._collect(None)
         self.recorder.gathered(time.perf_counter() - start, traffic)
 
-    def _checkpoint(self, epoch: int) -> None:
-        """Everything a run is, after `epoch` epochs."""
+    def _checkpoint(self, epoch: int, position: dict | None = None) -> None:
+        """Begins to save all that a run is, after `epoch` epochs, and the batches of the next that `position` tells of."""
         start = time.perf_counter()
-        entry, counts = None, {}
+        recorder, step, counts = self.recorder, 0 if position is None else position["step"], None
         if self.stages.takes_part:
             tensors, counts = self.stages.state()
-            entry = self.folder.checkpoints.write(epoch, self.world.rank, tensors)
-        written, traffic = self._collect([entry, counts])
+            self.saver.take(tensors)
+        collected, traffic = self._collect(counts, f"the checkpoint after {epoch} epochs")
+        merged = {owner: count for each in collected for owner, count in (each or {}).items()}
+        manifest = recorder.checkpoint(epoch, self.stages.name, merged, traffic, position)
         if self.is_main:
-            files = [entry for entry, _ in written if entry is not None]
-            merged = {owner: count for _, each in written for owner, count in each.items()}
-            self.recorder.checkpointed(
-                epoch, self.stages.name, files, merged, traffic, lambda: time.perf_counter() - start
-            )
+            writers = [rank for rank, each in enumerate(collected) if each is not None]
+            self.saver.save(epoch, step, writers, manifest, recorder.log.sync)
+        elif self.stages.takes_part:
+            self.saver.save(epoch, step)
+        self._saved = (epoch, step)
+        recorder.waited_for_checkpoint(time.perf_counter() - start)
 
-    def _collect(self, value: Any) -> tuple[list, list]:
+    def _wait_for_checkpoint(self) -> None:
+        """Until the last one is whole, as rank 0 sees it; elsewhere until this worker's file is on the disk."""
+        start = time.perf_counter()
+        self.saver.wait()
+        self.recorder.waited_for_checkpoint(time.perf_counter() - start)
+
+    # --- preemption ---------------------------------------------------------------------------------------------------
+
+    def _save_inside(self, epoch: int, inside: _Inside) -> None:
+        """A checkpoint in the middle of an epoch, unless the one that the run came from or wrote last is as far."""
+        if (epoch, inside.step) != self._saved:
+            losses, _ = self._collect(inside.losses.values(), "the losses so far")
+            replicas = self.stages.replicas.size
+            position = {"step": inside.step, "losses": losses, "replicas": replicas, "carried": inside.carried}
+            self._checkpoint(epoch, position if inside.step else None)
+        self._wait_for_checkpoint()
+        self.control.share("saved", "the checkpoint")  # nobody leaves before the checkpoint is whole
+
+    def _take_position(self) -> tuple[int, dict[str, list[float]]]:
+        """Where in its epoch the run goes on, and this worker's losses of the batches before.
+
+        Losses of parts that were cut otherwise, or of another share of each batch, are not this run's.
+        """
+        manifest, self._resumed_from = self._resumed_from, {}
+        position = manifest.get("position")
+        if position is None:
+            return 0, {}
+        replicas = self.stages.replicas
+        same = manifest["cuts"] == [part.names[0] for part in self.parts[1:]] and manifest["stage"] == self.stages.name
+        if not same or position.get("replicas", 1) != replicas.size:
+            self.recorder.forget_carried()
+            return position["step"], {}
+        held = {str(trainer.part.index) for trainer in self.stages.worker.trainers}
+        mine = [of for rank, of in enumerate(position["losses"]) if rank % replicas.size == replicas.index]
+        return position["step"], {part: each for of in mine for part, each in of.items() if part in held}
+
+    def _preempted(self) -> Preempted:
+        return Preempted(
+            f"preempted (SIGTERM at worker {self.world.notice.from_rank}): nothing that was trained is lost, "
+            f"{self.folder.checkpoints.last_good()}. Start the same command again to resume."
+        )
+
+    def _collect(self, value: Any, what: str = "the bytes sent") -> tuple[list, list]:
         """Everybody's values on rank 0, and the bytes that all have sent since the last call."""
-        collected = self.control.gather([value, self.world.traffic.take()])
+        collected = self.control.gather([value, self.world.traffic.take()], what)
         return [value for value, _ in collected], [entry for _, traffic in collected for entry in traffic]
 
     def _merge_losses(self, losses: list[dict[str, float]]) -> dict[str, float]:
-        """Mean loss by part; of data-parallel workers the mean over the whole batch."""
+        """Mean loss by part; of replicas the mean over the whole batch."""
         merged: dict[str, float] = {}
         for rank, each in enumerate(losses):
-            weight = 1.0
-            if self.stages.name == "whole" and is_data_parallel(self.config, self.world):
-                share = share_of(self.config.optim.batch_size, self.world.size, rank)
-                weight = (share.stop - share.start) / self.config.optim.batch_size
+            weight = self.stages.replicas.weight(self.config.optim.batch_size, rank)
             for part, loss in each.items():
                 key = "flow" if self.stages.name == "whole" else part
                 merged[key] = merged.get(key, 0.0) + weight * loss
         return merged
 
     def _stopped(self, reason: str) -> TrainingStopped:
+        self.saver.close()  # the checkpoint that is being written may be the last good one
         return TrainingStopped(
             f"{reason}: stopped all workers, {self.folder.checkpoints.last_good()}. Resume with a lower optim.lr or with "
             f"optim.clip_norm."
@@ -353,10 +468,15 @@ class Run:
             return {**self._evaluate_once(epoch, num_images), **result}
 
     def _evaluate_once(self, epoch: int, num_images: int) -> dict:
-        sums = {}
+        sums, stopped = {}, False
         if self.stages.takes_part:
-            sums = self.stages.worker.evaluate(epoch, num_images)
-        everyone = self.control.gather(sums)
+            try:
+                sums = self.stages.worker.evaluate(epoch, num_images)
+            except Stopped:
+                stopped = True
+        everyone = self.control.gather(sums, f"the evaluation of epoch {epoch}")
+        if self.control.broadcast(self.is_main and stopped, "whether the run stops here"):
+            raise _Interrupted
         if not self.is_main:
             return {"test_bpd": None, "exit_bpd": None}
         merged = {int(part): values for each in everyone for part, values in each.items()}
@@ -365,14 +485,15 @@ class Run:
 
     def _finish(self) -> dict | None:
         """The last evaluation, the model, samples, plots and the summary, unless they are there already."""
-        done = self.control.broadcast(self.is_main and self.recorder.is_finished())
+        done = self.control.broadcast(self.is_main and self.recorder.is_finished(), "the end of the run")
         if done:
             self.recorder.say(f"the run in {self.folder.path} has ended already: nothing to do")
             return self.folder.summary() if self.is_main else None
         start = time.perf_counter()
         result = self._evaluate(self.config.num_epochs, self.num_test)
-        memory, traffic = self._collect([self._memory_before, peak_memory(self.world.device)])
+        memory, traffic = self._collect([self._memory_before, peak_memory(self.world.device)], "the memory used")
         self.recorder.final(result, memory, time.perf_counter() - start, traffic)
+        self._wait_for_checkpoint()
         if self.stages.name == "local":
             self._gather()
         if not self.is_main:

@@ -1,8 +1,9 @@
 """The run folder: what a run finds in it at its start, and what it leaves there.
 
-config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png  run.lock
+config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png  run.lock  run.launch
 """
 
+import os
 import secrets
 from pathlib import Path
 
@@ -18,6 +19,14 @@ from pipeflow.untrusted import read_json, read_yaml
 
 FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
 """What a resumed run must have in common with the run in the folder."""
+
+_LAUNCH = "run.launch"
+"""Of the command that began the run anew (`run.resume never`): its own restarts go on with it."""
+
+
+def launch_id() -> str:
+    """What the workers of one launch have in common, through all restarts."""
+    return os.environ.get("PIPEFLOW_LAUNCH_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 class RunFolder:
@@ -48,10 +57,13 @@ class RunFolder:
     def _open(self) -> tuple[dict | None, list[str]]:
         notes = self._make_and_lock()
         resume = self.config.run.resume
-        if resume == "never" and self._holds_run():
-            notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._move_aside()}")
-            self._lock.release()  # it went aside with the folder
-            notes += self._make_and_lock()
+        if resume == "never" and not self._is_restarted():
+            if self._holds_run():
+                notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._move_aside()}")
+                self._lock.release()  # it went aside with the folder
+                notes += self._make_and_lock()
+            if launch_id():
+                (self.path / _LAUNCH).write_text(launch_id())
         if self._holds_run():
             self._check_same_run()
         self.checkpoints.clean()
@@ -80,6 +92,12 @@ class RunFolder:
                 f"run.dir: {self.path} cannot be written to ({error.strerror}): choose another."
             ) from None
         return [] if note is None else [note]
+
+    def _is_restarted(self) -> bool:
+        """Whether the launcher has restarted the workers, and those before have begun the run in this folder anew."""
+        launch = self.path / _LAUNCH
+        is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        return not is_first and launch.exists() and launch.read_text() == launch_id()
 
     def write_config(self) -> None:
         """Writes config.yaml: from here on the folder holds this run."""

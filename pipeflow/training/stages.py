@@ -2,6 +2,8 @@
 
 local   a trainer for each of its parts, links to its neighbours, the images if it has the first part
 whole   rank 0 (data-parallel: everybody) a trainer of the whole flow; the others nothing: their phases are empty
+
+In both, workers that hold the same are replicas of each other: the first of them loads, initialises, evaluates and saves.
 """
 
 import contextlib
@@ -10,23 +12,16 @@ from collections.abc import Iterator, Sequence
 from pipeflow.config import Config
 from pipeflow.data import Batches
 from pipeflow.errors import ConfigError
-from pipeflow.flow import Flow, Part
+from pipeflow.flow import Flow, Part, split_flow
 from pipeflow.flow.parts import balance
 from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.training.data_parallel import DataParallelTrainer, Replicas
 from pipeflow.training.draws import Draws
-from pipeflow.training.finetune import (
-    State,
-    gather,
-    is_data_parallel,
-    spread,
-    state_of,
-    whole_flow_trainer,
-    without_heads,
-)
 from pipeflow.training.graphs import make_trainer
 from pipeflow.training.images import ImagesAhead, ImageSource, SharedImages
 from pipeflow.training.manifest import check_tensors
 from pipeflow.training.schedule import Schedule
+from pipeflow.training.state import State, gather, spread, state_of, without_heads
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
 from pipeflow.training.world import World
@@ -59,11 +54,13 @@ class Stages:
         self.name = ""
         """`local` or `whole`."""
         self.worker: Worker
+        self.replicas: Replicas
+        """The workers that hold what this one holds."""
 
     @property
     def takes_part(self) -> bool:
-        """Whether this worker evaluates and saves: after the gather rank 0 does so for all."""
-        return self.name == "local" or self.is_main
+        """Whether this worker evaluates and saves: one of its replicas does, after the gather rank 0 for all."""
+        return self.is_main or (self.name == "local" and self.replicas.is_first)
 
     def state(self) -> State:
         """All that this worker's trainers hold."""
@@ -80,7 +77,8 @@ class Stages:
     def gather(self) -> None:
         """From the local stage into the whole one: parts, optimizer states and averages go to rank 0."""
         self.world.close_links()
-        tensors, counts = gather(without_heads(self.state()), self.world.control)
+        mine = without_heads(self.state()) if self.takes_part else ({}, {})
+        tensors, counts = gather(mine, self.world.control)
         # A new stage begins: warm-up and decay start over, while the optimizer's own counts go on.
         self._start_whole((tensors, {owner: [0, count[1]] for owner, count in counts.items()}))
 
@@ -93,67 +91,94 @@ class Stages:
 
     def _start_local(self) -> None:
         world, config = self.world, self.config
-        if world.size > len(self.parts):
+        if world.num_stages > len(self.parts):
             raise ConfigError(
-                f"{world.size} workers for {len(self.parts)} parts, and the checkpoint is from before the gather: "
+                f"{world.num_stages} workers for {len(self.parts)} parts, and the checkpoint is from before the gather: "
                 f"start at most {len(self.parts)} workers."
             )
-        starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.size)
+        self.replicas = world.replicas_of_parts()
+        starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.num_stages)
         owners = [sum(part.index >= start for start in starts) - 1 for part in self.parts]
         trainers = []
         for part, owner in zip(self.parts, owners):
-            if owner == world.rank:
+            if owner == world.stage:
                 lr = config.optim.part_lr[part.index] if config.optim.part_lr else config.optim.lr
-                trainers.append(make_trainer(part, world.device, config, lr, self.schedule.num_updates(part.index)))
+                trainers.append(self._make_trainer(part, lr, self.schedule.num_updates(part.index)))
         links = world.make_links(self.parts, owners, config)
-        self.worker = self._make_worker(trainers, links, self._images_ahead())
+        self.worker = self._make_worker(trainers, links, self._images() if world.stage == 0 else None)
         self.name = "local"
         self._load_or_initialize(trainers)
+        self._hand_to_replicas(trainers, "replicas")
 
-    def _start_whole(self, state: tuple | None = None) -> None:
+    def _start_whole(self, state: State | None = None) -> None:
         """state: what the gather brought together; None: from the checkpoint, or initialised here."""
         world, config = self.world, self.config
-        data_parallel = is_data_parallel(config, world)
-        images, trainers = self._images_ahead(), []
-        if self.is_main or data_parallel:
-            trainers = [whole_flow_trainer(self.flow, config, self.schedule, world)]
-        if data_parallel:
-            images = SharedImages(
-                self.batches, config.run.seed, config.optim.batch_size, self.flow.shape, self.world.control
-            )
-        self.worker = self._make_worker(trainers, {}, images)
+        is_shared = config.finetune.parallel == "ddp" and world.size > 1
+        self.replicas = world.replicas_of_all() if is_shared else Replicas((world.rank,), world.rank)
+        trainers = []
+        if self.is_main or is_shared:
+            lr = config.finetune.lr if config.finetune.lr is not None else config.optim.lr
+            whole = split_flow(self.flow, [], activations=config.memory.activations)[0]
+            trainers = [self._make_trainer(whole, lr, self.schedule.num_finetune_updates())]
+        self.worker = self._make_worker(trainers, {}, self._images() if trainers else None)
         self.name = "whole"
-        is_loaded = state is None and self.is_main
-        if is_loaded:
+        if state is None and self.is_main:
             self._load_or_initialize(trainers)
-            state = state_of(trainers)
-        if data_parallel:
-            state = spread(state if self.is_main else ({}, {}), self.world.control)
-        if not is_loaded:
-            for trainer in trainers:
-                trainer.load_model(state[0])
-                trainer.load_training(*state, same_stage=True)
+        elif self.is_main:
+            _load(trainers, state)
+        self._hand_to_replicas(trainers)
 
-    def _images_ahead(self) -> ImagesAhead | None:
-        if self.batches is None:
-            return None
-        return ImagesAhead(self.batches, self.world.device, self.world.timeline)
+    def _make_trainer(self, part: Part, lr: float, num_updates: int) -> PartTrainer:
+        """One that records its step, one that shares each batch with the part's replicas, or a plain one."""
+        world, config = self.world, self.config
+        if self.replicas.size == 1:
+            return make_trainer(part, world.device, config, lr, num_updates)
+        trainer = DataParallelTrainer(part, world.device, config, lr, num_updates)
+        trainer.join(self.replicas, config, world.device, world.traffic, world.alarm)
+        return trainer
+
+    def _images(self) -> ImageSource:
+        """Where batches begin: loaded here, or handed out by the first replica."""
+        world, config = self.world, self.config
+        if self.replicas.size == 1:
+            return ImagesAhead(self.batches, world.device, world.timeline)
+        return SharedImages(
+            self.batches, config.run.seed, config.optim.batch_size, self.flow.shape, world.control, self.replicas
+        )
+
+    def _hand_to_replicas(self, trainers: list[PartTrainer], kind: str | None = None) -> None:
+        """What the first replica has loaded or initialised, to the others. kind: under which it is counted."""
+        if self.replicas.size > 1:
+            mine = state_of(trainers) if self.replicas.is_first else ({}, {})
+            state = spread(mine, self.world.control, self.replicas, kind)
+            if not self.replicas.is_first:
+                _load(trainers, state)
 
     def _make_worker(self, trainers: list, links: dict, images: ImageSource | None) -> Worker:
         world, config, batch_size = self.world, self.config, self.config.optim.batch_size
         draws = Draws(config.link, config.run.seed, self.schedule.steps_per_epoch * batch_size)
         max_error = config.memory.max_error
         worker = Worker(
-            trainers, links, images, world.device, batch_size, world.alarm, draws, world.timeline, max_error
+            trainers,
+            links,
+            images,
+            world.device,
+            batch_size,
+            world.alarm,
+            draws,
+            world.timeline,
+            max_error,
+            lambda: bool(world.notice),
         )
         if world.monitor is not None:
-            world.monitor.status = lambda: {**worker.progress, "sent": world.traffic.training}
+            parts = [trainer.part.index for trainer in trainers]
+            world.monitor.status = lambda: {**worker.progress, "parts": parts, "sent": world.traffic.training}
         return worker
 
     def _load_or_initialize(self, trainers: list[PartTrainer]) -> None:
         """Initialises on the first batch whatever the checkpoint, if there is one, does not bring."""
         manifest, tensors = self.manifest, {}
-        if manifest is not None:
+        if manifest is not None and self.replicas.is_first:
             wanted = [owner for trainer in trainers for owner in trainer.part.owners()]
             tensors = self.checkpoints.read(manifest, wanted)
             check_tensors(tensors, manifest, [trainer.part for trainer in trainers], self.config.optim.name)
@@ -162,8 +187,16 @@ class Stages:
         for trainer in trainers:
             trainer.load_model(tensors)
         fresh = manifest is None
-        if fresh or (self.name == "local" and any(self.world.control.share(bool(new_heads)))):
+        wanted = fresh or (self.name == "local" and any(self.world.control.share(bool(new_heads), "the new heads")))
+        if wanted and self.replicas.is_first:
             self.worker.initialize(layers=fresh, heads=new_heads)
         same_stage = manifest is not None and manifest["stage"] == self.name
         for trainer in trainers:
             trainer.load_training(tensors, known, same_stage)
+
+
+def _load(trainers: list[PartTrainer], state: State) -> None:
+    """Takes what another worker, or the gather, gives."""
+    for trainer in trainers:
+        trainer.load_model(state[0])
+        trainer.load_training(*state, same_stage=True)

@@ -7,7 +7,8 @@ A worker knows its own parts and the links at their ends, nothing of the others:
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from pipeflow.errors import TrainingStopped
 from pipeflow.metrics import bits_per_dim
 from pipeflow.training.draws import Draws
 from pipeflow.training.images import ImageSource
-from pipeflow.training.link import EVALUATION, INITIAL, TRAINING, Link
+from pipeflow.training.link import EVALUATION, INITIAL, TRAINING, Link, Stopped
 from pipeflow.training.liveness import Alarm
 from pipeflow.training.schedule import Phase
 from pipeflow.training.timeline import COMPUTE, Timeline
@@ -35,14 +36,21 @@ class Losses:
     With them, of a part whose backward inverts its layers, the error of the activations that it recovered.
     """
 
-    def __init__(self, epoch: int, device: torch.device, max_error: float = math.inf):
+    def __init__(
+        self,
+        epoch: int,
+        device: torch.device,
+        max_error: float = math.inf,
+        before: Mapping[str, Sequence[float]] | None = None,
+    ):
+        """before: the losses of the phase's first batches, where it was interrupted behind them."""
         self.epoch = epoch
         self.max_error = max_error
         self.latest: dict[str, float] = {}
         self._on_gpu = device.type == "cuda"
         self._waiting: dict[str, list[tuple[int, Tensor]]] = {}
         self._copied: dict[str, tuple[list[int], Tensor, torch.cuda.Event | None]] = {}
-        self._read: dict[str, list[float]] = {}
+        self._read = {part: list(losses) for part, losses in (before or {}).items()}
 
     def add(self, part: str, step: int, loss: Tensor, error: Tensor | None = None) -> None:
         """Raises TrainingStopped where a loss is no number or beyond all bounds: this one, or on a GPU an earlier one.
@@ -94,14 +102,28 @@ class Losses:
                 f"the training loss of part {part} became {loss:g} bits/dim in epoch {self.epoch}, step {step}"
             )
 
-    def means(self) -> dict[str, float]:
-        """Mean loss of each part over the phase."""
+    def values(self) -> dict[str, list[float]]:
+        """The losses of each part, batch after batch."""
         for part in [*self._copied]:
             self._look_at_copied(part)
         for part in [*self._waiting]:
             self._copy(part)
             self._look_at_copied(part)
-        return {part: sum(values) / len(values) for part, values in self._read.items()}
+        return self._read
+
+    def means(self) -> dict[str, float]:
+        """Mean loss of each part over the phase."""
+        return {part: sum(values) / len(values) for part, values in self.values().items()}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a worker has made of a phase."""
+
+    losses: Losses
+    """In bits/dim, by part's index as text. Of the part that holds the images with the 8 bits of their 256 values."""
+    stopped_at: int | None
+    """The batch before which the phase was interrupted, where this worker knows of it."""
 
 
 class Worker:
@@ -118,9 +140,14 @@ class Worker:
         draws: Draws,
         timeline: Timeline,
         max_error: float = math.inf,
+        is_preempted: Callable[[], bool] = lambda: False,
     ):
-        """max_error: of activations that a backward recovers by inverting, `memory.max_error`."""
+        """max_error: of activations that a backward recovers by inverting, `memory.max_error`.
+
+        is_preempted: whether the run is to stop before the next batch.
+        """
         self._max_error = max_error
+        self._is_preempted = is_preempted
         self._alarm = alarm
         self._draws = draws
         self._timeline = timeline
@@ -148,24 +175,49 @@ class Worker:
             latent = part.initialize(latent, layers, part.head_name in heads)
             self._send_on(part.index, INITIAL, 0, 0, latent)
 
-    def train(self, phase: Phase) -> dict[str, float]:
-        """Runs the phase; mean training loss of each part, in bits/dim, by its index as text.
+    def train(self, phase: Phase, first_step: int = 0, before: Mapping[str, Sequence[float]] | None = None) -> Trained:
+        """Runs the phase from batch `first_step` on, to its end or to where it is interrupted.
 
-        The loss of the part that holds the images includes the 8 bits of their 256 values, as bits/dim do.
+        before: losses of the batches in front of that one.
         """
-        losses = Losses(phase.epoch, self.device, self._max_error)
+        losses = Losses(phase.epoch, self.device, self._max_error, before)
+        stopped_at = None
         self._draws.begin(phase)
         start, cpu, waited = time.perf_counter(), time.process_time(), self._waited_at_links()
-        for step in range(phase.steps):
+        for step in range(first_step, phase.steps):
             self._alarm.check()
             self._timeline.at(phase.epoch, step)
             self.progress = {"epoch": phase.epoch, "step": step, "losses": dict(losses.latest)}
-            self._train_batch(phase, step, losses)
-        means = losses.means()
+            try:
+                if self._is_preempted() and self._leads(phase):
+                    raise Stopped(step)
+                self._train_batch(phase, step, losses)
+            except Stopped as stop:
+                stopped_at = stop.step
+                if self._has_first_images():
+                    self.images.stop(stop.step)
+                self._pass_on(phase.epoch, stop)
+                break
+        losses.values()
         self._check_last_updates(phase, losses)
         self.busy_seconds = time.perf_counter() - start - (self._waited_at_links() - waited)
         self.cpu_seconds = time.process_time() - cpu
-        return means
+        return Trained(losses, stopped_at)
+
+    def _leads(self, phase: Phase) -> bool:
+        """Whether the phase's batches begin here: the other workers follow this one, or have nothing to do in it."""
+        if phase.uses_draw:
+            return any(trainer.part.index in phase.trained for trainer in self.trainers)
+        return self._has_first_images()
+
+    def _has_first_images(self) -> bool:
+        return self.images is not None and self.images.is_origin and bool(self.trainers)
+
+    def _pass_on(self, epoch: int, stop: Stopped) -> None:
+        """Tells the workers that wait for latents from this one that no more come."""
+        for trainer in self.trainers:
+            if trainer.part.index in self.links:
+                self.links[trainer.part.index].stop(epoch, stop.step)
 
     def _waited_at_links(self) -> float:
         return sum(link.waited for link in self.links.values())
@@ -235,11 +287,24 @@ class Worker:
         return latent
 
     def evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
-        """Sums over the test images of each part's contributions and of its head's log-prior, by index as text."""
+        """Sums over the test images of each part's contributions and of its head's log-prior, by index as text.
+
+        Raises Stopped where the run is interrupted meanwhile.
+        """
+        try:
+            return self._evaluate(epoch, num_images)
+        except Stopped as stop:
+            self._pass_on(epoch, stop)
+            raise
+
+    def _evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
         sums = {}
         num_batches = math.ceil(num_images / self.batch_size)
         batches = self.images.test_batches(num_images, self.batch_size) if self.images is not None else None
         for step in range(num_batches):
+            self._alarm.check()
+            if batches is not None and self._is_preempted():
+                raise Stopped(step)
             for trainer in self.trainers:
                 part = trainer.part
                 if part.index == 0:

@@ -4,27 +4,42 @@ Made from what torchrun and Ray Train both set (RANK, WORLD_SIZE, LOCAL_RANK, MA
 alone is a world of size 1, without torch.distributed.
 """
 
+import contextlib
 import itertools
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipeflow.config import Config, TimelineConfig
 from pipeflow.device import choose_device
-from pipeflow.errors import ConfigError, PipeflowError
+from pipeflow.errors import ConfigError, PipeflowError, WorkerError
 from pipeflow.flow.parts import Part
 from pipeflow.training.control import Control
+from pipeflow.training.data_parallel import Replicas
 from pipeflow.training.interfaces import stay_on_this_machine
 from pipeflow.training.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd, make_wire
-from pipeflow.training.liveness import Alarm, Monitor, claim_failure
+from pipeflow.training.liveness import (
+    CAUSE_SECONDS,
+    LOST_AFTER_SECONDS,
+    Alarm,
+    Monitor,
+    claim_failure,
+    first_line,
+    guard,
+)
+from pipeflow.training.preemption import Notice
+from pipeflow.training.saver import Entries
 from pipeflow.training.timeline import Timeline
 from pipeflow.training.traffic import Traffic
 
 _START_TIMEOUT = timedelta(minutes=10)
+_FAIL_SECONDS = 5.0
 _NO_TIMEOUT = timedelta(days=365)
 """Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
 
@@ -39,16 +54,37 @@ class World:
         """Connects to the other workers that the launcher started, if any."""
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.num_replicas = 1
+        """Workers that hold the same parts, before the gather."""
+        self.mesh: DeviceMesh | None = None
+        """All workers by `part` and `replica`, where parts have replicas and train by themselves."""
         self.alarm = Alarm()
+        self.notice = Notice(self.rank)
         self.traffic = Traffic()
         self.device = torch.device("cpu")
         self.backend = "gloo"
         self.timeline = Timeline(TimelineConfig(), self.device)
         self.monitor: Monitor | None = None
         self._store: dist.Store | None = None
+        self._link_timeout = _NO_TIMEOUT
         self._links: list[Link] = []
+        self._closed = threading.Event()
+        watch = (self.rank, self.alarm, self._closed)
+        threading.Thread(target=guard, args=watch, name="pipeflow-guard", daemon=True).start()
+        self.entries = Entries(None, self.rank, self.traffic)
         group = self._connect() if self.size > 1 else None
-        self.control = Control(self.rank, self.size, group, self.traffic, self.alarm)
+        about = self.monitor.about if self.monitor is not None else lambda other: ""
+        self.control = Control(self.rank, self.size, group, self.traffic, self.alarm, about)
+
+    @property
+    def stage(self) -> int:
+        """Where this worker stands in the line of those that hold different parts."""
+        return self.rank // self.num_replicas
+
+    @property
+    def num_stages(self) -> int:
+        """Workers in that line."""
+        return self.size // self.num_replicas
 
     def equip(self, config: Config) -> None:
         """Chooses this worker's device and the backend of its links.
@@ -56,6 +92,8 @@ class World:
         Raises ConfigError for a device or a backend that cannot be, and for more workers than parts.
         """
         config.check_world_size(self.size)
+        self.num_replicas = config.parts.replicas
+        self._link_timeout = timedelta(seconds=config.link.timeout_s)
         self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
         if config.precision.graphs and self.device.type != "cuda":
             raise ConfigError(
@@ -65,6 +103,17 @@ class World:
         self.timeline = Timeline(config.timeline, self.device)
 
     def _connect(self) -> dist.ProcessGroup:
+        try:
+            with self.alarm.telling("waited for the others at the start"):
+                return self._meet()
+        except RuntimeError as error:
+            raise WorkerError(
+                f"worker {self.rank}: the {self.size} workers did not come together at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']} ({first_line(error)}). See what the others say; are all of them started, and "
+                f"can they reach that address?"
+            ) from None
+
+    def _meet(self) -> dist.ProcessGroup:
         """The control group over gloo.
 
         Keys in the store carry the launcher's attempt and the number of this process's run: a restart, or a second
@@ -74,10 +123,15 @@ class World:
         stay_on_this_machine()
         store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
         self._store = dist.PrefixStore(attempt, store)
-        own = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=30)
-        )
-        self.monitor = Monitor(dist.PrefixStore(attempt, own), self.rank, self.size, self.alarm, self.traffic)
+
+        def connect() -> dist.Store:
+            """For a thread of its own: a connection serves one at a time."""
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            own = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+            return dist.PrefixStore(attempt, own)
+
+        self.monitor = Monitor(connect(), self.rank, self.size, self.alarm, self.notice, self.traffic)
+        self.entries = Entries(connect(), self.rank, self.traffic)
         dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
         return dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
 
@@ -87,7 +141,7 @@ class World:
         has_gpu = self.device.type == "cuda"
         about = torch.cuda.get_device_properties(self.device) if has_gpu else None
         gpu, model = (str(about.uuid), about.name) if has_gpu else ("", "CPU")
-        gpus, models = zip(*self.control.share([[socket.gethostname(), gpu], model]))
+        gpus, models = zip(*self.control.share([[socket.gethostname(), gpu], model], "the devices"))
         if config.link.dtype == "int8" and len(set(models)) > 1:
             raise ConfigError(
                 f"link.dtype: int8 needs all workers on the CPU, or all on GPUs of one model, but here are "
@@ -104,44 +158,89 @@ class World:
     def make_links(self, parts: Sequence[Part], owners: Sequence[int], config: Config) -> dict[int, Link]:
         """This worker's ends of the links between parts, by the index of the part in front.
 
-        owners: the rank that holds each part. All workers call this together, as making groups asks for.
+        owners: the stage that holds each part. All workers call this together, as making groups asks for.
         """
         links: dict[int, Link] = {}
+        replica = self.rank % self.num_replicas
         for part, source, target in zip(parts, owners, owners[1:]):
-            channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed)
-            if source == target:
-                if source == self.rank:
-                    links[part.index] = LocalLink(channel, self.traffic)
-                continue
-            group = dist.new_group([source, target], backend="gloo", timeout=_NO_TIMEOUT)
-            nccl = None
-            if self.backend == "nccl":
-                nccl = dist.new_group([source, target], backend="nccl", timeout=_NO_TIMEOUT)
-            if self.rank not in (source, target):
-                continue
-            wire = make_wire(group, nccl, target if self.rank == source else source, self.device)
-            depth, timeout = config.link.depth, config.link.timeout_s
-            if self.rank == source:
-                links[part.index] = SendingEnd(
-                    channel, wire, depth, timeout, self.traffic, self.alarm, self.timeline, self.rank
-                )
-            else:
-                links[part.index] = ReceivingEnd(channel, wire, depth, timeout, self.alarm, self.timeline, self.rank)
+            channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed, replica)
+            if source != target:
+                for each in range(self.num_replicas):
+                    ends = (source * self.num_replicas + each, target * self.num_replicas + each)
+                    link = self._make_link(channel, *ends, config)
+                    if link is not None:
+                        links[part.index] = link
+            elif source == self.stage:
+                links[part.index] = LocalLink(channel, self.traffic)
         self._links = list(links.values())
         return links
 
-    def gradient_group(self) -> dist.ProcessGroup:
-        """A group of all workers for data-parallel gradients."""
-        return dist.new_group(backend=self.backend, timeout=_NO_TIMEOUT)
+    def _make_link(self, channel: Channel, source: int, target: int, config: Config) -> Link | None:
+        """The end of a link between two ranks that is this worker's, if one is."""
+        group = dist.new_group([source, target], backend="gloo", timeout=_NO_TIMEOUT)
+        nccl = None
+        if self.backend == "nccl":
+            nccl = dist.new_group([source, target], backend="nccl", timeout=_NO_TIMEOUT)
+        if self.rank not in (source, target):
+            return None
+        peer = target if self.rank == source else source
+        if self.monitor is not None:
+            self.monitor.watch([peer])
+        wire = make_wire(group, nccl, peer, self.device)
+        depth, timeout = config.link.depth, config.link.timeout_s
+        if self.rank == source:
+            return SendingEnd(channel, wire, depth, timeout, self.traffic, self.alarm, self.timeline, self.rank)
+        return ReceivingEnd(channel, wire, depth, timeout, self.alarm, self.timeline, self.rank)
+
+    def replicas_of_parts(self) -> Replicas:
+        """The workers that hold this one's parts. All workers call this together."""
+        if self.num_replicas == 1:
+            return Replicas((self.rank,), self.rank)
+        ranks = torch.arange(self.size).view(self.num_stages, self.num_replicas)
+        lines = {tuple(line): dist.new_group(line, backend="gloo") for line in ranks.T.tolist()}
+        groups = {tuple(same): self._gradient_group(same) for same in ranks.tolist()}
+        (line,), (same,) = ([each for each in of if self.rank in each] for of in (lines, groups))
+        self.mesh = DeviceMesh.from_group(
+            [lines[line], groups[same]], self.device.type, ranks, mesh_dim_names=("part", "replica")
+        )
+        return Replicas(same, self.rank, self.mesh.get_group("replica"))
+
+    def replicas_of_all(self) -> Replicas:
+        """All workers, who hold the whole flow. All call this together."""
+        ranks = list(range(self.size))
+        return Replicas(tuple(ranks), self.rank, self._gradient_group(ranks))
+
+    def _gradient_group(self, ranks: list[int]) -> dist.ProcessGroup:
+        """For those who wait for each other in every batch."""
+        return dist.new_group(ranks, backend=self.backend, timeout=self._link_timeout)
 
     def fail(self, error: PipeflowError) -> bool:
         """Tells the others of this worker's error. True where another worker's came first and has been said there."""
         if self._store is None or error.said or self.monitor.store_lost:
             return error.said
+        answer: list[bool] = []
+
+        def claim() -> None:
+            with contextlib.suppress(RuntimeError):
+                answer.append(claim_failure(self._store, self.rank, str(error)))
+
+        # In a thread: behind a link that is cut the store never answers.
+        claiming = threading.Thread(target=claim, name="pipeflow-failure", daemon=True)
+        claiming.start()
+        claiming.join(_FAIL_SECONDS)
+        return not answer[0] if answer else False
+
+    def cause_of(self, error: RuntimeError) -> PipeflowError:
+        """What is behind a connection that broke inside torch: what the monitor hears in these seconds, else no more."""
         try:
-            return not claim_failure(self._store, self.rank, str(error))
-        except RuntimeError:
-            return self.rank != 0
+            self.alarm.wait(CAUSE_SECONDS)
+        except PipeflowError as cause:
+            return cause
+        quiet = "" if self.monitor is None else self.monitor.quiet()
+        return WorkerError(
+            f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke, while it "
+            f"{self.alarm.doing} ({first_line(error)}){quiet}. Start the same command again to resume."
+        )
 
     def close_links(self) -> None:
         """Ends this worker's links; those at their other ends do the same at the same point of the run."""
@@ -153,7 +252,15 @@ class World:
         """Ends links, heartbeat and groups, after all workers have come to the same end."""
         self.close_links()
         if self.monitor is not None:
+            self.control.share("closing", "the end of the run")  # watched still, for as long as rank 0 draws its plots
             self.monitor.close()
-            self.control.share("end")  # after this nobody needs the store, which may end with rank 0's process
+            late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
+            unwatched = threading.Timer(LOST_AFTER_SECONDS, self.alarm.trip, [late])
+            unwatched.daemon = True
+            unwatched.start()
+            # After this nobody needs the store, which may end with rank 0's process.
+            self.control.share("end", "the end of the run")
+            unwatched.cancel()
             self.control.close()
             dist.destroy_process_group()
+        self._closed.set()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -79,6 +80,24 @@ def shown_values(cluster: Cluster, name: str) -> list[float]:
     """The values that a metric of my_run has now, by size."""
     lines = [line for line in cluster.metrics().splitlines() if line.startswith(f"{name}{{") and 'run="my_run"' in line]
     return sorted(float(line.split()[-1]) for line in lines)
+
+
+def test_a_worker_that_is_killed_changes_nothing_in_a_run_that_was_begun_anew(cluster, tmp_path):
+    """`run.resume never` is of the command, not of each group of workers that Ray starts."""
+    about = {"data": {"num_train": 1280, "num_test": 40}, "schedule": {**SCHEDULE, "local_epochs": 3}}
+    train(small_config(tmp_path / "undisturbed", **about))
+    config = small_config(tmp_path / "run", run={"resume": "never"}, **about)
+    Path(config.run.dir).mkdir()
+    Path(config.run.dir, "config.yaml").write_text("of an older run")
+    driver = start(cluster, "from_python.py", json.dumps(config.to_dict()))
+    wait_until(lambda: '"event": "checkpoint"' in log_of(config), driver)
+    (worker,) = workers_on(cluster.second)
+    os.kill(worker, signal.SIGKILL)
+    output = finish(driver)
+    assert driver.returncode == 0, output
+    assert "resuming after" in output and [path.name for path in tmp_path.glob("run.old-*")] == ["run.old-1"]
+    assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
+    assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
 
 
 def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, tmp_path):

@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 
+from pipeflow.config import Config
 from pipeflow.costs import gather_bytes
 from pipeflow.flow import cut_names, glow, split_flow
-from pipeflow.plan.memory import Activations, flow_bytes, saved_bytes, trained_bytes
+from pipeflow.plan.memory import Activations, copied_bytes, flow_bytes, saved_bytes, trained_bytes
+from pipeflow.training.trainer import PartTrainer
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,17 @@ def test_weights_gradients_and_moments(flow):
     buffers = sum(buffer.nbytes for buffer in part.buffers())
     assert trained_bytes([part], ema=False) == 4 * num_bytes + buffers
     assert trained_bytes([part], ema=True) == 5 * num_bytes + buffers
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_checkpoint_copies_what_a_trainer_holds(flow, ema):
+    config = Config.from_dict({"optim": {"ema": 0.9 if ema else 0.0}})
+    for part in split_flow(flow, cut_names(flow, "across", 3)):
+        trainer = PartTrainer(part, torch.device("cpu"), config, 1e-3, 1)
+        trainer.load_training({}, {}, same_stage=True)
+        _, loss = trainer.forward(torch.rand(2, *part.input_shape) - 0.5)
+        trainer.update(loss)
+        assert copied_bytes([part], ema) == sum(tensor.nbytes for tensor in trainer.tensors().values())
 
 
 @pytest.mark.parametrize("ema", [False, True])

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 from pipeflow.config import Config, load
-from pipeflow.costs import gradient_bytes, phase_link_bytes
+from pipeflow.costs import gradient_bytes, phase_link_bytes, replica_bytes
 from pipeflow.errors import ConfigError
 from pipeflow.plan import make_plan
 from pipeflow.plan.machines import Machines, StepSeconds
+from pipeflow.plan.memory import copied_bytes
 from pipeflow.plan.predict import Predictor
 from pipeflow.plan.recommend import recommend
 from pipeflow.plan.work import Curve, layer_work
@@ -67,6 +68,21 @@ def test_on_free_links_each_system_takes_what_arithmetic_says(small):
     assert alone.local("alternate", alone.cuts()[0]).seconds == pytest.approx(whole * sum(turns) / 3)
 
 
+def test_replicas_share_the_batch_and_send_their_gradients(small):
+    """Twice as fast where links are free, with the same latents and a ring a part."""
+    predictor = Predictor(small, Machines(workers=6, flops=2e9, bandwidth=1e18))
+    cut = predictor.cuts()[0]
+    one, two = predictor.local("concurrent", cut), predictor.local("concurrent", cut, 2)
+    assert (two.workers, two.replicas, two.cut) == (6, 2, "across 3 x 2")
+    assert two.seconds == pytest.approx(one.seconds / 2, rel=0.02) and two.memory < one.memory
+    (phase,) = Schedule(small.config, 3, 20).phases()[:1]
+    assert two.bytes == one.bytes + replica_bytes(phase, small.parts, 2)
+    slow = Predictor(small, Machines(workers=6, flops=2e9, bandwidth=1e6))
+    assert slow.local("concurrent", cut, 2).seconds > two.seconds
+    assert {each.cut for each in predictor.all() if each.replicas == 2} >= {"across 3 x 2"}
+    assert all(each.replicas == 1 for each in Predictor(small, Machines(workers=3)).all() if each.parts > 1)
+
+
 def test_a_pipeline_takes_its_best_number_of_micro_batches(small):
     predictor = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e18, pass_seconds=0.0))
     cut = predictor.cuts()[0]
@@ -104,6 +120,16 @@ def test_an_epoch_is_as_long_as_one_that_is_simulated_to_its_end(bandwidth, late
     )
     # Where a latency holds up, `link.depth` batches arrive at once, and the last of them may be fewer.
     assert extrapolated == pytest.approx(found(), rel=0.04 if latency else 0.02 if machines else 0.005)
+
+
+def test_the_copy_of_a_checkpoint_is_in_the_memory_of_a_worker_that_computes_on_the_cpu(small):
+    machines = Machines(workers=3, flops=2e9, bandwidth=1e18)
+    on_cpu, elsewhere = (Predictor(plan, machines) for plan in (plan_of(run={"device": "cpu"}), small))
+    copied = copied_bytes(small.parts, ema=False)
+    whole = on_cpu.end_to_end().memory - elsewhere.end_to_end().memory
+    assert 0.98 * copied < whole < copied, "a whole flow has no heads"
+    split = [predictor.local("concurrent", predictor.cuts()[0]).memory for predictor in (on_cpu, elsewhere)]
+    assert 0 < split[0] - split[1] < whole
 
 
 def test_recomputing_takes_one_forward_more_and_less_memory(small):

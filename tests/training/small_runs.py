@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeflow.config import Config
+from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.training.snapshot import Snapshot
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -49,7 +51,7 @@ def torchrun(num_workers: int, *arguments: str, **settings) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHELASTIC_SHUTDOWN_TIMEOUT": "5"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"},
         start_new_session=True,
         **settings,
     )
@@ -106,3 +108,15 @@ def assert_same_tensors(left: Path, right: Path) -> None:
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different, f"{len(different)} of {len(ours)} tensors differ, first {different[:3]}"
+
+
+def write_file(checkpoints: Checkpoints, epoch: int, rank: int, tensors: dict[str, torch.Tensor]) -> dict:
+    """One worker's file of a checkpoint; its entry for the manifest."""
+    snapshot = Snapshot()
+    snapshot.take(tensors)
+    writing = checkpoints.write(epoch, rank, snapshot.chunks())
+    while True:
+        try:
+            next(writing)
+        except StopIteration as written:
+            return written.value

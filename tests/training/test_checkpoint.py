@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_runs import write_file
 
 import pipeflow
 from pipeflow.errors import CheckpointError
@@ -32,7 +34,7 @@ def tensors_of(rank: int, epoch: int = 0) -> dict[str, torch.Tensor]:
 
 
 def save(checkpoints: Checkpoints, epoch: int, num_workers: int = 2) -> Path:
-    files = [checkpoints.write(epoch, rank, tensors_of(rank, epoch)) for rank in range(num_workers)]
+    files = [write_file(checkpoints, epoch, rank, tensors_of(rank, epoch)) for rank in range(num_workers)]
     return checkpoints.commit(epoch, files, MORE)
 
 
@@ -80,7 +82,7 @@ class TestWholeOnes:
             assert torch.equal(left, right), "bit for bit, NaN and -0 too"
 
     def test_entries_of_the_manifest(self, checkpoints):
-        entry = checkpoints.write(1, 3, tensors_of(3))
+        entry = write_file(checkpoints, 1, 3, tensors_of(3))
         path = checkpoints.folder / "epoch-000001.partial" / "worker-3.safetensors"
         content = path.read_bytes()
         assert entry == {
@@ -207,7 +209,7 @@ class TestDamagedOnes:
 
     def test_a_partial_folder_is_no_checkpoint_and_is_removed(self, checkpoints):
         save(checkpoints, 1)
-        checkpoints.write(2, 0, tensors_of(0))
+        write_file(checkpoints, 2, 0, tensors_of(0))
         assert folders(checkpoints) == ["epoch-000001", "epoch-000002.partial"]
         manifest, complaints = checkpoints.newest()
         assert (manifest["epoch"], complaints) == (1, [])
@@ -222,7 +224,7 @@ class TestDamagedOnes:
         assert checkpoints.newest()[0]["epoch"] == 1
 
     def test_a_worker_that_died_before_its_file_leaves_no_checkpoint(self, checkpoints):
-        entry = checkpoints.write(1, 0, tensors_of(0))
+        entry = write_file(checkpoints, 1, 0, tensors_of(0))
         checkpoints.commit(1, [entry, {**entry, "file": "worker-1.safetensors"}], MORE)
         manifest, (complaint,) = checkpoints.newest()
         assert manifest is None and "worker-1.safetensors is missing" in complaint
@@ -255,11 +257,12 @@ class TestFullDisk:
         program = """
 import json, os, sys, torch
 from pathlib import Path
+from small_runs import write_file
 from pipeflow.errors import CheckpointError
 from pipeflow.training.checkpoint import Checkpoints
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=9)
 tensors = {"model/a.b": torch.ones(20_000)}
-checkpoints.commit(1, [checkpoints.write(1, 0, tensors)], {})
+checkpoints.commit(1, [write_file(checkpoints, 1, 0, tensors)], {})
 
 def said(function):
     try:
@@ -267,8 +270,8 @@ def said(function):
     except CheckpointError as error:
         return [str(error), sorted(path.name for path in checkpoints.folder.iterdir())]
 
-no_room = said(lambda: checkpoints.write(2, 0, {"model/a.b": torch.ones(200_000)}))
-entry = checkpoints.write(3, 0, tensors)
+no_room = said(lambda: write_file(checkpoints, 2, 0, {"model/a.b": torch.ones(200_000)}))
+entry = write_file(checkpoints, 3, 0, tensors)
 with open(Path(sys.argv[1], "filler"), "wb", buffering=0) as file:
     try:
         while file.write(bytes(4096)):
@@ -282,7 +285,9 @@ print(json.dumps([no_room, no_room_for_manifest, checkpoints.newest()]))
         folder.mkdir()
         script = 'mount -t tmpfs -o size=300k tmpfs "$0" && exec "$@"'
         command = ["unshare", "-rm", "sh", "-c", script, str(folder), sys.executable, "-c", program, str(folder)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
         assert result.returncode == 0, result.stderr
         no_room, no_room_for_manifest, (newest, complaints) = json.loads(result.stdout)
         for epoch, (message, left) in [(2, no_room), (3, no_room_for_manifest)]:
@@ -295,7 +300,7 @@ print(json.dumps([no_room, no_room_for_manifest, checkpoints.newest()]))
     def test_a_folder_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(CheckpointError, match="could not be written .*Not a directory"):
-            Checkpoints(tmp_path / "file", keep=1).write(1, 0, {})
+            write_file(Checkpoints(tmp_path / "file", keep=1), 1, 0, {})
 
 
 class TestNothingIsRun:

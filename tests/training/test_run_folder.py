@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_runs import small_config
+from small_runs import small_config, write_file
 
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
@@ -33,7 +33,7 @@ def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
     folder.open()
     folder.write_config()
     for epoch in range(1, num_checkpoints + 1):
-        entry = folder.checkpoints.write(epoch, 0, {"model/a.b": torch.ones(3)})
+        entry = write_file(folder.checkpoints, epoch, 0, {"model/a.b": torch.ones(3)})
         folder.checkpoints.commit(epoch, [entry], manifest_of(epoch))
     folder.close()
     return folder
@@ -87,7 +87,7 @@ class TestResume:
 
     def test_interrupted_before_the_first_checkpoint(self, tmp_path):
         folder = begin(tmp_path / "run")
-        folder.checkpoints.write(1, 0, {"model/a.b": torch.ones(3)})
+        write_file(folder.checkpoints, 1, 0, {"model/a.b": torch.ones(3)})
         assert reopen(small_config(tmp_path / "run")) == (None, [])
         assert not list(folder.checkpoints.folder.iterdir()), "what was begun is removed"
 
@@ -187,6 +187,22 @@ class TestNever:
             folder.write_config()
             folder.close()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2"]
+
+    def test_a_restart_by_the_launcher_goes_on_with_what_was_begun_anew(self, tmp_path, monkeypatch):
+        begin(tmp_path / "run", num_checkpoints=2)
+        never = small_config(tmp_path / "run", run={"resume": "never"})
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert reopen(never)[0] is None, "the attempt before was killed before it looked at the folder"
+        begin(tmp_path / "run", num_checkpoints=1)
+        manifest, notes = reopen(never)
+        assert (manifest["folder"], notes) == ("epoch-000001", [])
+        for run_id, count in (("second", "1"), ("second", "0")):
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+            assert reopen(never)[0] is None
+            begin(tmp_path / "run", num_checkpoints=1)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2", "run.old-3"]
 
     def test_a_folder_that_cannot_be_renamed(self, tmp_path, monkeypatch):
         """A mount point, for one."""

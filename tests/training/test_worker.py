@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeflow.errors import TrainingStopped, WorkerError
-from pipeflow.training.images import share_of
+from pipeflow.training.data_parallel import share_of
 from pipeflow.training.liveness import Alarm
 from pipeflow.training.traffic import Traffic
 from pipeflow.training.worker import LARGEST_LOSS, Losses, exit_bits_per_dim

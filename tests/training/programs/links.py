@@ -101,9 +101,15 @@ def wrong_step(rank: int) -> None:
 
 
 def late(rank: int) -> None:
-    """A latent that does not come in time names the link, the worker and what was waited for."""
+    """A latent that does not come in time names the link, the worker and what was waited for; the first may take longer."""
     link, _, _ = ends(rank, timeout=0.5)
-    if rank == 1:
+    if rank == 0:
+        time.sleep(1.0)
+        for step in (7, 8):
+            link.send(TRAINING, 2, step, latent(step))
+    else:
+        for step in (7, 8):
+            link.receive(TRAINING, 2, step)
         try:
             link.receive(TRAINING, 2, 9)
         except WorkerError as error:
@@ -122,7 +128,7 @@ def lost(rank: int) -> None:
     try:
         link.receive(TRAINING, 0, 0)
     except WorkerError as error:
-        assert "worker 0 was lost" in str(error), error
+        assert "worker 0 was lost" in str(error) and "waited for the latents of epoch 0, step 0" in str(error), error
     else:
         raise AssertionError("received from a lost worker")
     print("passed on rank 1", flush=True)

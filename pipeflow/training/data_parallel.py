@@ -1,0 +1,112 @@
+"""Workers that hold the same layers and share each batch: replicas of a part, and after the gather of the whole flow.
+
+    3 parts x 2 replicas       replica 0   replica 1
+                    part 0         0           1       0 and 1 share each batch, and average their gradients
+                    part 1         2           3       latents go from 0 to 2 to 4, and from 1 to 3 to 5
+                    part 2         4           5       nothing else is sent: no gradient leaves a row
+
+Neighbouring ranks are replicas of one part. Launchers give neighbouring ranks to one machine, and gradients are most of
+what replicas send: so they stay inside it, where there are as many GPUs, and between machines go latents alone.
+"""
+
+import inspect
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeflow.config import Config
+from pipeflow.errors import ConfigError
+from pipeflow.flow.layers import Shape
+from pipeflow.training.liveness import Alarm
+from pipeflow.training.traffic import Traffic
+from pipeflow.training.trainer import PartTrainer
+
+
+def share_of(batch_size: int, num_replicas: int, index: int) -> slice:
+    """The images of a global batch that are one replica's; sizes differ by one at most."""
+    return slice(index * batch_size // num_replicas, (index + 1) * batch_size // num_replicas)
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Who shares the batches of this worker; a worker with all of them is alone here."""
+
+    ranks: tuple[int, ...]
+    rank: int
+    """This worker's."""
+    group: dist.ProcessGroup | None = None
+    """For gradients, where there is more than one."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.ranks)
+
+    @property
+    def index(self) -> int:
+        """This worker's number among them."""
+        return self.ranks.index(self.rank)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker initialises, evaluates and saves for all of them."""
+        return self.index == 0
+
+    def share(self, batch_size: int) -> slice:
+        """This worker's images of a global batch."""
+        return share_of(batch_size, self.size, self.index)
+
+    def weight(self, batch_size: int, rank: int) -> float:
+        """What part of a global batch is the share of the worker `rank`, of whichever replicas as many as these."""
+        share = share_of(batch_size, self.size, rank % self.size)
+        return (share.stop - share.start) / batch_size
+
+
+class DataParallelTrainer(PartTrainer):
+    """One replica of a part or of the whole flow, trained on its share of the batch with averaged gradients."""
+
+    def join(self, replicas: Replicas, config: Config, device: torch.device, traffic: Traffic, alarm: Alarm) -> None:
+        """Wraps the forward. All replicas call this together, and hold the same weights before the first batch.
+
+        Raises ConfigError where there are more replicas than images in a batch.
+        """
+        batch_size = config.optim.batch_size
+        if batch_size < replicas.size:
+            raise ConfigError(f"optim.batch_size: {batch_size} images cannot be shared by {replicas.size} workers.")
+        share = replicas.share(batch_size)
+        # DDP averages over workers, so shares of unequal size are weighted back to a mean over images.
+        self._weight = (share.stop - share.start) * replicas.size / batch_size
+        # Buffers never change here. torch 2.15 renamed the option that keeps them from being sent in every forward.
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+        no_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        self._module = DistributedDataParallel(self.part, process_group=replicas.group, init_sync=False, **no_buffers)
+        # Of a 1x1 kernel's four strides two say nothing, and DDP takes their difference for another layout.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        self._settle_buckets((share.stop - share.start, *self.part.input_shape), device)
+        num_values = sum(parameter.numel() for parameter in self.part.parameters())
+        # A ring all-reduce sends 2 (n - 1) / n of the gradients from each of n workers; the first counts for all.
+        self._ring_bytes = 2 * (replicas.size - 1) * num_values * 4 if replicas.is_first else 0
+        self._replicas = replicas
+        self._traffic = traffic
+        self._alarm = alarm
+
+    def _settle_buckets(self, shape: Shape, device: torch.device) -> None:
+        """One forward and backward for nothing.
+
+        After its first backward DDP regroups the gradients, and so sums them in another order. It shall do so before the
+        first update, else a resumed run would do it later than one that was never interrupted, and differ in last bits.
+        """
+        self.part.loss(self._module(torch.zeros(shape, device=device))).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self, loss: Tensor) -> None:
+        others = [rank for rank in self._replicas.ranks if rank != self._replicas.rank]
+        of = f"worker{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
+        with self._alarm.telling(f"waited for the gradients of update {self.updates} of {of}"):
+            super().update(loss * self._weight)
+        if self._ring_bytes:
+            self._traffic.add("gradients", 0, 0, self._ring_bytes)

@@ -1,0 +1,204 @@
+"""Checkpoints are written beside the training: it waits for a copy of its tensors in memory, not for the disk.
+
+    every worker's training   copies its tensors -> trains on ...
+    its thread                                      writes, hashes and syncs its file -> entry to rank 0
+    rank 0's thread                                 ... once it has everybody's: manifest, and the folder gets its name
+
+The next checkpoint waits for the one before, the end of a run and a preemption for the last one. A thread that cannot
+write trips the alarm, which ends the run at its next batch.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeflow.errors import CheckpointError
+from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.training.liveness import Alarm, is_broken_connection
+from pipeflow.training.snapshot import Snapshot
+from pipeflow.training.traffic import Traffic
+
+_LOWEST_PRIORITY = 19
+"""Nice value of the writing threads: where all cores compute, hashing gets about a hundredth of one of them."""
+_POLL_SECONDS = 0.05
+_CLOSING_SECONDS = 5.0
+"""What a run that ends with an error gives the checkpoint that it was writing."""
+
+
+class Entries:
+    """The way of the files' entries to rank 0: through the launcher's store, over a connection of its own.
+
+    Not over the disk: on a network file system a file may be seen by others half a minute after it was written.
+    """
+
+    def __init__(self, store: dist.Store | None, rank: int, traffic: Traffic):
+        """store: None where there is but one worker."""
+        self._store = store
+        self._rank = rank
+        self._traffic = traffic
+        self._mine: dict[str, dict] = {}
+
+    def tell(self, checkpoint: str, entry: dict) -> None:
+        """This worker's file of a checkpoint is on the disk."""
+        if self._rank == 0:
+            self._mine = {checkpoint: entry}
+            return
+        key, value = self._key(checkpoint, self._rank), json.dumps(entry)
+        self._store.set(key, value)
+        self._traffic.add("control", self._rank, 0, len(key) + len(value))
+
+    def take(self, checkpoint: str, ranks: Sequence[int]) -> list[dict] | None:
+        """On rank 0: the entries of all these workers, once; None as long as there are not all of them."""
+        others = {rank: self._key(checkpoint, rank) for rank in ranks if rank != 0}
+        if others and not self._store.check(list(others.values())):
+            return None
+        entries = [self._mine[checkpoint] if rank == 0 else json.loads(self._store.get(others[rank])) for rank in ranks]
+        for key in others.values():
+            self._store.delete_key(key)
+        return entries
+
+    def _key(self, checkpoint: str, rank: int) -> str:
+        return f"saved/{checkpoint}/{rank}"
+
+
+class Saver:
+    """One worker's share of the checkpoints of a run, one checkpoint at a time."""
+
+    def __init__(self, checkpoints: Checkpoints, rank: int, entries: Entries, alarm: Alarm):
+        self._checkpoints = checkpoints
+        self._rank = rank
+        self._entries = entries
+        self._alarm = alarm
+        self._snapshot = Snapshot()
+        self._job: _Job | None = None
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies what is to be saved, after the checkpoint before has been written."""
+        self.wait()
+        self._snapshot.take(tensors)
+
+    def save(
+        self,
+        epoch: int,
+        step: int,
+        writers: Sequence[int] = (),
+        manifest: dict | None = None,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begins to write what was taken, and returns.
+
+        On rank 0, writers: ranks that have a file; manifest: all else that the manifest is to hold; before_commit: is
+        called, in the writing thread, before the manifest is written.
+        """
+        self._job = _Job(self._steps(epoch, step, writers, manifest, before_commit), self._failed(epoch, step))
+
+    def _steps(
+        self, epoch: int, step: int, writers: Sequence[int], manifest: dict | None, before_commit: Callable[[], None]
+    ) -> Iterator[float]:
+        """What there is to do, piece by piece, and the seconds to wait before the next."""
+        name = f"{epoch}-{step}"
+        writing = self._checkpoints.write(epoch, self._rank, self._snapshot.chunks(), step)
+        while True:
+            try:
+                next(writing)
+            except StopIteration as written:
+                self._entries.tell(name, written.value)
+                break
+            yield 0.0
+        if manifest is None:
+            return
+        while (entries := self._entries.take(name, writers)) is None:
+            yield _POLL_SECONDS
+        before_commit()
+        self._checkpoints.commit(epoch, entries, manifest, step)
+
+    def _failed(self, epoch: int, step: int) -> Callable[[Exception], None]:
+        def failed(error: Exception) -> None:
+            if isinstance(error, CheckpointError):
+                self._alarm.trip(error)
+            elif not (isinstance(error, RuntimeError) and is_broken_connection(error)):
+                # A bug, as like as not; the run must not go on unsaved. A broken store is the monitor's to tell of.
+                self._alarm.trip(self._checkpoints.not_written(epoch, error))
+
+        return failed
+
+    def wait(self) -> None:
+        """Waits until what was begun is done: this worker's file on the disk, on rank 0 the checkpoint whole.
+
+        Raises what kept it from being so.
+        """
+        job = self._job
+        if job is None:
+            return
+        job.hurry()
+        error = self._alarm.get(job.ended, None, lambda: "")
+        self._job = None
+        if error is not None:
+            self._alarm.check()
+            raise error
+
+    def close(self) -> None:
+        """The run is over; one that failed still gets the checkpoint that it was writing, if that takes but seconds."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.hurry()
+            job.leave(_CLOSING_SECONDS)
+
+
+class _Job:
+    """Work in small pieces, begun by a thread of low priority. Who waits for it gets the rest done by another one."""
+
+    def __init__(self, steps: Iterator[float], failed: Callable[[Exception], None]):
+        self.ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        """Gets what went wrong, or None, at the end."""
+        self._steps = steps
+        self._failed = failed
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._start(self._run_beside)
+
+    def hurry(self) -> None:
+        """Somebody waits now. A thread's priority may be lowered and not raised again, so that this takes another one."""
+        self._start(self._run)
+
+    def leave(self, seconds: float) -> None:
+        """Gives it so long, then leaves it at the piece it is at."""
+        self._over.wait(seconds)
+        self._over.set()
+
+    def _start(self, target: Callable[[], None]) -> None:
+        threading.Thread(target=target, name="pipeflow-checkpoint", daemon=True).start()
+
+    def _run_beside(self) -> None:
+        if sys.platform == "linux":  # where threads have a priority each
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        self._run()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with self._lock:
+                if self._over.is_set():
+                    return
+                pause = self._next()
+            if pause:
+                self._over.wait(pause)
+
+    def _next(self) -> float:
+        try:
+            return next(self._steps)
+        except StopIteration:
+            self._end(None)
+        except Exception as error:  # any: what goes wrong here nobody else would hear of
+            self._failed(error)
+            self._end(error)
+        return 0.0
+
+    def _end(self, error: Exception | None) -> None:
+        self._over.set()
+        self.ended.put(error)

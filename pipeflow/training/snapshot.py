@@ -1,0 +1,92 @@
+"""What a worker's tensors are at one moment, in host memory, laid out as the safetensors file that they will be.
+
+The training goes on as soon as they are copied; the file is written from the copy, and needs no other.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of types in the header of a safetensors file."""
+
+_CHUNK_BYTES = 8 * 2**20
+"""Written at a time: few calls, so that the writing thread seldom asks for the interpreter; and soon handed over."""
+
+
+class Snapshot:
+    """Memory for a copy of a worker's tensors, as large as their file, taken at the first checkpoint and used again."""
+
+    def __init__(self) -> None:
+        self._layout: list[tuple[str, torch.dtype, torch.Size]] = []
+        self._header = b""
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._size = 0
+        self._copies: dict[str, Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    @torch.no_grad()
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies the tensors, contiguous.
+
+        From a GPU they are copied behind what it is computing and before its next update, while the caller goes on.
+        """
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        layout = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+        if layout != self._layout:
+            self._lay_out(tensors, on_gpu)
+            self._layout = layout
+        if tensors:
+            sources = [tensors[name] for name in self._copies]
+            torch._foreach_copy_(list(self._copies.values()), sources, non_blocking=True)
+        self._copied = torch.cuda.current_stream().record_event() if on_gpu else None
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The file, piece by piece, once the copies are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        yield self._header
+        content = memoryview(self._memory.numpy())[: self._size]
+        for start in range(0, self._size, _CHUNK_BYTES):
+            yield content[start : start + _CHUNK_BYTES]
+
+    def _lay_out(self, tensors: Mapping[str, Tensor], on_gpu: bool) -> None:
+        """Largest elements first, so that each tensor lies where its type may lie, whatever their sizes."""
+        names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+        offsets, end = {}, 0
+        for name in names:
+            offsets[name] = (end, end + tensors[name].nbytes)
+            end += tensors[name].nbytes
+        about = {
+            name: {
+                "dtype": _DTYPES[tensors[name].dtype],
+                "shape": list(tensors[name].shape),
+                "data_offsets": list(offsets[name]),
+            }
+            for name in names
+        }
+        text = json.dumps(about, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._header = len(text).to_bytes(8, "little") + text
+        if end > len(self._memory):
+            self._copies = {}
+            self._memory = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
+            self._memory = torch.empty(end, dtype=torch.uint8, pin_memory=on_gpu)
+        self._size = end
+        self._copies = {
+            name: self._memory[slice(*offsets[name])].view(tensors[name].dtype).view(tensors[name].shape)
+            for name in names
+        }

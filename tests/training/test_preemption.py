@@ -1,0 +1,133 @@
+"""SIGTERM is a notice: the run saves itself where it is and leaves, and ends later as if nothing had happened."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_runs import assert_same_tensors, finish, learned, options, read_until, small_config
+
+from pipeflow import train
+from pipeflow.config import Config
+from pipeflow.errors import PREEMPTED_EXIT_CODE, Preempted
+from pipeflow.flow import Flow, build_flow
+
+SHAPE = (3, 32, 32)
+MODES = {
+    "concurrent": {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1},
+    "alternate": {"mode": "alternate", "local_epochs": 3, "finetune_epochs": 1, "alternate_every": "2 steps"},
+    "sequential, kept draws": {"mode": "sequential", "local_epochs": 9, "finetune_epochs": 1},
+    "end to end": {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 2},
+}
+
+
+def config_of(mode: str, folder) -> Config:
+    draws = 2 if "draws" in mode else 0
+    return small_config(folder, schedule=MODES[mode], link={"cache_draws": draws}, checkpoint={"keep": 99})
+
+
+def flow_of(config: Config, terminate_at: int | None = None) -> Flow:
+    """The small flow; its layer in the middle sends SIGTERM to this process when it is run that often."""
+    torch.manual_seed(0)
+    flow = build_flow(config, SHAPE)
+    runs = itertools.count(1)
+
+    def count(*_: object) -> None:
+        if next(runs) == terminate_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    modules = list(flow.modules())
+    modules[len(modules) // 2].register_forward_hook(count)
+    return flow
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """`undisturbed(mode)`: the folder of a run of that mode which nobody disturbed."""
+    folders = {}
+
+    def run(mode: str):
+        if mode not in folders:
+            folders[mode] = tmp_path_factory.mktemp("undisturbed") / "run"
+            config = config_of(mode, folders[mode])
+            train(config, flow=flow_of(config))
+        return folders[mode]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "mode, every", [(mode, every) for mode in MODES for every in ((10, 11) if "draws" in mode else (6, 8))]
+)
+def test_preempted_again_and_again_it_is_the_same_run(undisturbed, tmp_path, mode, every):
+    """In training, in evaluations, between: every sitting is ended after some forwards, until one comes to the end."""
+    config = config_of(mode, tmp_path / "run")
+    summary, saved = None, set()
+    for _ in range(99):
+        try:
+            summary = train(config, flow=flow_of(config, every))
+            break
+        except Preempted as notice:
+            assert "nothing that was trained is lost" in str(notice)
+            saved |= {path.name for path in (tmp_path / "run").glob("checkpoints/*")}
+    assert summary["num_epochs"] == config.num_epochs
+    assert any("-step-" in name for name in saved) and not any(name.endswith(".partial") for name in saved)
+    for path in (tmp_path / "run/checkpoints").glob("*-step-*"):
+        os.rename(path, tmp_path / path.name)  # what remains is to be the other run's
+    assert_same_tensors(undisturbed(mode), tmp_path / "run")
+    expected, found = learned(undisturbed(mode)), learned(tmp_path / "run")
+    if "draws" in mode:  # latents that were kept went with the process, and were sent once more
+        for record in (expected, found):
+            record.pop("forward")
+            for epoch in range(config.num_epochs):
+                record[epoch].pop("latents")
+    assert expected == found
+
+
+def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
+    """The launcher passes the signal on to all workers; two of them resume what three have saved."""
+    data, schedule = {"num_train": 640, "num_test": 40}, {"mode": "concurrent", "local_epochs": 3, "finetune_epochs": 1}
+    config = small_config(tmp_path / "run", data=data, schedule=schedule)
+    process = launch(3, "-m", "pipeflow.launch", *options(config))
+    seen = read_until(process, lambda line: line.startswith("epoch 1/"))
+    process.send_signal(signal.SIGTERM)
+    output = seen + finish(process)
+    assert "preempted (SIGTERM at worker" in output and "nothing that was trained is lost" in output, output
+    assert "error:" not in output
+    undisturbed = small_config(tmp_path / "undisturbed", data=data, schedule=schedule)
+    train(undisturbed)
+    process = launch(2, "-m", "pipeflow.launch", *options(config))
+    output = finish(process)
+    assert process.returncode == 0 and "resuming after 1 epochs" in output, output
+    for path in (tmp_path / "run/checkpoints").glob("*-step-*"):
+        os.rename(path, tmp_path / path.name)
+    assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
+    assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
+
+
+def test_data_parallel_workers_stop_at_one_batch(tmp_path, launch):
+    data, schedule = {"num_train": 640, "num_test": 40}, {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 3}
+    sections = {"data": data, "schedule": schedule, "finetune": {"parallel": "ddp"}}
+    process = launch(2, "-m", "pipeflow.launch", *options(small_config(tmp_path / "run", **sections)))
+    seen = read_until(process, lambda line: line.startswith("epoch 1/"))
+    process.send_signal(signal.SIGTERM)
+    output = seen + finish(process)
+    assert "nothing that was trained is lost" in output, output
+    for name in ("run", "undisturbed"):
+        process = launch(2, "-m", "pipeflow.launch", *options(small_config(tmp_path / name, **sections)))
+        output = finish(process)
+        assert process.returncode == 0, output
+    assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
+
+
+def test_one_process_leaves_with_the_exit_code_of_a_preemption(tmp_path):
+    config = small_config(tmp_path / "run", schedule={"mode": "concurrent", "local_epochs": 400, "finetune_epochs": 0})
+    command = [sys.executable, "-m", "pipeflow.launch", *options(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        read_until(process, lambda line: line.startswith("epoch 1/"))
+        process.send_signal(signal.SIGTERM)
+        output = process.stdout.read()
+    assert process.returncode == PREEMPTED_EXIT_CODE and output.count("preempted (SIGTERM at worker 0)") == 1

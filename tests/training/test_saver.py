@@ -1,0 +1,239 @@
+"""Checkpoints are written beside the training. A gate at the disk shows what waits for it, and what does not."""
+
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import assert_same_tensors, errors_in, finish, learned, options, read_until, small_config
+
+from pipeflow import train
+from pipeflow.errors import CheckpointError, Preempted
+from pipeflow.flow import build_flow
+from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.training.liveness import Alarm
+from pipeflow.training.saver import Entries, Saver
+from pipeflow.training.traffic import Traffic
+
+SCHEDULE = {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1}
+
+
+def writers() -> list[threading.Thread]:
+    """Threads that write a checkpoint: one, and another one once somebody waits for it."""
+    return [thread for thread in threading.enumerate() if thread.name == "pipeflow-checkpoint"]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        time.sleep(0.002)
+
+
+class Gate:
+    """Nothing of a checkpoint is written before it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.priorities: list[int] = []
+        """Of the threads that came to it."""
+        self.seen: list = []
+        self._make_folder = os.mkdir
+
+    def mkdir(self, path, *arguments) -> None:
+        """In place of the operating system's."""
+        if str(path).endswith(".partial"):
+            assert threading.current_thread() is not threading.main_thread(), "the training waits for the disk"
+            self.priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            self.opened.wait()
+        self._make_folder(path, *arguments)
+
+    def open_when_waited_for(self, look: Callable[[], object]) -> None:
+        """Opens as soon as somebody waits for the checkpoint; `seen` gets what `look` saw before."""
+
+        def watch() -> None:
+            until(lambda: len(writers()) > 1)
+            self.seen.append(look())
+            self.opened.set()
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    made = Gate()
+    monkeypatch.setattr(os, "mkdir", made.mkdir)
+    yield made
+    made.opened.set()
+    until(lambda: not writers())
+
+
+def whole(run: Path) -> list[str]:
+    """Checkpoints that are there."""
+    return sorted(path.name for path in run.glob("checkpoints/*") if path.suffix != ".partial")
+
+
+def layer_in_the_middle(flow: torch.nn.Module) -> torch.nn.Module:
+    """Runs once in each forward."""
+    modules = list(flow.modules())
+    return modules[len(modules) // 2]
+
+
+def epochs_logged(run: Path) -> int:
+    return (run / "metrics.jsonl").read_text().count('"event": "epoch"')
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run whose disk was quick."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(small_config(folder, schedule=SCHEDULE))
+    return folder
+
+
+def test_a_whole_epoch_is_trained_while_a_checkpoint_is_not_written_and_it_is_of_its_own_epoch(
+    undisturbed, tmp_path, gate
+):
+    """The next checkpoint waits for it. Weights, history and log that came meanwhile are not in it."""
+    run = tmp_path / "run"
+    gate.open_when_waited_for(lambda: [whole(run), epochs_logged(run)])
+    summary = train(small_config(run, schedule=SCHEDULE))
+    assert gate.seen == [[[], 2]]
+    assert_same_tensors(undisturbed, run)
+    content = json.loads((run / "checkpoints/epoch-000001/manifest.json").read_text())["content"]
+    assert content["history"] == summary["epochs"][:1]
+    log = (run / "metrics.jsonl").read_bytes()[: content["log_position"]].decode().splitlines()
+    assert [json.loads(line)["event"] for line in log] == ["start", "epoch", "checkpoint"]
+    assert gate.priorities[0] == 19 and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+
+
+def test_the_last_checkpoint_is_whole_before_the_run_says_that_it_is_done(tmp_path, gate):
+    run = tmp_path / "run"
+    gate.open_when_waited_for(lambda: [whole(run), (run / "summary.json").exists()])
+    train(small_config(run, schedule={**SCHEDULE, "local_epochs": 0, "mode": "end_to_end"}))
+    assert gate.seen == [[[], False]]
+    assert whole(run) == ["epoch-000001"] and (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["behind an epoch", "inside an epoch"])
+def test_a_preemption_waits_until_its_checkpoint_is_whole(tmp_path, gate, moment):
+    """The one that it makes, and the one before where nothing was trained since."""
+    run = tmp_path / "run"
+    config = small_config(run, schedule=SCHEDULE)
+    torch.manual_seed(0)
+    flow = build_flow(config, (3, 32, 32))
+    trained = itertools.count(1)
+
+    def count(*_: object) -> None:
+        if torch.is_grad_enabled() and next(trained) == 2 and moment == "inside an epoch":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    layer_in_the_middle(flow).register_forward_hook(count)
+
+    def report(_: dict) -> None:
+        if moment == "behind an epoch":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    gate.open_when_waited_for(lambda: whole(run))
+    with pytest.raises(Preempted, match=r"nothing that was trained is lost, the last good checkpoint is .*epoch-"):
+        train(config, flow=flow, report=report)
+    assert gate.seen == [[]]
+    assert whole(run) == ["epoch-000001" if moment == "behind an epoch" else "epoch-000000-step-000002"]
+
+
+def test_what_cannot_be_written_ends_the_run_at_its_next_batch(tmp_path, gate):
+    """Not only where the next checkpoint would wait for it."""
+    run = tmp_path / "run"
+    config = small_config(run, schedule=SCHEDULE, data={"num_train": 640, "num_test": 40})
+    torch.manual_seed(0)
+    flow = build_flow(config, (3, 32, 32))
+    batches = []
+
+    def break_disk(*_: object) -> None:
+        if not torch.is_grad_enabled() or not epochs_logged(run):
+            return
+        batches.append(len(batches))
+        if len(batches) == 3:
+            (run / "checkpoints").write_text("no folder")
+            gate.opened.set()
+            until(lambda: not writers())
+
+    layer_in_the_middle(flow).register_forward_hook(break_disk)
+    with pytest.raises(
+        CheckpointError, match=r"after 1 epochs could not be written to .*Free some space .*there is no checkpoint yet"
+    ):
+        train(config, flow=flow)
+    assert len(batches) == 3
+
+
+def test_a_run_that_fails_still_gets_the_checkpoint_that_it_was_writing(tmp_path, gate):
+    run = tmp_path / "run"
+
+    def fail(_: dict) -> None:
+        raise KeyboardInterrupt
+
+    gate.open_when_waited_for(lambda: whole(run))
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(run, schedule=SCHEDULE), report=fail)
+    assert gate.seen == [[]]
+    assert whole(run) == ["epoch-000001"]
+
+
+def test_the_next_copy_is_taken_when_the_file_of_the_one_before_is_written(tmp_path, gate):
+    """They have one memory. What is not waited for is seen as wrong values in the first file."""
+    saver = Saver(Checkpoints(tmp_path, keep=9), 0, Entries(None, 0, Traffic()), Alarm())
+
+    def save_both() -> None:
+        for epoch in (1, 2):
+            saver.take({"model/a.b": torch.full((1000,), float(epoch))})
+            saver.save(epoch, 0, [0], {"history": []})
+        saver.wait()
+
+    saving = threading.Thread(target=save_both)
+    gate.open_when_waited_for(lambda: whole(tmp_path))
+    saving.start()
+    saving.join()
+    assert gate.seen == [[]]
+    for epoch in (1, 2):
+        (value,) = load_file(tmp_path / f"checkpoints/epoch-{epoch:06d}/worker-0.safetensors").values()
+        assert torch.equal(value, torch.full((1000,), float(epoch)))
+
+
+LONG = {"mode": "concurrent", "local_epochs": 12, "finetune_epochs": 1}
+
+
+def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before(tmp_path, launch):
+    """Worker 1's file is a pipe that nobody reads: its write never ends. One epoch more is trained, then all wait."""
+    config = small_config(tmp_path / "run", schedule=LONG, checkpoint={"keep": 99})
+    process = launch(2, "-m", "pipeflow.launch", *options(config))
+    read_until(process, lambda line: line.startswith("epoch 1/"))
+    partial = tmp_path / "run/checkpoints/epoch-000008.partial"
+    partial.mkdir(parents=True)
+    os.mkfifo(partial / "worker-1.safetensors")
+    read_until(process, lambda line: line.startswith("epoch 9/"))
+    until((partial / "worker-0.safetensors").exists)
+    process.kill()
+    finish(process)
+    assert whole(tmp_path / "run")[-1] == "epoch-000007" and partial.exists()
+    train(config)
+    assert not partial.exists()
+    train(small_config(tmp_path / "undisturbed", schedule=LONG, checkpoint={"keep": 99}))
+    assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
+    assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
+
+
+def test_a_worker_that_cannot_write_ends_all_and_says_it_once(tmp_path, launch):
+    config = small_config(tmp_path / "run", schedule={**LONG, "local_epochs": 400}, checkpoint={"keep": 9})
+    process = launch(3, "-m", "pipeflow.launch", *options(config))
+    read_until(process, lambda line: line.startswith("epoch 1/"))
+    (tmp_path / "run/checkpoints/epoch-000008.partial/worker-2.safetensors").mkdir(parents=True)
+    output = finish(process)
+    assert process.returncode != 0
+    (said,) = errors_in(output)
+    assert "after 8 epochs could not be written" in said and "Is a directory" in said and "epoch-000007" in said
+    assert whole(tmp_path / "run")[-1] == "epoch-000007"
