@@ -838,7 +838,8 @@ import pipeflow
 from pipeflow.config import load, parse_arguments
 for epochs in ("1", "2"):
     arguments = [*sys.argv[1:], "--schedule.finetune_epochs", epochs]
-    print("ENDED", pipeflow.train(load(*parse_arguments(arguments)))["num_epochs"], flush=True)
+    num_epochs = pipeflow.train(load(*parse_arguments(arguments)))["num_epochs"]
+    sys.stdout.write(f"ENDED {num_epochs}\\n")  # in one piece: two workers write
 """
 
 
