@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 3
 LOWEST_TESTS := tests/data tests/flow tests/plan tests/training tests/test_cli.py tests/test_config.py tests/test_evaluate.py \
-	tests/test_figures.py tests/test_hostile_inputs.py tests/test_report.py tests/test_sample.py
+	tests/test_figures.py tests/hostile tests/test_report.py tests/test_sample.py
 
 .PHONY: train test test-lowest lint clean
 

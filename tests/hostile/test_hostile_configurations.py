@@ -1,0 +1,70 @@
+"""Configurations and descriptions of machines made to do harm: each gets one error that names it."""
+
+import os
+
+import pytest
+from harmful import YAMLS, laughs
+from refusals import files_under, refusal
+
+import pipeflow
+from pipeflow.config import Config, load
+from pipeflow.errors import ConfigError
+from pipeflow.plan.machines import read_machines
+
+
+@pytest.mark.parametrize("case", YAMLS)
+def test_config(case, tmp_path, monkeypatch):
+    text, words = YAMLS[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(text)
+    message = refusal(ConfigError, load, str(tmp_path / "run.yaml"))
+    assert words in message
+    assert files_under(tmp_path) == {"run.yaml"}
+
+
+@pytest.mark.parametrize("read", [lambda path: load(str(path)), read_machines], ids=["config", "machines"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_yaml_that_is_no_file(make, read, tmp_path):
+    make(tmp_path / "some.yaml")
+    assert "some.yaml" in refusal(ConfigError, read, tmp_path / "some.yaml")
+
+
+MACHINES = {
+    "call": ("workers: !!python/object/apply:os.mkdir [was_run]", "python/object"),
+    "billion laughs": (laughs(), "write out what it stands for"),
+    "nesting": ("[" * 250_000, "nested more than 50 deep"),
+    "so many workers": ("workers: 1000000000000", "1,000,000 or fewer"),
+    "a number beyond floats": (f"flops: 0x{'f' * 1000}", "flops"),
+    "a long text": (f"flops: {'9' * 200_000} x", "flops"),
+    "a long name": (f"step_seconds: {{batch_size: 1, train: {{? {'k' * 200_000} : []}}}}", "step_seconds"),
+    "a number of many digits": (f"latency: '1e{'9' * 100_000}'", "latency"),
+}
+
+
+@pytest.mark.parametrize("case", MACHINES)
+def test_machines(case, tmp_path, monkeypatch):
+    text, words = MACHINES[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "machines.yaml").write_text(text)
+    message = refusal(ConfigError, read_machines, tmp_path / "machines.yaml")
+    assert words in message and files_under(tmp_path) == {"machines.yaml"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil:f", "/tmp/evil:f", "..evil:f", ".evil:f", "evil/x:f", "http://x/evil:f", "evil :f"]
+)
+@pytest.mark.parametrize("option", ["data.name", "model.name"])
+def test_a_function_is_named_by_module_and_not_by_path(option, name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (tmp_path, tmp_path / "here"):
+        (place / "evil.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+
+    def run() -> None:
+        section, _, key = option.partition(".")
+        given = {"run": {"dir": str(tmp_path / "run")}, "data": {"num_train": 64, "num_test": 64}}
+        given[section] = {**given.get(section, {}), key: name}
+        pipeflow.train(Config.from_dict(given))
+
+    assert option in refusal(ConfigError, run)
+    assert not (tmp_path / "was_run").exists()
