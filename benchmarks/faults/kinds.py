@@ -46,7 +46,7 @@ def _names_worker(rank: int) -> str:
         rf"worker {rank} was lost.*(part|link \d).*{_DOING}"
         rf"|worker {rank} was lost: its (control connection|process).*{_DOING}"  # before it had told its part
         rf"|link \d \(part \d to part \d\).* worker {rank} .*{_DOING}"
-        rf"|a worker was lost, or its link.* while it waited for the others' gradients.*worker {rank} \({store}"
+        rf"|a worker was lost, or its link.* while it waited for .*no heartbeat of .*worker {rank} \({store}"
     )
 
 
@@ -71,6 +71,9 @@ def kill_launcher(training: Training, dice: random.Random, fault: Fault) -> None
     fault.target = "launcher"
     launcher.kill()
     _all_end(training, fault)
+    if _came_to_its_end(training, since):
+        fault.kind = ""
+        return
     if fault.moment != AT_START:  # before the workers know of each other nobody can say it
         _is_said(training, since, rf"the launcher \(process {launcher.pid}\) is gone, {_DOING}", fault)
     fault.resumed = "by repeating"
@@ -143,8 +146,8 @@ def preempt(training: Training, dice: random.Random, fault: Fault) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     _all_end(training, fault)
-    if any("done: test" in line for line in training.lines[since:]):
-        fault.kind = ""  # it came to its end instead
+    if _came_to_its_end(training, since):
+        fault.kind = ""
         return
     if fault.moment != AT_START:  # a run that has not begun to train just ends
         _is_said(training, since, r"preempted \(SIGTERM at worker \d\): nothing that was trained is lost", fault)
@@ -212,7 +215,7 @@ def full_disk(training: Training, dice: random.Random, fault: Fault) -> None:
                     pass
     _all_end(training, fault)
     filler.unlink()
-    if any("done: test" in line for line in training.lines[since:]):
+    if _came_to_its_end(training, since):
         fault.kind = ""
         return
     _is_said(training, since, rf"error: .*{re.escape(str(training.folder))}.*No space left.*Free some space", fault)
@@ -251,9 +254,7 @@ def cut_for_good(training: Training, dice: random.Random, fault: Fault) -> None:
     about = (
         rf"(worker ({ends}) was lost.*(part|link \d)|link \d .*worker ({ends}) |worker 0 .*or the launcher is gone).*"
     )
-    gradients = (
-        r"or its link.* while it waited for the others' gradients.*no heartbeat of worker|while worker \d waited"
-    )
+    gradients = r"or its link.* while it waited for .*no heartbeat of worker|while worker \d waited"
     _is_said(training, since, rf"{about}{_DOING}|{gradients}", fault)
     fault.resumed = "by repeating"
 
@@ -294,12 +295,17 @@ def inject(kind: str, training: Training, dice: random.Random) -> Fault | None:
         if not training.wait_for_line(r"^epoch", since, HANG_SECONDS):
             return None
         time.sleep(dice.uniform(0, 1.5))
-    if not training.is_running or any("done: test" in line for line in training.lines[since:]):
+    if not training.is_running or _came_to_its_end(training, since):
         return None
     KINDS[kind](training, dice, fault)
     if fault.noticed_s is not None and fault.noticed_s > LONGEST_SECONDS:
         fault.wrong.append(f"it took {fault.noticed_s:.0f} s to end")
     return fault if fault.kind else None
+
+
+def _came_to_its_end(training: Training, since: int) -> bool:
+    """Whether the run was done before a fault could do anything to it."""
+    return any("done: test" in line for line in training.lines[since:])
 
 
 def _signal(training: Training, rank: int, number: signal.Signals, fault: Fault) -> int | None:

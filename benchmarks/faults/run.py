@@ -2,6 +2,7 @@
 
     python -m benchmarks.faults.run --faults 200 --seed 7     # results.md and results.json, and a line for each failure
     python -m benchmarks.faults.run --trial 7-12              # one trial of it again
+    python -m benchmarks.faults.run --replicas --faults 40    # with two workers on each part, into replicas/
 
 A trial is one run folder: it is disturbed a few times, resumed by torchrun or by repeating the command, and must end with
 the bits of a run that nobody disturbed. Faults and moments come from the trial's name alone; how far the training is at a
@@ -34,7 +35,7 @@ from benchmarks.machine import describe_machine, in_words
 
 HERE = Path(__file__).parent
 LOST = Path(tempfile.gettempdir()) / "pipeflow-faults-lost"
-"""What trials that were lost have printed."""
+"""What trials in which something was wanting have printed."""
 WEIGHTS = {
     "SIGKILL of a rank": 30,
     "SIGKILL of the launcher": 12,
@@ -68,17 +69,18 @@ class Trial:
     restarts: int
     begun_anew: bool
     """Whether the first sitting is one of `run.resume never`."""
+    replicas: int
+    """Workers on each part."""
     faults: list[Fault] = field(default_factory=list)
     sittings: int = 0
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
+    """All that was found wanting: messages, processes that were left, and what was lost."""
+    is_same: bool = False
+    """Whether it ended with the bits of a run that nobody disturbed."""
 
-    @property
-    def is_lost(self) -> bool:
-        return bool(self.wrong)
 
-
-def plan(name: str, kinds: list[str]) -> tuple[Trial, list[str], random.Random]:
+def plan(name: str, kinds: list[str], replicas: int) -> tuple[Trial, list[str], random.Random]:
     """What is done in a trial, from its name."""
     dice = random.Random(name)
     first = dice.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
@@ -98,9 +100,9 @@ def plan(name: str, kinds: list[str]) -> tuple[Trial, list[str], random.Random]:
         others = [kind for kind in kinds if kind not in places]
         chosen = [first, *dice.choices(others, [WEIGHTS[kind] for kind in others], k=FAULTS_A_TRIAL - 1)]
     mode = "long" if "two runs, one folder" in chosen else dice.choice(["concurrent", "concurrent", "alternate", "ddp"])
-    workers = 2 if mode == "ddp" or place == "Ray" else dice.choice([2, 3])
+    workers = 2 if mode == "ddp" or place == "Ray" else dice.choice([2, 3] if replicas == 1 else [2, 4])
     restarts = 3 if place == "Ray" or (place == "torchrun" and dice.random() < 0.7) else 0
-    return Trial(name, mode, workers, place, restarts, dice.random() < 0.3), chosen, dice
+    return Trial(name, mode, workers, place, restarts, dice.random() < 0.3, replicas), chosen, dice
 
 
 def run_trial(
@@ -123,10 +125,10 @@ def run_trial(
                 trial.faults.append(fault)
                 trial.wrong += [f"{fault.kind} ({fault.target}, {fault.moment}): {each}" for each in fault.wrong]
             _bring_to_its_end(trial, training)
-            if not trial.wrong or (training.folder / "summary.json").exists():
-                found = differences(training.folder, undisturbed)
-                if found:
-                    trial.wrong.append(f"not the same run: {len(found)} differences, first {found[:3]}")
+            found = differences(training.folder, undisturbed)
+            trial.is_same = not found
+            if found:
+                trial.wrong.append(f"not the same run: {len(found)} differences, first {found[:3]}")
         finally:
             left = training.end()
             if left:
@@ -155,7 +157,7 @@ def _bring_to_its_end(trial: Trial, training: Training) -> None:
 
 @contextlib.contextmanager
 def _place(trial: Trial, folder: Path, head: RayHead | None) -> Iterator[Training]:
-    how = {"mode": trial.mode, "workers": trial.workers, "restarts": trial.restarts, "begun_anew": trial.begun_anew}
+    how = {name: getattr(trial, name) for name in ("mode", "workers", "restarts", "begun_anew", "replicas")}
     if trial.place == "small disk":
         mounted(folder)
         try:
@@ -171,11 +173,11 @@ def _place(trial: Trial, folder: Path, head: RayHead | None) -> Iterator[Trainin
         yield Training(folder / "run", **how, ray=head if trial.place == "Ray" else None)
 
 
-def undisturbed_runs(folder: Path) -> dict[str, Path]:
+def undisturbed_runs(folder: Path, replicas: int) -> dict[str, Path]:
     """A run of each mode that nobody disturbs. Of data-parallel workers the number matters, else it does not."""
     runs = {}
-    for mode, workers in (("concurrent", 1), ("long", 1), ("alternate", 1), ("ddp", 2)):
-        training = Training(folder / mode, mode, workers)
+    for mode, workers in (("concurrent", replicas), ("long", replicas), ("alternate", replicas), ("ddp", 2)):
+        training = Training(folder / mode, mode, workers, replicas=replicas)
         training.start()
         if not training.wait_for_end(2 * HANG_SECONDS) or any(training.exit_codes):
             sys.exit("an undisturbed run failed:\n" + "\n".join(training.lines))
@@ -207,10 +209,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=3, help="trials at once")
     parser.add_argument("--only", nargs="+", choices=list(KINDS), help="kinds of faults")
+    parser.add_argument("--replicas", action="store_true", help="two workers on each part, instead of one")
     parser.add_argument("--trial", help="one trial again, by its name")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     kinds = arguments.only or list(KINDS)
+    replicas = 2 if arguments.replicas else 1
     if os.geteuid() != 0:
         kinds = [kind for kind in kinds if kind not in (*ON_HOSTS, *ON_SMALL_DISK)]
         print("not root: links are not cut, and disks not filled")
@@ -219,7 +223,7 @@ def main() -> int:
     with contextlib.ExitStack() as resources:
         temporary = resources.enter_context(tempfile.TemporaryDirectory(prefix="pipeflow-faults-"))
         head = resources.enter_context(ray_head(2 * arguments.jobs)) if set(kinds) & set(ON_RAY) else None
-        runs = undisturbed_runs(Path(temporary))
+        runs = undisturbed_runs(Path(temporary), replicas)
         names = iter([arguments.trial] if arguments.trial else (f"{arguments.seed}-{index}" for index in range(10**6)))
         lock, stopped = threading.Lock(), threading.Event()
 
@@ -229,7 +233,7 @@ def main() -> int:
                     name = next(names, None)
                     if name is None or sum(len(trial.faults) for trial in trials) >= arguments.faults:
                         return
-                trial, chosen, dice = plan(name, kinds)
+                trial, chosen, dice = plan(name, kinds, replicas)
                 folder = Path(temporary) / name
                 run_trial(trial, chosen, dice, runs[trial.mode], folder, head)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -247,11 +251,10 @@ def main() -> int:
                     training.end()
                 raise
     minutes = (time.monotonic() - begin) / 60
-    lost = [trial for trial in trials if trial.is_lost]
     print(table(trials))
     if not arguments.trial and not arguments.only:
-        _write(trials, minutes)
-    return 1 if lost else 0
+        _write(trials, minutes, HERE / "replicas" if arguments.replicas else HERE)
+    return 1 if any(trial.wrong for trial in trials) else 0
 
 
 def _tell(trial: Trial, trials: list[Trial]) -> None:
@@ -262,36 +265,41 @@ def _tell(trial: Trial, trials: list[Trial]) -> None:
         f"{trial.sittings} sittings, {trial.seconds:.0f} s",
         flush=True,
     )
+    options = "--replicas " if trial.replicas > 1 else ""
     for each in trial.wrong:
-        print(f"FAILED (again: --trial {trial.name}; {LOST / trial.name}.txt): {each}", flush=True)
+        print(f"WANTING (again: {options}--trial {trial.name}; {LOST / trial.name}.txt): {each}", flush=True)
 
 
-def _write(trials: list[Trial], minutes: float) -> None:
+def _write(trials: list[Trial], minutes: float, folder: Path) -> None:
     machine = describe_machine()
     faults = [fault for trial in trials for fault in trial.faults]
-    lost = [trial for trial in trials if trial.is_lost]
+    lost = [trial for trial in trials if not trial.is_same]
+    wanting = [trial for trial in trials if trial.is_same and trial.wrong]
+    workers = " or ".join(map(str, sorted({trial.workers for trial in trials})))
+    on_a_part = f", {trials[0].replicas} on each part" if trials[0].replicas > 1 else ""
     command = shlex.join(["python", "-m", "benchmarks.faults.run", *sys.argv[1:]])
     lines = [
         "# Faults",
         "",
-        f"{len(faults)} faults in {len(trials)} runs of {', '.join(sorted({trial.mode for trial in trials}))} on 2 or 3 "
-        f"workers, {minutes:.0f} minutes; {len(trials) - len(lost)} runs ended with the bits of an undisturbed run, "
-        f"{len(lost)} did not or were otherwise at fault.",
+        f"{len(faults)} faults in {len(trials)} runs of {', '.join(sorted({trial.mode for trial in trials}))} on {workers} "
+        f"workers{on_a_part}, {minutes:.0f} minutes. {len(trials) - len(lost)} runs ended with the bits of an undisturbed "
+        f"run, {len(lost)} did not; in {len(wanting)} of the former something else was wanting.",
         "",
         table(trials),
         "",
         f"link.timeout_s {LINK_TIMEOUT:g}; heartbeats 25 s. Made by `{command}` on {in_words(machine)}.",
         "",
     ]
-    lines += [f"- {trial.name}: {each[:300]}" for trial in lost for each in trial.wrong]
-    (HERE / "results.md").write_text("\n".join(lines))
+    lines += [f"- {trial.name}: {each[:300]}" for trial in trials for each in trial.wrong]
+    folder.mkdir(exist_ok=True)
+    (folder / "results.md").write_text("\n".join(lines))
     content = {
         "machine": machine,
         "command": command,
         "minutes": minutes,
         "trials": [asdict(trial) for trial in trials],
     }
-    (HERE / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -53,14 +53,18 @@ MODES = {
     },
 }
 PORT = 29411
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 _OF_RAY = re.compile(r"^\(\w+ pid=\d+(, ip=[\d.]+)?\) ")
 _RAY_RANK = re.compile(r"pid=(\d+)\) world_rank=(\d+)")
 
 
-def config_of(mode: str, folder: Path, resume: str = "auto", link_timeout: float = LINK_TIMEOUT) -> Config:
+def config_of(
+    mode: str, folder: Path, resume: str = "auto", link_timeout: float = LINK_TIMEOUT, replicas: int = 1
+) -> Config:
     """The small run of one mode."""
     about = {"run": {"dir": str(folder), "resume": resume}, "link": {"timeout_s": link_timeout}}
-    return Config.from_dict({**_SMALL, **MODES[mode], **about})
+    parts = {"parts": {**_SMALL["parts"], "replicas": replicas}}
+    return Config.from_dict({**_SMALL, **MODES[mode], **about, **parts})
 
 
 def options(config: Config) -> list[str]:
@@ -87,6 +91,8 @@ class Training:
     link_timeout: float = LINK_TIMEOUT
     begun_anew: bool = False
     """Whether the first sitting is one of `run.resume never`."""
+    replicas: int = 1
+    """Workers on each part."""
     launchers: list[subprocess.Popen] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     """All that all sittings have printed."""
@@ -99,7 +105,7 @@ class Training:
     def start(self) -> None:
         """The command, once more."""
         command = ["-m", "pipeflow.launch", *self._options()]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--max-restarts={self.restarts}"]
+        torchrun = [*_TORCHRUN, f"--max-restarts={self.restarts}"]
         self.lines.append(f"--- started at {time.monotonic():.1f}")
         if self.ray is not None:
             self.launchers = [self._start_on_ray(self.ray)]
@@ -117,7 +123,7 @@ class Training:
     def _options(self) -> list[str]:
         is_first = not any(line.startswith("--- started") for line in self.lines[:-1])
         resume = "never" if self.begun_anew and is_first else "auto"
-        return options(config_of(self.mode, self.folder, resume, self.link_timeout))
+        return options(config_of(self.mode, self.folder, resume, self.link_timeout, self.replicas))
 
     def _start_on_ray(self, head: RayHead) -> subprocess.Popen:
         command = [sys.executable, "-m", "launch.ray_train", f"--workers={self.workers}"]
@@ -126,9 +132,11 @@ class Training:
         return self._popen(command, RAY_JOB_CONFIG_JSON_ENV_VAR=json.dumps(marked), **head.environment)
 
     def start_second(self) -> subprocess.Popen:
-        """Another run on the same folder, in one process."""
-        command = [sys.executable, "-m", "pipeflow.launch", *self._options()]
-        return self._popen(command, into=None)
+        """Another run on the same folder, in as few processes as can be."""
+        command = ["-m", "pipeflow.launch", *self._options()]
+        if self.replicas == 1:
+            return self._popen([sys.executable, *command], into=None)
+        return self._popen([*_TORCHRUN, "--standalone", f"--nproc_per_node={self.replicas}", *command], into=None)
 
     def _popen(self, command: Sequence[str], into: str | None = "lines", **more: str) -> subprocess.Popen:
         process = subprocess.Popen(

@@ -37,6 +37,8 @@ UNHEARD_SECONDS = 5.0
 CAUSE_SECONDS = 3.0
 """In which the monitor hears what is behind a connection that broke inside torch."""
 _POLL_SECONDS = 0.2
+_LAUNCHER_SECONDS = 1.0
+"""A launcher that was killed closes the store in its memory before it is seen to be gone."""
 _ENDED = "ended"
 
 
@@ -135,6 +137,8 @@ class Monitor:
         self.status: Callable[[], dict] = dict
         """Gives what the beat carries: rank 0 shows it as the progress of the others."""
         self.statuses: dict[int, dict] = {}
+        self.parts: dict[int, list[int]] = {}
+        """The parts that each worker is to hold, known before its first beat that says so."""
         self._traffic = traffic
         self._store = store
         self._rank = rank
@@ -197,8 +201,11 @@ class Monitor:
 
     def _lose_store(self, why: str) -> None:
         self.store_lost = True
-        if launcher.is_gone():  # which had the store; the guard says it
-            return
+        end = time.monotonic() + _LAUNCHER_SECONDS
+        while time.monotonic() < end:
+            if launcher.is_gone():  # which had the store; the guard says it
+                return
+            time.sleep(_POLL_SECONDS)
         self._alarm.trip(
             WorkerError(
                 f"worker {self._rank}: the launcher's store does not answer any more ({why}): worker 0{self.about(0)} or "
@@ -257,7 +264,8 @@ class Monitor:
 
     def about(self, other: int) -> str:
         """What a worker that this one watches last said of itself, in words behind its number."""
-        return _described(self.statuses.get(other, {}))
+        placed = {"parts": self.parts[other]} if other in self.parts else {}
+        return _described({**placed, **self.statuses.get(other, {})})
 
     def _watch(self, other: int) -> None:
         key = self._beat_key(other)

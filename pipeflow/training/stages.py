@@ -99,6 +99,7 @@ class Stages:
         self.replicas = world.replicas_of_parts()
         starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.num_stages)
         owners = [sum(part.index >= start for start in starts) - 1 for part in self.parts]
+        world.tell_parts(owners)
         trainers = []
         for part, owner in zip(self.parts, owners):
             if owner == world.stage:

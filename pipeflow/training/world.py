@@ -155,6 +155,15 @@ class World:
             raise ConfigError("link.backend: nccl needs a GPU for each worker, here some share one: use auto or gloo.")
         return "gloo" if shared or asked == "gloo" else "nccl"
 
+    def tell_parts(self, owners: Sequence[int]) -> None:
+        """Which worker holds which parts, for messages about one that is lost before it has told so itself.
+
+        owners: the stage that holds each part.
+        """
+        if self.monitor is not None:
+            stages = [[part for part, owner in enumerate(owners) if owner == stage] for stage in range(self.num_stages)]
+            self.monitor.parts = {rank: stages[rank // self.num_replicas] for rank in range(self.size)}
+
     def make_links(self, parts: Sequence[Part], owners: Sequence[int], config: Config) -> dict[int, Link]:
         """This worker's ends of the links between parts, by the index of the part in front.
 
