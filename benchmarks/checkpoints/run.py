@@ -10,9 +10,7 @@ everybody waited for the disk. Writes results.md and results.json beside this fi
 
 import argparse
 import hashlib
-import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.by_device import save
 from benchmarks.checkpoints.report import report
-from benchmarks.machine import describe_machine
 from pipeflow.config import Config
 from pipeflow.device import choose_device
 from pipeflow.flow import build_flow, split_flow
@@ -171,16 +169,7 @@ def main() -> None:
         measured = measure(
             device, options.rounds, options.batch, options.num_steps, options.width, Path(folder), QUIET_STEPS
         )
-    path = HERE / "results.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
-    document[options.device] = {
-        "machine": describe_machine(),
-        "command": f"python -m benchmarks.checkpoints.run {' '.join(sys.argv[1:])}".strip(),
-        "threads": options.threads,
-        **measured,
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    (HERE / "results.md").write_text(report(document))
+    save(HERE / "results", "benchmarks.checkpoints.run", options.device, options.threads, measured, report)
 
 
 if __name__ == "__main__":

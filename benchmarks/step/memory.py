@@ -8,11 +8,11 @@ Writes memory.md and memory.json beside this file; what the other device gave is
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.by_device import save
+from benchmarks.machine import in_words
 from benchmarks.step.held import Held, OutOfMemory
 from benchmarks.step.report import TITLES
 from benchmarks.step.systems import Case
@@ -96,16 +96,7 @@ def main() -> None:
         for way in options.ways:
             rows.append(measure(num_steps, way, options.device, options.threads))
             print(json.dumps(rows[-1]), flush=True)
-    path = HERE / "memory.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
-    document[options.device] = {
-        "machine": describe_machine(),
-        "command": f"python -m benchmarks.step.memory {' '.join(sys.argv[1:])}".strip(),
-        "threads": options.threads,
-        "rows": rows,
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    (HERE / "memory.md").write_text(report(document))
+    save(HERE / "memory", "benchmarks.step.memory", options.device, options.threads, {"rows": rows}, report)
 
 
 if __name__ == "__main__":

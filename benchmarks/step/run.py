@@ -11,12 +11,11 @@ is kept in them.
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
+from benchmarks.by_device import save
 from benchmarks.step.held import Held, OutOfMemory
 from benchmarks.step.limits import DTYPES, Limits, best
 from benchmarks.step.report import report
@@ -141,16 +140,7 @@ def main() -> None:
         if case.part is None:
             result["roofline"] = measure_roofline(case, result["limits"], options.threads)
         measured.append(result)
-    path = HERE / "results.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
-    document[options.device] = {
-        "machine": describe_machine(),
-        "command": f"python -m benchmarks.step.run {' '.join(sys.argv[1:])}".strip(),
-        "threads": options.threads,
-        "cases": measured,
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    (HERE / "results.md").write_text(report(document))
+    save(HERE / "results", "benchmarks.step.run", options.device, options.threads, {"cases": measured}, report)
 
 
 if __name__ == "__main__":

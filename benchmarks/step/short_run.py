@@ -20,7 +20,8 @@ from statistics import median
 
 import yaml
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.by_device import save
+from benchmarks.machine import in_words
 from benchmarks.step.report import TITLES
 from benchmarks.step.systems import PIPEFLOW, SMALL
 from pipeflow.config import Config
@@ -109,16 +110,7 @@ def main() -> None:
             seconds = measure(PIPEFLOW[name], options.device, options.threads)
             rounds[-1].update({f"{name}{behind}": each for behind, each in seconds.items()})
         print(f"round {number}: {json.dumps(rounds[-1])}", flush=True)
-    path = HERE / "short_run.json"
-    document = json.loads(path.read_text()) if path.exists() else {}
-    document[options.device] = {
-        "machine": describe_machine(),
-        "command": f"python -m benchmarks.step.short_run {' '.join(sys.argv[1:])}".strip(),
-        "threads": options.threads,
-        "rounds": rounds,
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    (HERE / "short_run.md").write_text(report(document))
+    save(HERE / "short_run", "benchmarks.step.short_run", options.device, options.threads, {"rounds": rounds}, report)
 
 
 if __name__ == "__main__":
