@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 3
+TEST_JOBS ?= 2
 LOWEST_TESTS := tests/data tests/flow tests/plan tests/training tests/test_cli.py tests/test_config.py tests/test_evaluate.py \
 	tests/test_figures.py tests/hostile tests/test_report.py tests/test_sample.py
 
@@ -12,8 +13,9 @@ LOWEST_TESTS := tests/data tests/flow tests/plan tests/training tests/test_cli.p
 train: $(VENV)/.installed
 	$(BIN)/torchrun --standalone --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
 
+# Files of tests go to TEST_JOBS processes; many tests wait for processes of their own, so that cores are left over.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
 # The same tests with the lowest versions that pyproject.toml allows, in an environment of their own (about 5 GB).
 test-lowest: $(VENV)-lowest/.installed
