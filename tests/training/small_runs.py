@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -55,6 +55,16 @@ def torchrun(num_workers: int, *arguments: str, **settings) -> subprocess.Popen:
         start_new_session=True,
         **settings,
     )
+
+
+def train_in_turn(num_workers: int, configs: Sequence[Config]) -> str:
+    """These runs one after the other, in the same workers; what they print. One launch: starting takes the longest."""
+    path = Path(configs[0].run.dir).with_suffix(".json")
+    path.write_text(json.dumps([config.to_dict() for config in configs]))
+    process = torchrun(num_workers, str(PROGRAMS / "in_turn.py"), str(path))
+    output = finish(process)
+    assert process.returncode == 0, output
+    return output
 
 
 def finish(process: subprocess.Popen, timeout: float = 120) -> str:

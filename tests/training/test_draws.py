@@ -1,8 +1,10 @@
 """Kept latents: which epochs keep and use them, what is taken, and the same run however it is spread or resumed."""
 
+import shutil
+
 import pytest
 import torch
-from small_runs import assert_same_tensors, finish, learned, options, small_config
+from small_runs import assert_same_tensors, learned, small_config, train_in_turn
 
 from pipeflow import train
 from pipeflow.config import Config, LinkConfig
@@ -88,50 +90,56 @@ def test_a_draw_gives_every_latent_once_an_epoch_in_a_new_order(tmp_path, dtype,
     assert not place or not list((tmp_path / folder).iterdir()), "files go with the process"
 
 
-@pytest.fixture(scope="module", params=SCHEDULES)
-def undisturbed(request, tmp_path_factory):
-    """A run in one process, and the schedule it followed."""
-    folder = tmp_path_factory.mktemp(request.param) / "run"
-    schedule = {**SCHEDULES[request.param], "finetune_epochs": 1}
-    train(small_config(folder, schedule=schedule, link=LINK))
-    return folder, schedule
+def config_of(folder, name, **link):
+    """A run with draws, of the schedule of this name."""
+    return small_config(folder, schedule={**SCHEDULES[name], "finetune_epochs": 1}, link={**LINK, **link})
 
 
-def test_three_workers_are_the_same_run(undisturbed, tmp_path, launch):
-    folder, schedule = undisturbed
-    process = launch(3, "-m", "pipeflow.launch", *options(small_config(tmp_path / "run", schedule=schedule, link=LINK)))
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert_same_tensors(folder, tmp_path / "run")
-    assert learned(folder) == learned(tmp_path / "run")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Folders of runs in one process, by schedule."""
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in SCHEDULES}
+    for name, folder in folders.items():
+        train(config_of(folder, name))
+    return folders
 
 
-def test_a_resumed_run_computes_its_draws_again(undisturbed, tmp_path, launch):
-    """In the middle of turns, where what was kept is gone: after each of these epochs by a new process."""
-    import shutil
-
-    folder, schedule = undisturbed
-    for epoch in (6, 7, 11):
-        copy = tmp_path / f"run{epoch}"
-        shutil.copytree(folder, copy)
-        for checkpoint in copy.glob("checkpoints/epoch-*"):
-            if int(checkpoint.name[-6:]) > epoch:
-                shutil.rmtree(checkpoint)
-        (copy / "summary.json").unlink()
-        config = small_config(copy, schedule=schedule, link=LINK)
-        if epoch == 7:
-            process = launch(3, "-m", "pipeflow.launch", *options(config))
-            output = finish(process)
-            assert process.returncode == 0, output
-        else:
-            train(config)
-        assert_same_tensors(folder, copy)
+def as_it_was_after(epoch, run, folder):
+    """A copy of a run as it was when its checkpoint of that epoch was the newest."""
+    shutil.copytree(run, folder)
+    for checkpoint in folder.glob("checkpoints/epoch-*"):
+        if int(checkpoint.name[-6:]) > epoch:
+            shutil.rmtree(checkpoint)
+    (folder / "summary.json").unlink()
+    return folder
 
 
-def test_keeping_saves_bytes_and_multiply_adds(undisturbed, tmp_path):
-    folder, schedule = undisturbed
-    train(small_config(tmp_path / "run", schedule=schedule))
-    with_draws, without = learned(folder), learned(tmp_path / "run")
+def test_three_workers_are_the_same_run_and_go_on_with_one(undisturbed, tmp_path):
+    """From the beginning, and from the middle of a turn, where what was kept is gone."""
+    configs = []
+    for name, folder in undisturbed.items():
+        begun = as_it_was_after(7, folder, tmp_path / f"{name}_begun")
+        configs += [config_of(tmp_path / name, name), config_of(begun, name)]
+    train_in_turn(3, configs)
+    for name, folder in undisturbed.items():
+        for other in (tmp_path / name, tmp_path / f"{name}_begun"):
+            assert_same_tensors(folder, other)
+        assert learned(folder) == learned(tmp_path / name)
+
+
+@pytest.mark.parametrize("epoch", [6, 11])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_resumed_run_computes_its_draws_again(undisturbed, tmp_path, name, epoch):
+    """In the middle of turns, by a new process."""
+    copy = as_it_was_after(epoch, undisturbed[name], tmp_path / "run")
+    train(config_of(copy, name))
+    assert_same_tensors(undisturbed[name], copy)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_keeping_saves_bytes_and_multiply_adds(undisturbed, tmp_path, name):
+    train(config_of(tmp_path / "run", name, cache_draws=0))
+    with_draws, without = learned(undisturbed[name]), learned(tmp_path / "run")
     assert sum(with_draws["forward"]) == sum(without["forward"]) / 2
     assert with_draws["train_macs"] < without["train_macs"]
     assert with_draws[5]["train_loss"] == without[5]["train_loss"], "the epochs that keep are as they would be"

@@ -3,13 +3,11 @@
 import json
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from small_runs import (
-    PROGRAMS,
     assert_same_tensors,
     checkpoint_tensors,
     errors_in,
@@ -18,12 +16,8 @@ from small_runs import (
     options,
     read_until,
     small_config,
-    torchrun,
+    train_in_turn,
 )
-
-sys.path.insert(0, str(PROGRAMS))
-
-from replicated import RUNS, config_of
 
 from pipeflow import train
 from pipeflow.config import Config
@@ -37,17 +31,43 @@ CLOSE = 1e-4
 divides by their root. Measured: 3e-6."""
 
 
+RUNS = {
+    "concurrent": ({"mode": "concurrent"}, {}),
+    "alternate_steps": ({"mode": "alternate", "alternate_every": "2 steps"}, {"memory": {"activations": "recompute"}}),
+    "ddp": ({"mode": "concurrent"}, {"finetune": {"parallel": "ddp"}}),
+    "int8": ({"mode": "concurrent"}, {"link": {"dtype": "int8"}}),
+}
+"""Schedule, and what else is changed, by name."""
+
+
+def config_of(folder: Path, name: str, replicas: int) -> Config:
+    """The configuration of one of them, in a folder of its name."""
+    schedule, changed = RUNS[name]
+    parts = {"parts": {"split": "across", "num": 3, "replicas": replicas}}
+    return small_config(folder / name, schedule=schedule, **parts, **changed)
+
+
+def long_enough_to_preempt(folder: Path) -> Config:
+    return small_config(
+        folder,
+        data={"num_train": 384, "num_test": 40},
+        schedule={"mode": "concurrent", "local_epochs": 3, "finetune_epochs": 0},
+        parts={"split": "across", "num": 2, "replicas": 2},
+    )
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[tuple[int, int], Path]:
-    """Folders of runs by number of workers and of replicas; 3 parts always."""
+    """Folders of runs by number of workers and of replicas; 3 parts, but for the one that is to be preempted."""
     wanted = {(2, 2): ["concurrent", "alternate_steps", "ddp"], (4, 2): ["concurrent", "alternate_steps"]}
     wanted |= {(3, 3): ["concurrent", "int8"]}
     folders = {}
     for (workers, replicas), names in wanted.items():
         folder = folders[workers, replicas] = tmp_path_factory.mktemp(f"workers{workers}replicas{replicas}")
-        process = torchrun(workers, str(PROGRAMS / "replicated.py"), str(folder), str(replicas), *names)
-        output = finish(process)
-        assert process.returncode == 0, output
+        configs = [config_of(folder, name, replicas) for name in names]
+        if workers == 2:
+            configs.append(long_enough_to_preempt(folder / "preempt"))
+        train_in_turn(workers, configs)
     folders[1, 1] = tmp_path_factory.mktemp("alone")
     for name in RUNS:
         train(config_of(folders[1, 1], name, 1))
@@ -133,9 +153,7 @@ def test_a_checkpoint_goes_on_with_other_parts_and_replicas(runs, tmp_path, laun
         shutil.copytree(runs[4, 2] / "concurrent", folder)
         for path in ("summary.json", "model.safetensors", "checkpoints/epoch-000002", "checkpoints/epoch-000003"):
             shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
-    process = launch(2, str(PROGRAMS / "replicated.py"), str(tmp_path / "two"), "2", "concurrent")
-    output = finish(process)
-    assert process.returncode == 0 and "resuming after 1 epochs" in output, output
+    assert "resuming after 1 epochs" in train_in_turn(2, [config_of(tmp_path / "two", "concurrent", 2)])
     assert_same_tensors(tmp_path / "two/concurrent", runs[4, 2] / "concurrent")
     train(config_of(tmp_path / "one", "concurrent", 1))
     assert_close(tmp_path / "one/concurrent", runs[1, 1] / "concurrent")
@@ -148,23 +166,16 @@ def test_a_checkpoint_goes_on_with_other_parts_and_replicas(runs, tmp_path, laun
     )
 
 
-def test_preempted_replicas_go_on_where_they_were(tmp_path, launch):
+def test_preempted_replicas_go_on_where_they_were(runs, tmp_path, launch):
     """The first of the first part's replicas stops handing out images, and its word follows the latents in each line."""
-    sections = {
-        "data": {"num_train": 384, "num_test": 40},
-        "schedule": {"mode": "concurrent", "local_epochs": 3, "finetune_epochs": 0},
-        "parts": {"split": "across", "num": 2, "replicas": 2},
-    }
-    process = launch(4, "-m", "pipeflow.launch", *options(small_config(tmp_path / "run", **sections)))
+    config = long_enough_to_preempt(tmp_path / "run")
+    process = launch(4, "-m", "pipeflow.launch", *options(config))
     seen = read_until(process, lambda line: line.startswith("epoch 1/"))
     process.send_signal(signal.SIGTERM)
     output = seen + finish(process)
     assert "preempted (SIGTERM at worker" in output and "nothing that was trained is lost" in output, output
-    for name in ("run", "undisturbed"):
-        process = launch(2, "-m", "pipeflow.launch", *options(small_config(tmp_path / name, **sections)))
-        output = finish(process)
-        assert process.returncode == 0, output
-    assert learned(tmp_path / "run") == learned(tmp_path / "undisturbed")
+    train_in_turn(2, [config])
+    assert learned(tmp_path / "run") == learned(runs[2, 2] / "preempt")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from small_runs import (
     options,
     read_until,
     small_config,
-    torchrun,
+    train_in_turn,
 )
 
 from pipeflow import train
@@ -206,33 +206,27 @@ def test_cuts_that_nobody_timed_do_not_pass_for_timed_ones(tmp_path, monkeypatch
 DATA_PARALLEL = {"schedule": {"local_epochs": 1, "finetune_epochs": 3}, "finetune": {"parallel": "ddp"}}
 
 
-def run_data_parallel(folder):
-    """Three workers, so that the order of summation matters."""
-    process = torchrun(3, "-m", "pipeflow.launch", *options(small_config(folder, **DATA_PARALLEL)))
-    output = finish(process)
-    assert process.returncode == 0, output
+@pytest.fixture(scope="module")
+def data_parallel(tmp_path_factory):
+    """Of three workers, so that the order of summation matters: one run, and one of the schedule of `undisturbed`."""
+    folder = tmp_path_factory.mktemp("data_parallel")
+    as_undisturbed = {"schedule": SCHEDULE, "finetune": {"parallel": "ddp"}}
+    train_in_turn(3, [small_config(folder / "run", **DATA_PARALLEL), small_config(folder / "other", **as_undisturbed)])
     return folder
 
 
-@pytest.fixture(scope="module")
-def undisturbed_data_parallel(tmp_path_factory):
-    return run_data_parallel(tmp_path_factory.mktemp("data_parallel") / "run")
-
-
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_data_parallel_workers_resume_to_the_same_bits(undisturbed_data_parallel, tmp_path, epoch):
+def test_data_parallel_workers_resume_to_the_same_bits(data_parallel, tmp_path):
     """At the gather, and in the middle of the fine-tuning."""
-    folder = as_if_interrupted_after(epoch, undisturbed_data_parallel, tmp_path / "resumed")
-    assert_same_tensors(undisturbed_data_parallel, run_data_parallel(folder))
+    run = data_parallel / "run"
+    folders = [as_if_interrupted_after(epoch, run, tmp_path / f"after{epoch}") for epoch in (1, 2)]
+    train_in_turn(3, [small_config(folder, **DATA_PARALLEL) for folder in folders])
+    for folder in folders:
+        assert_same_tensors(run, folder)
 
 
-def test_data_parallel_fine_tuning_is_fine_tuning_up_to_rounding(undisturbed, tmp_path, launch):
+def test_data_parallel_fine_tuning_is_fine_tuning_up_to_rounding(undisturbed, data_parallel):
     """Workers with unequal shares of the batch, against one process with all of it."""
-    folder = tmp_path / "run"
-    config = small_config(folder, schedule=SCHEDULE, finetune={"parallel": "ddp"})
-    process = launch(3, "-m", "pipeflow.launch", *options(config))
-    output = finish(process)
-    assert process.returncode == 0, output
+    folder = data_parallel / "other"
     alone, together = learned(undisturbed), learned(folder)
     assert together["test_bpd"] == pytest.approx(alone["test_bpd"], abs=2e-5)
     assert together[4]["train_loss"]["flow"] == pytest.approx(alone[4]["train_loss"]["flow"], abs=2e-5)

@@ -1,16 +1,32 @@
 """Any number of processes is the same run: parameters, optimizer states, losses and bits/dim, bit for bit (CPU)."""
 
-import sys
 from pathlib import Path
 
 import pytest
-from small_runs import PROGRAMS, assert_same_tensors, checkpoint_tensors, finish, learned, small_config, torchrun
+from small_runs import assert_same_tensors, checkpoint_tensors, learned, small_config, train_in_turn
 
-sys.path.insert(0, str(PROGRAMS))
+from pipeflow import Config, train
 
-from all_schedules import SCHEDULES, config_of
+SCHEDULES = {
+    "sequential": {"mode": "sequential", "local_epochs": 3},
+    "alternate": {"mode": "alternate"},
+    "alternate_steps": {"mode": "alternate", "alternate_every": "2 steps"},
+    "concurrent": {"mode": "concurrent"},
+    "concurrent_int8": {"mode": "concurrent"},
+    "concurrent_reference": {"mode": "concurrent"},
+    "concurrent_invert": {"mode": "concurrent"},
+    "end_to_end": {"mode": "end_to_end"},
+}
+CHANGED = {
+    "concurrent_int8": {"link": {"dtype": "int8"}},
+    "concurrent_reference": {"precision": {"step": "reference"}},
+    "concurrent_invert": {"memory": {"activations": "invert"}},
+}
 
-from pipeflow import train
+
+def config_of(folder: Path, name: str) -> Config:
+    """The configuration of one of them, in a folder of its name."""
+    return small_config(folder / name, schedule=SCHEDULES[name], **CHANGED.get(name, {}))
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +34,7 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     """Run folders of all schedules by number of workers."""
     folders = {num: tmp_path_factory.mktemp(f"workers{num}") for num in (1, 2, 3)}
     for num in (2, 3):
-        process = torchrun(num, str(PROGRAMS / "all_schedules.py"), str(folders[num]))
-        output = finish(process)
-        assert process.returncode == 0, output
+        train_in_turn(num, [config_of(folders[num], name) for name in SCHEDULES])
     for name in SCHEDULES:
         train(config_of(folders[1], name))
     return folders
