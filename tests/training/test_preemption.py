@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from small_runs import assert_same_tensors, finish, learned, options, read_until, small_config
+from small_runs import assert_same_tensors, finish, learned, options, read_until, small_config, train_in_turn
 
 from pipeflow import train
 from pipeflow.config import Config
@@ -111,15 +111,13 @@ def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
 def test_data_parallel_workers_stop_at_one_batch(tmp_path, launch):
     data, schedule = {"num_train": 640, "num_test": 40}, {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 3}
     sections = {"data": data, "schedule": schedule, "finetune": {"parallel": "ddp"}}
-    process = launch(2, "-m", "pipeflow.launch", *options(small_config(tmp_path / "run", **sections)))
+    configs = [small_config(tmp_path / name, **sections) for name in ("run", "undisturbed")]
+    process = launch(2, "-m", "pipeflow.launch", *options(configs[0]))
     seen = read_until(process, lambda line: line.startswith("epoch 1/"))
     process.send_signal(signal.SIGTERM)
     output = seen + finish(process)
     assert "nothing that was trained is lost" in output, output
-    for name in ("run", "undisturbed"):
-        process = launch(2, "-m", "pipeflow.launch", *options(small_config(tmp_path / name, **sections)))
-        output = finish(process)
-        assert process.returncode == 0, output
+    train_in_turn(2, configs)
     assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
 
 
