@@ -1,6 +1,6 @@
 """Does a training step wait for a checkpoint? Steps while one is written beside the training, against steps without.
 
-    python -m benchmarks.checkpoints.run [--device cpu|cuda] [--rounds 3] [--batch 4] [--num-steps 32] [--width 512]
+    python -m benchmarks.checkpoints.run [--device cpu|cuda] [--rounds 7] [--batch 4] [--num-steps 32] [--width 512]
                                          [--threads 2] [--dir .]
 
 One process trains the flow as a worker does. In each round, in turn: steps without a checkpoint; a checkpoint, and steps
@@ -149,7 +149,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument(
         "--num-steps", type=int, default=32, help="flow steps a block; 32 of width 512: the published flow"
