@@ -11,7 +11,7 @@ LOWEST_TESTS := tests/data tests/flow tests/plan tests/training tests/test_cli.p
 .PHONY: train test test-lowest lint clean
 
 train: $(VENV)/.installed
-	$(BIN)/torchrun --standalone --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
 
 # Files of tests go to TEST_JOBS processes, in their order: the longest come early, so that all end at about one time.
 test: $(VENV)/.installed
