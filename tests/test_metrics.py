@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import time
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_numbers_that_are_not_finite_are_standard_json():
     assert json.loads(text, parse_constant=pytest.fail) == {"a": ["nan", ["inf", "-inf"]], "b": 1.5, "c": None}
 
 
-def test_resume_does_again_what_came_after_the_checkpoint(tmp_path):
+def test_resume_does_again_what_came_after_the_checkpoint(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path)
     log.event("start", initial_bpd=7.1)
     log.event("epoch", **epoch(0, 6.0))
@@ -88,6 +89,9 @@ def test_resume_does_again_what_came_after_the_checkpoint(tmp_path):
     log.event("epoch", **epoch(1, 99.0))
     log.close()
 
+    # TensorBoard orders files by the second they were begun in; no process resumes in the second in which another ended.
+    later = time.time() + 10
+    monkeypatch.setattr("time.time", lambda: later)
     log = MetricsLog(tmp_path, position=position)
     assert log.position() == position
     log.event("epoch", **epoch(1, 5.0))

@@ -1,4 +1,4 @@
-"""Wrong inputs under torchrun: each one error that names the option, the value and the fix, said once."""
+"""Wrong inputs, most under torchrun: each one error that names the option, the value and the fix, said once."""
 
 import os
 import subprocess
@@ -54,10 +54,6 @@ def images(path: Path) -> list[str]:
 
 
 CASES = {
-    "graphs without a gpu": (
-        lambda tmp: ["--precision.graphs=true", "--run.device=cpu"],
-        ["precision.graphs", "CUDA graphs need a GPU"],
-    ),
     "unknown option": (lambda tmp: ["--optim.lrr=1"], ["optim.lrr", "did you mean 'optim.lr'"]),
     "wrong type": (lambda tmp: ["--optim.batch_size=many"], ["optim.batch_size", "'many'", "whole number"]),
     "no such config": (lambda tmp: [f"--config={tmp}/none.yaml"], ["none.yaml", "No such file"]),
@@ -71,11 +67,24 @@ CASES = {
     ),
     "image size": (lambda tmp: images(image_zip(tmp / "a.zip", size=6)), ["6x6", "multiples of 4", "fewer blocks"]),
     "no data": (lambda tmp: images(tmp / "none.zip"), ["data.path", "none.zip"]),
-    "not a zip": (lambda tmp: images(not_a_zip(tmp)), ["data.path", "text.zip"]),
-    "truncated image": (lambda tmp: images(image_zip(tmp / "b.zip", truncate=True)), ["b.zip", "train/kind/07.png"]),
     "no GPU": (lambda tmp: ["--run.device=cuda"], ["run.device", "no GPU"]),
     "nccl on the CPU": (lambda tmp: ["--link.backend=nccl", "--run.device=cpu"], ["link.backend", "nccl", "gloo"]),
     "nothing to resume": (lambda tmp: ["--run.resume=must"], ["run.resume", "must", "no checkpoint"]),
+    "timeline of batches that are not there": (
+        lambda tmp: ["--timeline.steps=4", "--optim.batch_size=8"],
+        ["timeline.steps", "4 batches from number 10", "8 batches", "timeline.first_step"],
+    ),
+    "batch too large": (lambda tmp: ["--optim.batch_size=65"], ["optim.batch_size", "65", "64"]),
+}
+
+
+CASES_ALONE = {
+    "graphs without a gpu": (
+        lambda tmp: ["--precision.graphs=true", "--run.device=cpu"],
+        ["precision.graphs", "CUDA graphs need a GPU"],
+    ),
+    "not a zip": (lambda tmp: images(not_a_zip(tmp)), ["data.path", "text.zip"]),
+    "truncated image": (lambda tmp: images(image_zip(tmp / "b.zip", truncate=True)), ["b.zip", "train/kind/07.png"]),
     "too many draws": (
         lambda tmp: [
             "--schedule.mode=sequential",
@@ -94,12 +103,8 @@ CASES = {
         ],
         ["link.cache_dir", "text.zip", "another folder"],
     ),
-    "timeline of batches that are not there": (
-        lambda tmp: ["--timeline.steps=4", "--optim.batch_size=8"],
-        ["timeline.steps", "4 batches from number 10", "8 batches", "timeline.first_step"],
-    ),
-    "batch too large": (lambda tmp: ["--optim.batch_size=65"], ["optim.batch_size", "65", "64"]),
 }
+"""For one process: how two say such a thing once, the others show."""
 
 
 def not_a_zip(tmp: Path) -> Path:
@@ -107,10 +112,17 @@ def not_a_zip(tmp: Path) -> Path:
     return tmp / "text.zip"
 
 
-def run_workers(arguments: list[str], run_dir: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def run_workers(arguments: list[str], run_dir: Path, num_workers: int = 2) -> subprocess.CompletedProcess:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_workers}"]
     return subprocess.run(
-        [*command, "-m", "pipeflow.launch", f"--run.dir={run_dir}", *arguments],
+        [
+            sys.executable,
+            *(torchrun if num_workers > 1 else []),
+            "-m",
+            "pipeflow.launch",
+            f"--run.dir={run_dir}",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         timeout=90,
@@ -124,11 +136,11 @@ def said(result: subprocess.CompletedProcess) -> str:
     return errors[0]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_under_torchrun(case, tmp_path):
-    arguments, texts = CASES[case]
+@pytest.mark.parametrize("case", [*CASES, *CASES_ALONE])
+def test_it_is_said(case, tmp_path):
+    arguments, texts = {**CASES, **CASES_ALONE}[case]
     own = [option for option in SMALL if option.split("=")[0] not in str(arguments(tmp_path))]
-    result = run_workers([*own, *arguments(tmp_path)], tmp_path / "run")
+    result = run_workers([*own, *arguments(tmp_path)], tmp_path / "run", 2 if case in CASES else 1)
     assert result.returncode != 0
     error = said(result)
     assert all(text in error for text in texts), error

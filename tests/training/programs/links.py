@@ -1,4 +1,7 @@
-"""Both ends of a real link over gloo: links.py order | depth | wrong_step | late | lost. Prints 'passed on rank R'."""
+"""Both ends of a real link over gloo: links.py NAME..., of order, depth, wrong_step, late and, as the last, lost.
+
+Prints 'NAME passed on rank R'.
+"""
 
 import os
 import sys
@@ -123,7 +126,7 @@ def lost(rank: int) -> None:
     """A worker that is gone is named at once by whoever waits for it."""
     link, _, _ = ends(rank)
     if rank == 0:
-        print("passed on rank 0", flush=True)
+        print("lost passed on rank 0", flush=True)
         os._exit(0)
     try:
         link.receive(TRAINING, 0, 0)
@@ -131,12 +134,14 @@ def lost(rank: int) -> None:
         assert "worker 0 was lost" in str(error) and "waited for the latents of epoch 0, step 0" in str(error), error
     else:
         raise AssertionError("received from a lost worker")
-    print("passed on rank 1", flush=True)
+    print("lost passed on rank 1", flush=True)
     os._exit(0)
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    globals()[sys.argv[1]](dist.get_rank())
-    print(f"passed on rank {dist.get_rank()}", flush=True)
+    for name in sys.argv[1:]:
+        globals()[name](dist.get_rank())
+        print(f"{name} passed on rank {dist.get_rank()}\n", end="", flush=True)
+        dist.barrier()
     os._exit(0)
