@@ -212,12 +212,18 @@ class Config:
         return self.parts.num
 
     def check_world_size(self, world_size: int) -> None:
-        """Raises ConfigError where there are more workers than parts, or not as many replicas of each."""
+        """Raises ConfigError where there are more workers than parts or images, or not as many replicas of each."""
         replicas = self.parts.replicas
         if world_size % replicas:
             raise ConfigError(
                 f"{world_size} worker{'s' * (world_size > 1)} for {replicas} replicas of each part (parts.replicas): "
                 f"start a multiple of {replicas} workers, or set parts.replicas to 1."
+            )
+        whole = self.num_epochs > self.num_local_epochs
+        if whole and self.finetune.parallel == "ddp" and world_size > self.optim.batch_size:
+            raise ConfigError(
+                f"finetune.parallel: ddp shares a batch of {self.optim.batch_size} images (optim.batch_size) among "
+                f"{world_size} workers: start fewer workers, take larger batches, or set finetune.parallel to single."
             )
         shared = self.finetune.parallel == "ddp" and self.num_local_epochs == 0
         if self.num_parts is not None and world_size > self.num_parts * replicas and not shared:

@@ -360,6 +360,12 @@ class TestParts:
         for sections in ({"schedule": schedule}, {"finetune": {"parallel": "ddp"}}):
             assert "8 workers for 3 parts" in said(Config.from_dict(sections).check_world_size, 8)
 
+    def test_more_data_parallel_workers_than_images_in_a_batch_are_told_before_the_local_epochs(self):
+        sections = {"parts": {"num": 3, "replicas": 2}, "optim": {"batch_size": 5}, "finetune": {"parallel": "ddp"}}
+        message = said(Config.from_dict(sections).check_world_size, 6)
+        assert "finetune.parallel: ddp" in message and "5 images" in message and "6 workers" in message
+        Config.from_dict({**sections, "schedule": {"finetune_epochs": 0}}).check_world_size(6)
+
 
 class TestTurns:
     @pytest.mark.parametrize(

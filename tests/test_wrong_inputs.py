@@ -1,6 +1,7 @@
 """Wrong inputs, most under torchrun: each one error that names the option, the value and the fix, said once."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -146,6 +147,21 @@ def test_it_is_said(case, tmp_path):
     assert all(text in error for text in texts), error
     assert "Traceback" not in result.stderr.split("error: ")[0]
     assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_workers_of_different_options(tmp_path):
+    """As when the line is typed once more for the second machine."""
+    line = shlex.join([sys.executable, "-m", "pipeflow.launch", f"--run.dir={tmp_path / 'run'}", *SMALL])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    result = subprocess.run(
+        [*command, "bash", "-c", f"exec {line} --optim.lr=1e-$((RANK + 3))"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode != 0
+    assert "optim.lr: is 0.001 at worker 0 and 0.0001 at worker 1" in said(result)
 
 
 def test_a_run_folder_of_another_model(other_run):

@@ -152,7 +152,11 @@ def _verified(folder: Path) -> dict:
         path = folder / name
         if Path(name).name != name or not name.isprintable() or len(name) > 255 or not path.is_file():
             raise CheckpointError(f"checkpoint {folder}: {printable(brief(name, str))} is missing.")
-        if _sha256(path) != expected:
+        try:
+            found = _sha256(path)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {folder}: {name} is damaged ({error}).") from None
+        if found != expected:
             raise CheckpointError(f"checkpoint {folder}: {name} is damaged (its sha256 is not the manifest's).")
     return manifest
 

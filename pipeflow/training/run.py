@@ -88,6 +88,8 @@ def train(
         stop = world.cause_of(error)
         stop.said = world.fail(stop)
         raise stop from None
+    finally:
+        world.unwatch()
 
 
 def _is_of_the_disk(error: Exception) -> bool:
@@ -184,6 +186,8 @@ class Run:
             try:
                 return self._execute(report)
             except _Interrupted:
+                self._wait_for_checkpoint()
+                self.control.share("saved", "the checkpoint")  # nobody leaves before the checkpoint is whole
                 raise self._preempted() from None
 
     def _execute(self, report: Callable[[dict], None]) -> dict:
@@ -405,8 +409,6 @@ class Run:
             replicas = self.stages.replicas.size
             position = {"step": inside.step, "losses": losses, "replicas": replicas, "carried": inside.carried}
             self._checkpoint(epoch, position if inside.step else None)
-        self._wait_for_checkpoint()
-        self.control.share("saved", "the checkpoint")  # nobody leaves before the checkpoint is whole
 
     def _take_position(self) -> tuple[int, dict[str, list[float]]]:
         """Where in its epoch the run goes on, and this worker's losses of the batches before.
@@ -427,8 +429,12 @@ class Run:
         return position["step"], {part: each for of in mine for part, each in of.items() if part in held}
 
     def _preempted(self) -> Preempted:
+        sender = self.world.notice.from_rank
+        at = (
+            "" if sender is None else f" at worker {sender}"
+        )  # of which the one in front may not have told this one yet
         return Preempted(
-            f"preempted (SIGTERM at worker {self.world.notice.from_rank}): nothing that was trained is lost, "
+            f"preempted (SIGTERM{at}): nothing that was trained is lost, "
             f"{self.folder.checkpoints.last_good()}. Start the same command again to resume."
         )
 

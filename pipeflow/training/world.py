@@ -43,7 +43,8 @@ _FAIL_SECONDS = 5.0
 _NO_TIMEOUT = timedelta(days=365)
 """Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
 
-
+_OF_A_MACHINE = ("run.dir", "run.device", "data.path", "link.cache_dir")
+"""Options that may differ from worker to worker: paths that lead to one place, and devices."""
 _RUNS = itertools.count()
 
 
@@ -89,8 +90,10 @@ class World:
     def equip(self, config: Config) -> None:
         """Chooses this worker's device and the backend of its links.
 
-        Raises ConfigError for a device or a backend that cannot be, and for more workers than parts.
+        Raises ConfigError for a device or a backend that cannot be, for more workers than parts, and where workers were
+        started with different options.
         """
+        self._check_same(config)
         config.check_world_size(self.size)
         self.num_replicas = config.parts.replicas
         self._link_timeout = timedelta(seconds=config.link.timeout_s)
@@ -101,6 +104,18 @@ class World:
             )
         self.backend = self._choose_backend(config)
         self.timeline = Timeline(config.timeline, self.device)
+
+    def _check_same(self, config: Config) -> None:
+        """Whether everybody was given the same options, but for those that may be of a machine."""
+        everyone = self.control.share(config.to_dict(), "the configuration")
+        for rank, other in enumerate(everyone):
+            for section, options in everyone[0].items():
+                for name, value in options.items():
+                    if f"{section}.{name}" not in _OF_A_MACHINE and other[section][name] != value:
+                        raise ConfigError(
+                            f"{section}.{name}: is {value!r} at worker 0 and {other[section][name]!r} at worker {rank}: "
+                            f"start all workers with the same options."
+                        )
 
     def _connect(self) -> dist.ProcessGroup:
         try:
@@ -251,6 +266,10 @@ class World:
             f"{self.alarm.doing} ({first_line(error)}){quiet}. Start the same command again to resume."
         )
 
+    def unwatch(self) -> None:
+        """Nobody waits for the others any more: what they do next is no reason to end this process."""
+        self._closed.set()
+
     def close_links(self) -> None:
         """Ends this worker's links; those at their other ends do the same at the same point of the run."""
         for link in self._links:
@@ -272,4 +291,3 @@ class World:
             unwatched.cancel()
             self.control.close()
             dist.destroy_process_group()
-        self._closed.set()

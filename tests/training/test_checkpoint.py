@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there at all, and nothing in them is ever run."""
 
 import ast
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from small_runs import write_file
 
 import pipeflow
 from pipeflow.errors import CheckpointError
+from pipeflow.training import checkpoint
 from pipeflow.training.checkpoint import FORMAT, Checkpoints
 
 MORE = {"stage": "local", "counts": {"blocks.0.steps.1": [3, 7]}, "history": [{"epoch": 0, "loss": 0.1 + 0.2}]}
@@ -123,6 +125,19 @@ class TestWholeOnes:
         manifest, complaints = checkpoints.newest()
         assert complaints == [] and [entry["file"] for entry in manifest["files"]] == ["worker-0.safetensors"]
         assert folders(checkpoints) == ["epoch-000002"]
+
+    def test_of_one_on_a_broken_part_of_the_disk_the_one_before_is_taken(self, checkpoints, monkeypatch):
+        def read(path):
+            if "epoch-000002" in str(path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read_as_ever(path)
+
+        read_as_ever = checkpoint._sha256
+        monkeypatch.setattr(checkpoint, "_sha256", read)
+        for epoch in (1, 2):
+            save(checkpoints, epoch, num_workers=1)
+        manifest, (complaint,) = checkpoints.newest()
+        assert manifest["epoch"] == 1 and "worker-0.safetensors is damaged" in complaint and "[Errno 5]" in complaint
 
     def test_none(self, checkpoints):
         assert checkpoints.newest() == (None, [])

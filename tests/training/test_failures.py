@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from small_runs import errors_in, finish, options, read_until, small_config
 
 from pipeflow import train
-from pipeflow.errors import TrainingStopped
+from pipeflow.errors import ConfigError, TrainingStopped
 
 LONG = {"mode": "concurrent", "local_epochs": 400, "finetune_epochs": 400}
 
@@ -149,3 +150,12 @@ def test_torchrun_restarts_a_run_by_itself(launch, tmp_path):
     disturbed = json.loads((tmp_path / "run/summary.json").read_text())
     undisturbed = train(small_config(tmp_path / "other", schedule=schedule, data={"num_train": 320, "num_test": 40}))
     assert disturbed["test_bpd"] == undisturbed["test_bpd"]
+
+
+def test_after_an_error_nothing_is_left_that_could_end_the_caller(tmp_path):
+    with pytest.raises(ConfigError, match="nccl"):
+        train(small_config(tmp_path / "run", run={"device": "cpu"}, link={"backend": "nccl"}))
+    for thread in threading.enumerate():
+        if thread.name == "pipeflow-guard":
+            thread.join(30)
+            assert not thread.is_alive()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from pipeflow import train
 from pipeflow.config import Config
 from pipeflow.errors import PREEMPTED_EXIT_CODE, Preempted
 from pipeflow.flow import Flow, build_flow
+from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.training.saver import Saver
+from pipeflow.training.worker import Worker
 
 SHAPE = (3, 32, 32)
 MODES = {
@@ -85,6 +89,33 @@ def test_preempted_again_and_again_it_is_the_same_run(undisturbed, tmp_path, mod
             for epoch in range(config.num_epochs):
                 record[epoch].pop("latents")
     assert expected == found
+
+
+def test_preempted_in_the_last_evaluation_the_checkpoint_before_it_is_waited_for(tmp_path, monkeypatch):
+    """On a disk so slow that the last checkpoint is written only once somebody waits for it."""
+    config = small_config(tmp_path / "run", schedule={"mode": "concurrent", "local_epochs": 1, "finetune_epochs": 0})
+    waited_for = threading.Event()
+    write, wait, evaluate = Checkpoints.write, Saver.wait, Worker.evaluate
+
+    def slow_write(*arguments):
+        waited_for.wait(60)
+        return (yield from write(*arguments))
+
+    def seen_wait(saver):
+        if saver._job is not None:
+            waited_for.set()
+        wait(saver)
+
+    def evaluate_with_notice(worker, epoch, num_images):
+        if epoch == config.num_epochs:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(worker, epoch, num_images)
+
+    monkeypatch.setattr(Checkpoints, "write", slow_write)
+    monkeypatch.setattr(Saver, "wait", seen_wait)
+    monkeypatch.setattr(Worker, "evaluate", evaluate_with_notice)
+    with pytest.raises(Preempted, match="the last good checkpoint is .*epoch-000001"):
+        train(config)
 
 
 def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
