@@ -12,8 +12,10 @@ results.md and the figures into --out. `--report` writes the latter two anew fro
 """
 
 import argparse
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +38,8 @@ PORT = "29400"
 RUN_LIMIT = 400.0
 """Seconds after which a run is given up."""
 _LOOK_EVERY = 0.01
+_LAST_WORDS_SECONDS = 2.0
+"""What each worker gets to end by itself where one has failed."""
 
 Rate = float | None
 
@@ -163,7 +167,9 @@ def _run(hosts: Hosts, command: Sequence[str], folder: Path, system: System) -> 
         samples.append((time.time(), hosts.sent(), hosts.received()))
         failed = [rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
         if failed or time.time() > deadline:
-            time.sleep(2)  # the others may have something to say
+            for process in processes:  # the others may have something to say
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_LAST_WORDS_SECONDS)
             hosts.stop()
             what = f"worker {failed[0]} failed" if failed else f"it did not end within {RUN_LIMIT:g} s"
             last = "\n".join(f"worker {rank}: {output.read_text()[-1500:]}" for rank, output in enumerate(outputs))

@@ -429,10 +429,8 @@ class Run:
         return position["step"], {part: each for of in mine for part, each in of.items() if part in held}
 
     def _preempted(self) -> Preempted:
-        sender = self.world.notice.from_rank
-        at = (
-            "" if sender is None else f" at worker {sender}"
-        )  # of which the one in front may not have told this one yet
+        sender = self.world.notice.from_rank  # None: it was stopped before it was told by whom
+        at = "" if sender is None else f" at worker {sender}"
         return Preempted(
             f"preempted (SIGTERM{at}): nothing that was trained is lost, "
             f"{self.folder.checkpoints.last_good()}. Start the same command again to resume."
