@@ -9,7 +9,7 @@ What needs torch is imported when it is first used, so that a mistyped option is
 import importlib
 from typing import Any
 
-from pipeflow import launcher  # noqa: F401 - looks at its parent now
+from pipeflow.workers import parent  # noqa: F401 - looks at its parent now
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ _PLACES = {
     "Layer": "pipeflow.flow",
     "PipeflowError": "pipeflow.errors",
     "glow": "pipeflow.flow",
-    "load_flow": "pipeflow.saved_flow",
+    "load_flow": "pipeflow.rundir.model",
 }
 __all__ = [*_PLACES, "train"]
 

@@ -117,20 +117,20 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _sample(options: argparse.Namespace, rest: list[str]) -> None:
-    from pipeflow.sample import sample
+    from pipeflow.use.sample import sample
 
     path = sample(options.run_dir, options.num, options.temperature, options.seed, options.out)
     print(f"{options.num} samples, temperature {options.temperature:g}, seed {options.seed}: {path}")
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
-    from pipeflow.evaluate import describe, evaluate
+    from pipeflow.use.evaluate import describe, evaluate
 
     print(describe(evaluate(options.run_dir, options.device)))
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> None:
-    from pipeflow.report import report
+    from pipeflow.report.table import report
 
     report(options.run_dirs, options.out)
 

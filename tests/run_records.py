@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pipeflow.metrics import MetricsLog, to_json
+from pipeflow.rundir.log import MetricsLog
+from pipeflow.rundir.records import to_json
 
 GATHER = {"parameters": 400, "optimizer": 800, "ema": 0}
 

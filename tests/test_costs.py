@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from pipeflow.config import Config
-from pipeflow.costs import (
+from pipeflow.flow import cut_names, glow, split_flow
+from pipeflow.plan import make_plan
+from pipeflow.plan.traffic import (
     eval_link_bytes,
     gather_bytes,
     gradient_bytes,
@@ -10,8 +12,6 @@ from pipeflow.costs import (
     phase_link_bytes,
     training_share,
 )
-from pipeflow.flow import cut_names, glow, split_flow
-from pipeflow.plan import make_plan
 from pipeflow.training.schedule import Phase
 
 

@@ -6,8 +6,8 @@ import yaml
 
 import pipeflow
 from pipeflow.errors import CheckpointError, ConfigError, DataError
-from pipeflow.evaluate import Evaluation, describe, evaluate
-from pipeflow.saved_flow import read_config
+from pipeflow.rundir.model import read_config
+from pipeflow.use.evaluate import Evaluation, describe, evaluate
 
 
 @pytest.fixture

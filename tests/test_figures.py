@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 from run_records import ALTERNATE, GATHER, epochs, summary, write
 
-from pipeflow.curves import read_run
-from pipeflow.figures import bytes_by_phase, plots
-from pipeflow.report import report
+from pipeflow.report.figures import bytes_by_phase, plots
+from pipeflow.report.table import report
+from pipeflow.rundir.reading import read_run
 
 
 def test_bytes_by_phase_count_everything_once(tmp_path):

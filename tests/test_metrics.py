@@ -8,7 +8,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeflow.errors import CheckpointError, PipeflowError
-from pipeflow.metrics import MetricsLog, bits_per_dim, to_json, training_bytes
+from pipeflow.rundir.log import MetricsLog
+from pipeflow.rundir.records import to_json, training_bytes
+from pipeflow.use.likelihood import bits_per_dim
 
 
 def epoch(number: int, test_bpd: float | None = 5.0, phase: str = "concurrent") -> dict:

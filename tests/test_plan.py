@@ -7,11 +7,11 @@ from PIL import Image
 from rich.console import Console
 
 from pipeflow.config import Config
-from pipeflow.costs import eval_link_bytes
 from pipeflow.errors import ConfigError, DataError
 from pipeflow.plan import Images, make_plan, print_phases, print_plan
-from pipeflow.saved_flow import read_config
-from pipeflow.training.record import training_macs
+from pipeflow.plan.traffic import eval_link_bytes
+from pipeflow.rundir.model import read_config
+from pipeflow.training.schedule import training_macs
 
 
 def plan_of(**sections):

@@ -4,8 +4,9 @@ import threading
 import pytest
 from rich.console import Console
 
-from pipeflow import progress
-from pipeflow.progress import Progress, clock
+from pipeflow.training import progress
+from pipeflow.training.progress import Progress
+from pipeflow.units import clock
 
 
 def record(number: int = 3, phase: str = "alternate", trained: tuple[int, ...] = (1,), **changes) -> dict:

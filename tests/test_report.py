@@ -8,11 +8,13 @@ from PIL import Image
 from rich.console import Console
 from run_records import ALTERNATE, GATHER, summary, write, write_log
 
-from pipeflow.curves import AXES, exit_curves, read_run, size, spans
-from pipeflow.curves import test_curve as whole_flow_curve  # a test_ name that pytest is not to collect
 from pipeflow.errors import CheckpointError, PipeflowError
-from pipeflow.metrics import to_json
-from pipeflow.report import duration, phases, report
+from pipeflow.report.curves import AXES, exit_curves, spans
+from pipeflow.report.curves import test_curve as whole_flow_curve
+from pipeflow.report.table import phases, report
+from pipeflow.rundir.reading import read_run
+from pipeflow.rundir.records import to_json
+from pipeflow.units import duration, size
 
 
 def printed(run_dirs, width: int = 160, **options) -> str:

@@ -7,8 +7,8 @@ from PIL import Image
 
 from pipeflow.errors import CheckpointError
 from pipeflow.flow import glow
-from pipeflow.sample import draw_samples, sample, sample_grid
-from pipeflow.saved_flow import load_flow, to_images
+from pipeflow.rundir.model import load_flow
+from pipeflow.use.sample import draw_samples, sample, sample_grid, to_images
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,12 @@ from benchmarks.checkpoints.report import report
 from pipeflow.config import Config
 from pipeflow.device import choose_device
 from pipeflow.flow import build_flow, split_flow
-from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.training.graphs import make_trainer
-from pipeflow.training.liveness import Alarm
-from pipeflow.training.saver import Entries, Saver
-from pipeflow.training.traffic import Traffic
+from pipeflow.training.saver import Saver
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.entries import Entries
+from pipeflow.workers.traffic import Traffic
 
 HERE = Path(__file__).parent
 SHAPE = (3, 32, 32)

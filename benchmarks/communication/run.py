@@ -2,12 +2,12 @@
 
     python -m benchmarks.communication.run
 
-Trains the small flow (4 steps a block, width 64) on the embedded images for one local epoch a part, one worker a part under
-torchrun, and holds the bytes that the links counted against `pipeflow.costs`' formulas: they must agree exactly, or this
-ends with an error. Beside them, by formula, what other ways of using the same workers send in an epoch: an end-to-end
-pipeline over the same cuts (activations forward, gradients of the same size back) and data parallelism (ring all-reduce of
-all gradients). A second table gives the same formulas for the published model and 50,000 images. Writes results.md and
-results.json beside this file.
+Trains the small flow (4 steps a block, width 64) on the embedded images for one local epoch a part, one worker a part
+under torchrun, and holds the bytes that the links counted against the formulas of `pipeflow.plan.traffic`: they must
+agree exactly, or this ends with an error. Beside them, by formula, what other ways of using the same workers send in an
+epoch: an end-to-end pipeline over the same cuts (activations forward, gradients of the same size back) and data
+parallelism (ring all-reduce of all gradients). A second table gives the same formulas for the published model and
+50,000 images. Writes results.md and results.json beside this file.
 """
 
 import json
@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.machine import describe_machine, in_words
 from pipeflow.config import Config
-from pipeflow.costs import gradient_bytes, phase_link_bytes, training_share
 from pipeflow.plan import make_plan
+from pipeflow.plan.traffic import gradient_bytes, phase_link_bytes, training_share
 
 HERE = Path(__file__).parent
 NUM_IMAGES, BATCH_SIZE = 1280, 64

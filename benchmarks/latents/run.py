@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.machine import describe_machine, in_words
-from pipeflow.curves import read_run
+from pipeflow.rundir.reading import read_run
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "cifar10"

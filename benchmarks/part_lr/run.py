@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.machine import describe_machine, in_words
-from launch.tune_part_lr import search, start_ray
 from pipeflow import train
 from pipeflow.config import Config, load
+from pipeflow.ray.tune import search, start_ray
 
 HERE = Path(__file__).parent
 BASE = HERE.parents[1] / "configs" / "cifar10" / "small_sequential3.yaml"

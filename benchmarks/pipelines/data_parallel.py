@@ -16,9 +16,9 @@ from benchmarks.pipelines.measure import Clock, Sent, ring_bytes
 from pipeflow.config import Config
 from pipeflow.data import Batches, dequantize
 from pipeflow.flow import Flow, split_flow
-from pipeflow.metrics import bits_per_dim
-from pipeflow.training.data_parallel import share_of
 from pipeflow.training.trainer import make_optimizer
+from pipeflow.use.likelihood import bits_per_dim
+from pipeflow.workers.replicas import share_of
 
 
 class DataParallel:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.pipelines.gantt import draw
 from benchmarks.pipelines.launch import launch
 from benchmarks.pipelines.systems import SYSTEMS, command
 from pipeflow.config import Config
-from pipeflow.gantt import draw
 
 HERE = Path(__file__).parent
 WORKERS = 2

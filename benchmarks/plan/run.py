@@ -21,14 +21,13 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine, in_words
 from pipeflow.config import Config
-from pipeflow.curves import size
 from pipeflow.plan import Images, make_plan
-from pipeflow.plan.figure import plot_by_speed
-from pipeflow.plan.machines import Machines, read_machines, write_machines
 from pipeflow.plan.plan import Plan
-from pipeflow.plan.predict import Prediction, Predictor
-from pipeflow.plan.quantities import in_time
-from pipeflow.plan.recommend import fastest, verdict
+from pipeflow.plan.predict.figure import plot_by_speed
+from pipeflow.plan.predict.machines import Machines, read_machines, write_machines
+from pipeflow.plan.predict.predictor import Prediction, Predictor
+from pipeflow.plan.predict.recommend import fastest, verdict
+from pipeflow.units import in_time, size
 
 HERE = Path(__file__).parent
 MEASURED = HERE.parent / "pipelines" / "results.json"
@@ -282,7 +281,7 @@ def measure() -> dict:
 
 def take_probes(settings: dict) -> dict[bool, Machines]:
     """Of the workers and batches that were measured; written beside this file too."""
-    from pipeflow.plan.probe import describe, probe
+    from pipeflow.plan.predict.probe import describe, probe
 
     workers = settings["workers"]
     plan = small_plan(max(settings["batch"]), workers)

@@ -15,7 +15,7 @@ from benchmarks.published.results import (
     verdicts,
 )
 from benchmarks.published.rows import CHOSEN, ROWS, SIZES, Line, Settings
-from pipeflow.figures import comparison
+from pipeflow.report.figures import comparison
 
 HEADINGS = (
     "row", "what", "parts", "schedule", "lr", "epochs", "bits/dim", "- end to end", "- equal multiply-adds",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from benchmarks.published.rows import ROWS, Line, Row, Settings, stop_name
 from benchmarks.published.slices import kept_summary
-from pipeflow.curves import AXES, read_run, spans
 from pipeflow.errors import CheckpointError
+from pipeflow.report.curves import AXES, spans
+from pipeflow.rundir.reading import read_run
 
 WITHIN = 0.02
 """Bits/dim by which a by-parts row may end above its row end to end and count as reproduced."""
@@ -88,7 +89,7 @@ def _run_of(line: Line, runs: Path) -> dict | None:
 
 
 def _curve(run: dict) -> dict:
-    """What `pipeflow.figures.comparison` reads of a run."""
+    """What `pipeflow.report.figures.comparison` reads of a run."""
     records = [
         {
             **{key: record[key] for key in RECORD},

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeflow.config import Config, load
-from pipeflow.costs import training_share
 from pipeflow.errors import ConfigError
 from pipeflow.flow import build_flow, cut_names, split_flow
+from pipeflow.plan.traffic import training_share
 from pipeflow.training.schedule import Schedule
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "cifar10"

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.machine import describe_machine, in_words
-from pipeflow.curves import read_run
-from pipeflow.figures import comparison
+from pipeflow.report.figures import comparison
+from pipeflow.rundir.reading import read_run
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "cifar10"

@@ -16,8 +16,8 @@ from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
 from pipeflow.flow import Flow, FlowStep, Part, build_flow, cut_names, split_flow
 from pipeflow.training.graphs import make_trainer
-from pipeflow.training.images import ImagesAhead
-from pipeflow.training.timeline import Timeline
+from pipeflow.training.image_feed import ImagesAhead
+from pipeflow.workers.timeline import Timeline
 
 PUBLISHED = {"num_blocks": 3, "num_steps": 32, "width": 512}
 SMALL = {"num_blocks": 3, "num_steps": 4, "width": 64}

@@ -4,31 +4,16 @@ So a worker that holds no images can still make the noise of any batch, and any 
 numbers as one process.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
+from pipeflow.data.random import generator
 from pipeflow.data.sources import ImageData
 from pipeflow.errors import ConfigError, DataError
 
 # The noise of evaluation is the same in every run, so that bits/dim of different runs compare.
 TEST_NOISE_SEED = 0
-
-
-def generator(seed: int, purpose: str, *position: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one purpose at one position, usually (epoch, step), of a run.
-
-    Args:
-        seed: the run's seed, >= 0.
-        purpose: what the numbers are for; different purposes are independent of each other.
-        position: any number of integers >= 0.
-        device: on which it draws; a GPU draws other numbers than the CPU.
-    """
-    # The purpose goes in by its CRC because Python's own hash of a string differs from process to process.
-    mixed = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), *position))
-    return torch.Generator(device).manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
 
 
 def dequantization_noise(seed: int, purpose: str, epoch: int, step: int, shape: Sequence[int]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeflow.untrusted import open_file, read_json
+from pipeflow.safe_files import open_file, read_json
 
 
 def read_cache(fingerprint: str, num_train: int) -> np.ndarray | None:

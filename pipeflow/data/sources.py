@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from pipeflow.data.dead_leaves import dead_leaves
-from pipeflow.data.images import load_images
+from pipeflow.data.image_folder import load_images
 from pipeflow.errors import DataError
-from pipeflow.extension import load_function
+from pipeflow.user_function import load_function
 
 # Which images a subset takes is no part of a run's randomness: runs with different seeds see the same ones.
 SUBSET_SEED = 0

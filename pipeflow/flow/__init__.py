@@ -1,9 +1,11 @@
 """What is trained: layers, flows and parts. Single-device mathematics, nothing distributed."""
 
+from pipeflow.flow.coupling import Coupling, FlowStep
+from pipeflow.flow.cuts import cut_names, split_flow
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.glow import build_flow, glow
-from pipeflow.flow.layers import ActNorm, Coupling, FactorOut, FlowStep, InvertibleConv1x1, Layer, Squeeze
-from pipeflow.flow.parts import Part, cut_names, split_flow
+from pipeflow.flow.layers import ActNorm, FactorOut, InvertibleConv1x1, Layer, Squeeze
+from pipeflow.flow.part import Part
 from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior
 
 __all__ = [

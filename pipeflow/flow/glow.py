@@ -4,9 +4,10 @@ import torch
 
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
-from pipeflow.extension import load_function
+from pipeflow.flow.coupling import Coupling, FlowStep
 from pipeflow.flow.flow import Flow
-from pipeflow.flow.layers import ActNorm, Coupling, FactorOut, FlowStep, InvertibleConv1x1, Layer, Shape, Squeeze
+from pipeflow.flow.layers import ActNorm, FactorOut, InvertibleConv1x1, Layer, Shape, Squeeze
+from pipeflow.user_function import load_function
 
 
 def glow(

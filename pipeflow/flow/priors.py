@@ -68,7 +68,3 @@ class StandardPrior(Prior):
 
     def sample(self, num: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         return temperature * torch.randn((num, *self.shape), generator=generator)
-
-
-PRIORS = {"gaussian": GaussianPrior, "standard": StandardPrior}
-"""Heads by the name that `parts.head` gives them; each is made for the shape of its latent."""

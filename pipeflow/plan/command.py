@@ -9,12 +9,12 @@ from rich.console import Console
 
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
-from pipeflow.plan.machines import Machines, read_machines, write_machines
 from pipeflow.plan.plan import Plan, make_plan
-from pipeflow.plan.predict import Predictor
-from pipeflow.plan.recommend import recommend
+from pipeflow.plan.predict.machines import Machines, read_machines, write_machines
+from pipeflow.plan.predict.predictor import Predictor
+from pipeflow.plan.predict.recommend import recommend
+from pipeflow.plan.predict.table import as_json, print_predictions
 from pipeflow.plan.show import print_phases, print_plan
-from pipeflow.plan.table import as_json, print_predictions
 
 _FOR_A_PLOT = "--plot draws seconds against the speed of links: it needs 2 workers or more, and --flops or --probe."
 
@@ -62,7 +62,7 @@ def _described(options: argparse.Namespace) -> Machines | None:
 
 
 def _probe(options: argparse.Namespace, plan: Plan, console: Console) -> Machines:
-    from pipeflow.plan.probe import describe, probe
+    from pipeflow.plan.predict.probe import describe, probe
 
     workers = int(options.workers) if options.workers is not None else max(2, len(plan.parts))
     console.print(f"Measuring with {workers} processes at once, about half a minute ...")
@@ -87,7 +87,7 @@ def _predict(options: argparse.Namespace, plan: Plan, machines: Machines, consol
     if options.plot:
         if machines.workers < 2 or not machines.in_seconds:
             raise ConfigError(_FOR_A_PLOT)
-        from pipeflow.plan.figure import plot_by_speed
+        from pipeflow.plan.predict.figure import plot_by_speed
 
         plot_by_speed(predictor, options.plot)
         console.print(f"\nSeconds an epoch against the speed of the links: {options.plot}")

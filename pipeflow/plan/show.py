@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeflow.costs import latent_bytes, phase_link_bytes, training_share
-from pipeflow.curves import size
 from pipeflow.plan.plan import Plan
-from pipeflow.training.record import training_macs
-from pipeflow.training.schedule import Phase
+from pipeflow.plan.traffic import latent_bytes, phase_link_bytes, training_share
+from pipeflow.training.schedule import Phase, training_macs
+from pipeflow.units import size
 
 NO_BREAK = "\u00a0"
 

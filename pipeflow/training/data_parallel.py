@@ -11,59 +11,18 @@ what replicas send: so they stay inside it, where there are as many GPUs, and be
 
 import inspect
 import warnings
-from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
 from pipeflow.flow.layers import Shape
-from pipeflow.training.liveness import Alarm
-from pipeflow.training.traffic import Traffic
 from pipeflow.training.trainer import PartTrainer
-
-
-def share_of(batch_size: int, num_replicas: int, index: int) -> slice:
-    """The images of a global batch that are one replica's; sizes differ by one at most."""
-    return slice(index * batch_size // num_replicas, (index + 1) * batch_size // num_replicas)
-
-
-@dataclass(frozen=True)
-class Replicas:
-    """Who shares the batches of this worker; a worker with all of them is alone here."""
-
-    ranks: tuple[int, ...]
-    rank: int
-    """This worker's."""
-    group: dist.ProcessGroup | None = None
-    """For gradients, where there is more than one."""
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-        return len(self.ranks)
-
-    @property
-    def index(self) -> int:
-        """This worker's number among them."""
-        return self.ranks.index(self.rank)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this worker initialises, evaluates and saves for all of them."""
-        return self.index == 0
-
-    def share(self, batch_size: int) -> slice:
-        """This worker's images of a global batch."""
-        return share_of(batch_size, self.size, self.index)
-
-    def weight(self, batch_size: int, rank: int) -> float:
-        """What part of a global batch is the share of the worker `rank`, of whichever replicas as many as these."""
-        share = share_of(batch_size, self.size, rank % self.size)
-        return (share.stop - share.start) / batch_size
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.replicas import Replicas
+from pipeflow.workers.traffic import Traffic
 
 
 class DataParallelTrainer(PartTrainer):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeflow.config import LinkConfig
-from pipeflow.data.batches import generator
+from pipeflow.data.random import generator
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Part
 from pipeflow.training.schedule import Phase

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeflow.config import Config
-from pipeflow.flow.parts import Part, PartOutput
+from pipeflow.flow.part import Part, PartOutput
 from pipeflow.training.trainer import PartTrainer
 
 _WARM_UP = 3

@@ -19,24 +19,26 @@ from torch import Tensor
 
 from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
-from pipeflow.data.batches import generator
+from pipeflow.data.random import generator
 from pipeflow.device import peak_memory
 from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, Preempted, TrainingStopped
 from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import NoInverse
 from pipeflow.flow.timing import layer_seconds
-from pipeflow.saved_flow import save_flow, to_images
-from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.links.link import Stopped
+from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.rundir.folder import RunFolder
+from pipeflow.rundir.model import save_flow
 from pipeflow.training.draws import check_room
-from pipeflow.training.link import Stopped
-from pipeflow.training.liveness import is_broken_connection
-from pipeflow.training.record import Recorder
-from pipeflow.training.run_folder import RunFolder
+from pipeflow.training.losses import Losses
+from pipeflow.training.recorder import Recorder
 from pipeflow.training.saver import Saver
 from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
-from pipeflow.training.worker import Losses, exit_bits_per_dim
-from pipeflow.training.world import World
+from pipeflow.use.likelihood import exit_bits_per_dim
+from pipeflow.use.sample import to_images
+from pipeflow.workers.alarm import is_broken_connection
+from pipeflow.workers.world import World
 
 SAMPLE_TEMPERATURE = 0.7
 """Of the grid of samples that a run leaves."""

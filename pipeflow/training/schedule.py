@@ -14,10 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeflow.config import Config, turn_length
-
-FINETUNE = ("finetune", "end_to_end")
-"""Modes of phases in which the gathered flow trains as one."""
+from pipeflow.config import FINETUNE, Config, turn_length
+from pipeflow.flow import Part
 
 DIVERGED_BY = 5.0
 """Bits per dimension by which a part's training loss may rise over its first epoch's before the run is stopped."""
@@ -209,3 +207,11 @@ class Schedule:
         num_turns = math.ceil(self.config.num_local_epochs * self.steps_per_epoch / turn_steps)
         first_turn = -num_turns % self.num_parts
         return turn_steps, first_turn * turn_steps + epoch * self.steps_per_epoch
+
+
+def training_macs(phase: Phase, parts: list[Part], batch_size: int) -> int:
+    """Multiply-adds of a phase's training: a backward counts as two forwards, a part that only runs as one forward."""
+    return batch_size * sum(
+        part.multiply_adds() * (phase.count_running(part.index) + 2 * phase.count_training(part.index))
+        for part in parts
+    )

@@ -13,18 +13,19 @@ from pipeflow.config import Config
 from pipeflow.data import Batches
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part, split_flow
-from pipeflow.flow.parts import balance
-from pipeflow.training.checkpoint import Checkpoints
-from pipeflow.training.data_parallel import DataParallelTrainer, Replicas
+from pipeflow.flow.cuts import balance
+from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.rundir.manifest import check_tensors
+from pipeflow.training.data_parallel import DataParallelTrainer
 from pipeflow.training.draws import Draws
+from pipeflow.training.gather import State, gather, spread, state_of, without_heads
 from pipeflow.training.graphs import make_trainer
-from pipeflow.training.images import ImagesAhead, ImageSource, SharedImages
-from pipeflow.training.manifest import check_tensors
+from pipeflow.training.image_feed import ImagesAhead, ImageSource, SharedImages
 from pipeflow.training.schedule import Schedule
-from pipeflow.training.state import State, gather, spread, state_of, without_heads
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
-from pipeflow.training.world import World
+from pipeflow.workers.replicas import Replicas
+from pipeflow.workers.world import World
 
 
 class Stages:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeflow.config import Config
-from pipeflow.flow.parts import Part, PartOutput
+from pipeflow.flow.part import Part, PartOutput
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 

@@ -13,107 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeflow.errors import TrainingStopped
-from pipeflow.metrics import bits_per_dim
+from pipeflow.links.link import EVALUATION, INITIAL, TRAINING, Link, Stopped
 from pipeflow.training.draws import Draws
-from pipeflow.training.images import ImageSource
-from pipeflow.training.link import EVALUATION, INITIAL, TRAINING, Link, Stopped
-from pipeflow.training.liveness import Alarm
+from pipeflow.training.image_feed import ImageSource
+from pipeflow.training.losses import Losses
 from pipeflow.training.schedule import Phase
-from pipeflow.training.timeline import COMPUTE, Timeline
 from pipeflow.training.trainer import PartTrainer
-
-LARGEST_LOSS = 1e4
-"""Bits per dimension beyond which a loss counts as diverged at once."""
-
-_READ_LOSSES_EVERY = 16
-"""Losses that a GPU hands over together."""
-
-
-class Losses:
-    """The losses of one phase: looked at for NaN, and averaged by part, without making a GPU wait in any step.
-
-    With them, of a part whose backward inverts its layers, the error of the activations that it recovered.
-    """
-
-    def __init__(
-        self,
-        epoch: int,
-        device: torch.device,
-        max_error: float = math.inf,
-        before: Mapping[str, Sequence[float]] | None = None,
-    ):
-        """before: the losses of the phase's first batches, where it was interrupted behind them."""
-        self.epoch = epoch
-        self.max_error = max_error
-        self.latest: dict[str, float] = {}
-        self._on_gpu = device.type == "cuda"
-        self._waiting: dict[str, list[tuple[int, Tensor]]] = {}
-        self._copied: dict[str, tuple[list[int], Tensor, torch.cuda.Event | None]] = {}
-        self._read = {part: list(losses) for part, losses in (before or {}).items()}
-
-    def add(self, part: str, step: int, loss: Tensor, error: Tensor | None = None) -> None:
-        """Raises TrainingStopped where a loss is no number or beyond all bounds: this one, or on a GPU an earlier one.
-
-        error: of the backward before this batch, where it is known.
-        """
-        pair = torch.stack([loss.detach(), loss.new_zeros(()) if error is None else error.to(loss.dtype)])
-        if not self._on_gpu:
-            self._look(part, [step], [pair.tolist()])
-            return
-        waiting = self._waiting.setdefault(part, [])
-        waiting.append((step, pair))
-        if len(waiting) >= _READ_LOSSES_EVERY:
-            self._look_at_copied(part)
-            self._copy(part)
-
-    def _copy(self, part: str) -> None:
-        """Sends what waits on its way from the GPU; it will be there when the next ones are."""
-        steps, pairs = zip(*self._waiting.pop(part))
-        stacked = torch.stack(pairs)
-        values = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=stacked.is_cuda)
-        values.copy_(stacked, non_blocking=True)
-        event = torch.cuda.current_stream().record_event() if stacked.is_cuda else None
-        self._copied[part] = (list(steps), values, event)
-
-    def _look_at_copied(self, part: str) -> None:
-        if part in self._copied:
-            steps, values, event = self._copied.pop(part)
-            if event is not None:
-                event.synchronize()
-            self._look(part, steps, values.tolist())
-
-    def _look(self, part: str, steps: Sequence[int], pairs: Sequence[Sequence[float]]) -> None:
-        for step, (loss, error) in zip(steps, pairs):
-            self.check(part, step, loss, error)
-        self._read.setdefault(part, []).extend(loss for loss, _ in pairs)
-        self.latest[part] = pairs[-1][0]
-
-    def check(self, part: str, step: int, loss: float, error: float = 0.0) -> None:
-        """Raises TrainingStopped for a loss that is no number or beyond all bounds, or an error that is."""
-        if not error <= self.max_error:
-            raise TrainingStopped(
-                f"the activations that part {part} recovered by inverting its layers were off by {error:.1e} in epoch "
-                f"{self.epoch}, before step {step}, more than memory.max_error {self.max_error:g}, so that its gradients "
-                f"are wrong: set memory.activations to recompute, or cut into shorter parts"
-            )
-        if not math.isfinite(loss) or loss > LARGEST_LOSS:
-            raise TrainingStopped(
-                f"the training loss of part {part} became {loss:g} bits/dim in epoch {self.epoch}, step {step}"
-            )
-
-    def values(self) -> dict[str, list[float]]:
-        """The losses of each part, batch after batch."""
-        for part in [*self._copied]:
-            self._look_at_copied(part)
-        for part in [*self._waiting]:
-            self._copy(part)
-            self._look_at_copied(part)
-        return self._read
-
-    def means(self) -> dict[str, float]:
-        """Mean loss of each part over the phase."""
-        return {part: sum(values) / len(values) for part, values in self.values().items()}
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.timeline import COMPUTE, Timeline
 
 
 @dataclass(frozen=True)
@@ -327,12 +234,3 @@ class Worker:
         """To the next part, where there is one."""
         if index in self.links:
             self.links[index].send(kind, epoch, step, latent)
-
-
-def exit_bits_per_dim(sums: Sequence[Sequence[float]], num_images: int, num_dims: int) -> list[float]:
-    """B_1 ... B_K from each part's sums, in part order: the bits/dim had the flow ended at part k."""
-    exits, total = [], 0.0
-    for contribution, log_head in sums:
-        total += contribution
-        exits.append(bits_per_dim((total + log_head) / num_images, num_dims))
-    return exits

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeflow.data import Batches, ImageData, dequantization_noise, dequantize
-from pipeflow.data.batches import generator
+from pipeflow.data.random import generator
 from pipeflow.errors import ConfigError, DataError
 
 

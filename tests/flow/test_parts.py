@@ -11,8 +11,8 @@ from torch import nn
 
 from pipeflow.errors import ConfigError
 from pipeflow.flow import ActNorm, Flow, GaussianPrior, Layer, Prior, StandardPrior, cut_names, glow, split_flow
-from pipeflow.flow.parts import balance
-from pipeflow.metrics import bits_per_dim
+from pipeflow.flow.cuts import balance
+from pipeflow.use.likelihood import bits_per_dim
 
 CUTS = {
     "one part": [],

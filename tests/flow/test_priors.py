@@ -6,7 +6,8 @@ from safetensors.torch import load, save
 from torch.distributions import Normal
 
 from pipeflow.flow import GaussianPrior, Prior, StandardPrior
-from pipeflow.flow.priors import PRIORS, diagonal_gaussian_log_prob
+from pipeflow.flow.heads import PRIORS
+from pipeflow.flow.priors import diagonal_gaussian_log_prob
 
 SHAPES = [(3, 2, 4), (5,)]
 

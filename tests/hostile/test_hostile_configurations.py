@@ -9,7 +9,7 @@ from refusals import files_under, refusal
 import pipeflow
 from pipeflow.config import Config, load
 from pipeflow.errors import ConfigError
-from pipeflow.plan.machines import read_machines
+from pipeflow.plan.predict.machines import read_machines
 
 
 @pytest.mark.parametrize("case", YAMLS)

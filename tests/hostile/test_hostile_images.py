@@ -19,7 +19,7 @@ from refusals import bounded, files_under, refusal
 
 from pipeflow.config import Config
 from pipeflow.data import load_data
-from pipeflow.data.images import MAX_PIXELS, measure_images
+from pipeflow.data.image_folder import MAX_PIXELS, measure_images
 from pipeflow.errors import DataError
 
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 import pipeflow
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
-from pipeflow.evaluate import evaluate
-from pipeflow.report import report
-from pipeflow.sample import sample
-from pipeflow.saved_flow import load_flow, read_config
+from pipeflow.report.table import report
+from pipeflow.rundir.model import load_flow, read_config
+from pipeflow.use.evaluate import evaluate
+from pipeflow.use.sample import sample
 
 SUMMARIES = {
     "no parts": lambda summary: summary.pop("parts"),

@@ -4,11 +4,11 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
-from launch.ray_errors import NoRetryOfMistakes, in_words
-from launch.ray_train import main, train_on_ray
-from launch.ray_worker import metrics_of
 from pipeflow import Config, train
 from pipeflow.errors import ConfigError, DataError, WorkerError
+from pipeflow.ray.errors import NoRetryOfMistakes, in_words
+from pipeflow.ray.train import main, train_on_ray
+from pipeflow.ray.worker import metrics_of
 from tests.training.small_runs import small_config
 
 

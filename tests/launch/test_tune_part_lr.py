@@ -7,8 +7,8 @@ import ray.tune
 import torch
 from safetensors.torch import load_file
 
-from launch.tune_part_lr import _trial, search
 from pipeflow.errors import ConfigError
+from pipeflow.ray.tune import _trial, search
 from tests.training.small_runs import small_config
 
 SEQUENTIAL = {"mode": "sequential", "local_epochs": 6, "finetune_epochs": 0}

@@ -2,8 +2,8 @@ import pytest
 
 from benchmarks.machine import describe_machine
 from benchmarks.plan.run import EPOCH, check, check_table, median_of, small_plan
-from pipeflow.plan.machines import Machines
-from pipeflow.plan.predict import Predictor
+from pipeflow.plan.predict.machines import Machines
+from pipeflow.plan.predict.predictor import Predictor
 
 PROBES = {
     False: Machines(workers=2, flops=1e10, bandwidth=1e9),

@@ -1,8 +1,8 @@
 import pytest
 
 from pipeflow.errors import ConfigError
-from pipeflow.plan.machines import Machines, StepSeconds, read_machines, write_machines
-from pipeflow.plan.quantities import quantity
+from pipeflow.plan.predict.machines import Machines, StepSeconds, read_machines, write_machines
+from pipeflow.units import quantity
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pipeflow.config import Config
-from pipeflow.costs import gather_bytes
 from pipeflow.flow import cut_names, glow, split_flow
-from pipeflow.plan.memory import Activations, copied_bytes, flow_bytes, saved_bytes, trained_bytes
+from pipeflow.plan.predict.memory import Activations, copied_bytes, flow_bytes, saved_bytes, trained_bytes
+from pipeflow.plan.traffic import gather_bytes
 from pipeflow.training.trainer import PartTrainer
 
 

@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 
 from pipeflow.config import Config, load
-from pipeflow.costs import gradient_bytes, phase_link_bytes, replica_bytes
 from pipeflow.errors import ConfigError
 from pipeflow.plan import make_plan
-from pipeflow.plan.machines import Machines, StepSeconds
-from pipeflow.plan.memory import copied_bytes
-from pipeflow.plan.predict import Predictor
-from pipeflow.plan.recommend import recommend
-from pipeflow.plan.work import Curve, layer_work
+from pipeflow.plan.predict.machines import Machines, StepSeconds
+from pipeflow.plan.predict.memory import copied_bytes
+from pipeflow.plan.predict.predictor import Predictor
+from pipeflow.plan.predict.recommend import recommend
+from pipeflow.plan.predict.work import Curve, layer_work
+from pipeflow.plan.traffic import gradient_bytes, phase_link_bytes, replica_bytes
 from pipeflow.training.schedule import Schedule
 
 CONFIGS = Path(__file__).parents[2] / "configs"

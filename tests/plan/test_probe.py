@@ -3,9 +3,9 @@ from statistics import fmean
 
 from pipeflow.config import Config
 from pipeflow.plan import make_plan
-from pipeflow.plan.machines import read_machines, write_machines
-from pipeflow.plan.predict import Predictor
-from pipeflow.plan.probe import _combine, probe
+from pipeflow.plan.predict.machines import read_machines, write_machines
+from pipeflow.plan.predict.predictor import Predictor
+from pipeflow.plan.predict.probe import _combine, probe
 
 
 def test_equal_dictionaries_are_combined_number_by_number():

@@ -1,7 +1,7 @@
 import pytest
 
-from pipeflow.plan.programs import Handling, Stage, local_programs, pipeline_programs
-from pipeflow.plan.simulate import Awaited, Link, Message, Operation, Span, simulate
+from pipeflow.plan.predict.programs import Handling, Stage, local_programs, pipeline_programs
+from pipeflow.plan.predict.simulate import Awaited, Link, Message, Operation, Span, simulate
 
 FREE = Handling()
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeflow.config import Config
-from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.training.snapshot import Snapshot
 
 PROGRAMS = Path(__file__).parent / "programs"

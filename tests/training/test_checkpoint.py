@@ -17,8 +17,8 @@ from small_runs import write_file
 
 import pipeflow
 from pipeflow.errors import CheckpointError
+from pipeflow.rundir.checkpoint import FORMAT, Checkpoints
 from pipeflow.training import checkpoint
-from pipeflow.training.checkpoint import FORMAT, Checkpoints
 
 MORE = {"stage": "local", "counts": {"blocks.0.steps.1": [3, 7]}, "history": [{"epoch": 0, "loss": 0.1 + 0.2}]}
 
@@ -349,6 +349,6 @@ class TestNothingIsRun:
     def test_the_loader_of_yaml_is_a_safe_one(self):
         import yaml
 
-        from pipeflow.untrusted import _Loader
+        from pipeflow.safe_files import _Loader
 
         assert issubclass(_Loader, yaml.SafeLoader)

@@ -8,9 +8,9 @@ from small_runs import assert_same_tensors, learned, small_config, train_in_turn
 
 from pipeflow import train
 from pipeflow.config import Config, LinkConfig
-from pipeflow.costs import phase_link_bytes
 from pipeflow.errors import ConfigError
 from pipeflow.flow import build_flow, cut_names, split_flow
+from pipeflow.plan.traffic import phase_link_bytes
 from pipeflow.training.draws import Draws
 from pipeflow.training.schedule import Schedule
 

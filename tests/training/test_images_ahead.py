@@ -4,8 +4,8 @@ import torch
 
 from pipeflow.config import TimelineConfig
 from pipeflow.data import Batches, ImageData
-from pipeflow.training.images import ImagesAhead
-from pipeflow.training.timeline import Timeline
+from pipeflow.training.image_feed import ImagesAhead
+from pipeflow.workers.timeline import Timeline
 
 
 class Seen(Batches):

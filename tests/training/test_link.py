@@ -5,8 +5,8 @@ import torch
 from small_runs import PROGRAMS, errors_in, finish
 
 from pipeflow.errors import WorkerError
-from pipeflow.training.link import EVALUATION, TRAINING, Channel, LocalLink
-from pipeflow.training.traffic import Traffic
+from pipeflow.links.link import EVALUATION, TRAINING, Channel, LocalLink
+from pipeflow.workers.traffic import Traffic
 
 
 def local_link(dtype="float32") -> tuple[LocalLink, Traffic]:

@@ -117,7 +117,7 @@ def test_one_process_listens_nowhere(tmp_path):
 
 @pytest.mark.parametrize("local", ["2", None])
 def test_workers_of_several_machines_are_left_to_the_user(local, monkeypatch):
-    from pipeflow.training.interfaces import LIBRARIES, stay_on_this_machine
+    from pipeflow.workers.network import LIBRARIES, stay_on_this_machine
 
     for name in LIBRARIES:
         monkeypatch.delenv(name, raising=False)

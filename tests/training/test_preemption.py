@@ -15,7 +15,7 @@ from pipeflow import train
 from pipeflow.config import Config
 from pipeflow.errors import PREEMPTED_EXIT_CODE, Preempted
 from pipeflow.flow import Flow, build_flow
-from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.training.saver import Saver
 from pipeflow.training.worker import Worker
 

@@ -21,10 +21,10 @@ from small_runs import (
 
 from pipeflow import train
 from pipeflow.config import Config
-from pipeflow.costs import replica_bytes
 from pipeflow.errors import ConfigError
 from pipeflow.plan.plan import make_plan
-from pipeflow.training.data_parallel import Replicas, share_of
+from pipeflow.plan.traffic import replica_bytes
+from pipeflow.workers.replicas import Replicas, share_of
 
 CLOSE = 1e-4
 """By how much parameters and moments of a tensor may differ, of its norm: sums of gradients are rounded otherwise, and Adam

@@ -11,7 +11,7 @@ from small_runs import small_config, write_file
 
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
-from pipeflow.training.run_folder import RunFolder
+from pipeflow.rundir.folder import RunFolder
 from tests.run_records import epochs
 
 

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from pipeflow.errors import CheckpointError
-from pipeflow.training.run_lock import RunLock
+from pipeflow.rundir.lock import RunLock
 
 HOLDER = """
 import sys, threading

@@ -17,10 +17,11 @@ from small_runs import assert_same_tensors, errors_in, finish, learned, options,
 from pipeflow import train
 from pipeflow.errors import CheckpointError, Preempted
 from pipeflow.flow import build_flow
-from pipeflow.training.checkpoint import Checkpoints
-from pipeflow.training.liveness import Alarm
-from pipeflow.training.saver import Entries, Saver
-from pipeflow.training.traffic import Traffic
+from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.training.saver import Saver
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.entries import Entries
+from pipeflow.workers.traffic import Traffic
 
 SCHEDULE = {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1}
 

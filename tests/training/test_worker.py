@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from pipeflow.errors import TrainingStopped, WorkerError
-from pipeflow.training.data_parallel import share_of
-from pipeflow.training.liveness import Alarm
-from pipeflow.training.traffic import Traffic
-from pipeflow.training.worker import LARGEST_LOSS, Losses, exit_bits_per_dim
+from pipeflow.training.losses import LARGEST_LOSS, Losses
+from pipeflow.use.likelihood import exit_bits_per_dim
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.replicas import share_of
+from pipeflow.workers.traffic import Traffic
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -4,7 +4,7 @@ import sys
 
 import ray
 
-from launch.ray_worker import Reporter
+from pipeflow.ray.worker import Reporter
 
 ray.init("auto")
 reporter = Reporter("/shared/my_run")

@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from pipeflow.config import TimelineConfig
 from pipeflow.errors import WorkerError
-from pipeflow.training.link import EVALUATION, TRAINING, Channel, ReceivingEnd, SendingEnd, make_wire
-from pipeflow.training.liveness import Alarm
-from pipeflow.training.timeline import Timeline
-from pipeflow.training.traffic import Traffic
+from pipeflow.links.link import EVALUATION, TRAINING, Channel, ReceivingEnd, SendingEnd
+from pipeflow.links.wire import make_wire
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.timeline import Timeline
+from pipeflow.workers.traffic import Traffic
 
 CHANNEL = Channel(0, (2, 3), "bfloat16")
 DEPTH = 3

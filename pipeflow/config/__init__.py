@@ -1,0 +1,34 @@
+"""The run, typed and validated: YAML and command line in, a frozen `Config` or one clear error out.
+
+Nothing here imports torch or numpy, so that a mistyped option is reported before anything slow happens.
+"""
+
+from pipeflow.config.options import (
+    FINETUNE,
+    SECTIONS,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    FinetuneConfig,
+    LinkConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    PartsConfig,
+    PrecisionConfig,
+    RunConfig,
+    ScheduleConfig,
+    TimelineConfig,
+    describe_options,
+    load,
+    option_names,
+    parse_arguments,
+    turn_length,
+)
+
+__all__ = [
+    "FINETUNE", "SECTIONS", "CheckpointConfig", "Config", "DataConfig", "EvalConfig", "FinetuneConfig", "LinkConfig",
+    "MemoryConfig", "ModelConfig", "OptimConfig", "PartsConfig", "PrecisionConfig", "RunConfig", "ScheduleConfig",
+    "TimelineConfig", "describe_options", "load", "option_names", "parse_arguments", "turn_length",
+]  # fmt: skip

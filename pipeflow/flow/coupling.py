@@ -1,0 +1,148 @@
+"""Couplings, and the flow step that they are the last third of."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeflow.flow.layers import ActNorm, InvertibleConv1x1, Layer, Shape, ZeroConv, _check_channels, _over_pixels
+
+
+class CouplingNet(nn.Module):
+    """3x3 to `width`, 1x1, 3x3 zero convolution; ActNorm and ReLU after the first two.
+
+    `dtype` is the type its convolutions run in; what it returns has its parameters' type, float32, in any case.
+    """
+
+    def __init__(
+        self, num_inputs: int, num_outputs: int, width: int, dtype: torch.dtype = torch.float32, fold: bool = False
+    ):
+        super().__init__()
+        self.dtype = dtype
+        self.fold = fold
+        self.conv_in = nn.Conv2d(num_inputs, width, 3, padding=1, bias=False)
+        self.norm_in = ActNorm(width)
+        self.conv_mid = nn.Conv2d(width, width, 1, bias=False)
+        self.norm_mid = ActNorm(width)
+        self.conv_out = ZeroConv(width, num_outputs)
+        nn.init.normal_(self.conv_in.weight, std=0.05)
+        nn.init.normal_(self.conv_mid.weight, std=0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            if self.fold:
+                return self._folded(x.contiguous(memory_format=torch.channels_last)).to(x.dtype)
+            hidden = functional.relu(self.norm_in.normalize(self.conv_in(x)))
+            hidden = functional.relu(self.norm_mid.normalize(self.conv_mid(hidden)))
+            return self.conv_out(hidden)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        # In place: a convolution's output is needed by no backward, so that only what ReLUs give is kept.
+        hidden = functional.conv2d(x, *self.norm_in.folded_behind(self.conv_in.weight), padding=1).relu_()
+        hidden = functional.conv2d(hidden, *self.norm_mid.folded_behind(self.conv_mid.weight)).relu_()
+        return functional.conv2d(hidden, *self.conv_out.folded(), padding=1)
+
+    def multiply_adds(self, shape: Shape) -> int:
+        weights = (self.conv_in.weight, self.conv_mid.weight, self.conv_out.conv.weight)
+        return sum(weight.numel() for weight in weights) * shape[1] * shape[2]
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        hidden = self.conv_in(x)
+        self.norm_in.initialize(hidden)
+        hidden = self.conv_mid(functional.relu(self.norm_in.normalize(hidden)))
+        self.norm_mid.initialize(hidden)
+
+
+class Coupling(Layer):
+    """Changes the second half of the channels by what a net makes of the first.
+
+    kind `affine`: `y2 = (x2 + t) * sigmoid(s + 2)`, with t and s the even and odd outputs of the net;
+    kind `additive`: `y2 = x2 + t`. With an odd number of channels the first half is the smaller.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        width: int,
+        kind: str = "affine",
+        net_dtype: torch.dtype = torch.float32,
+        fold: bool = False,
+    ):
+        super().__init__()
+        if num_channels < 2:
+            raise ValueError(f"a coupling needs 2 channels or more to halve, got {num_channels}")
+        self.kind = kind
+        self.num_channels = num_channels
+        self.num_kept = num_channels // 2
+        num_changed = num_channels - self.num_kept
+        num_outputs = 2 * num_changed if kind == "affine" else num_changed
+        self.net = CouplingNet(self.num_kept, num_outputs, width, net_dtype, fold)
+
+    def _shift_and_log_scale(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.net(kept)
+        if self.kind == "additive":
+            return outputs, torch.zeros_like(outputs)
+        return outputs[:, 0::2], functional.logsigmoid(outputs[:, 1::2] + 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept, changed = x[:, : self.num_kept], x[:, self.num_kept :]
+        shift, log_scale = self._shift_and_log_scale(kept)
+        changed = (changed + shift) * torch.exp(log_scale)
+        return torch.cat([kept, changed], dim=1), log_scale.sum(dim=(1, 2, 3))
+
+    def inverse(self, y: Tensor) -> Tensor:
+        kept, changed = y[:, : self.num_kept], y[:, self.num_kept :]
+        shift, log_scale = self._shift_and_log_scale(kept)
+        return torch.cat([kept, changed * torch.exp(-log_scale) - shift], dim=1)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _check_channels(shape, self.num_channels)
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.net.multiply_adds(shape)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        self.net.initialize(x[:, : self.num_kept])
+
+
+class FlowStep(Layer):
+    """ActNorm, invertible 1x1 convolution and coupling, one after the other."""
+
+    def __init__(self, actnorm: ActNorm, invconv: InvertibleConv1x1, coupling: Coupling, fold: bool = False):
+        """fold: the ActNorm and the 1x1 convolution as one map. The coupling net folds by its own option."""
+        super().__init__()
+        self.actnorm = actnorm
+        self.invconv = invconv
+        self.coupling = coupling
+        self.fold = fold
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x, from_mixing = self._mix(x)
+        x, from_coupling = self.coupling(x)
+        return x, from_mixing + from_coupling
+
+    def _mix(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.fold:
+            y = functional.conv2d(x, *self.actnorm.folded_before(self.invconv.matrix()))
+            return y, _over_pixels(self.actnorm.logdet() + self.invconv.logdet(), x)
+        x, from_actnorm = self.actnorm(x)
+        x, from_invconv = self.invconv(x)
+        return x, from_actnorm + from_invconv
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self.actnorm.inverse(self.invconv.inverse(self.coupling.inverse(y)))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        for layer in (self.actnorm, self.invconv, self.coupling):
+            shape = layer.output_shape(shape)
+        return shape
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.invconv.multiply_adds(shape) + self.coupling.multiply_adds(shape)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        for layer in (self.actnorm, self.invconv, self.coupling):
+            layer.initialize(x)
+            x, _ = layer(x)

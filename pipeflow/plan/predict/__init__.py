@@ -1,0 +1,1 @@
+"""Seconds, bytes and memory of every schedule, cut and rival on machines that are described or measured."""

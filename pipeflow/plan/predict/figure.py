@@ -1,0 +1,41 @@
+"""Seconds an epoch against the speed of the links, for the best of each system."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pipeflow.plan.predict.predictor import Prediction, Predictor
+from pipeflow.report.figures import PART_COLORS
+
+SPEEDS = tuple(10.0 ** (6 + step / 2) for step in range(13))
+"""1 Mbit/s to 1 Tbit/s."""
+
+_SHOWN = ("end_to_end", "concurrent", "alternate", "gpipe", "1f1b", "ddp", "ddp, batch a worker")
+
+
+def best_by_speed(predictor: Predictor, speeds: tuple[float, ...] = SPEEDS) -> dict[str, list[Prediction]]:
+    """The fastest cut of each system, for each speed of the links in bit/s."""
+    found: dict[str, list[Prediction]] = {}
+    for speed in speeds:
+        machines = predictor.machines.replace(bandwidth=speed, reduce_bandwidth=None)
+        other = Predictor(predictor.plan, machines, predictor.batch_size, shared=predictor)
+        everything = other.all()
+        for system in _SHOWN:
+            of_system = [each for each in everything if each.system == system]
+            if of_system:
+                found.setdefault(system, []).append(min(of_system, key=lambda each: each.seconds))
+    return found
+
+
+def plot_by_speed(predictor: Predictor, path: str | Path) -> None:
+    """Draws them as PNG. An epoch of alternate trains one part, the others all: it is dashed."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for (system, best), color in zip(best_by_speed(predictor).items(), ("#777777", *PART_COLORS)):
+        style = "--" if system == "alternate" else "-"
+        axes.plot(SPEEDS, [each.seconds for each in best], style, color=color, label=system.replace("_", " "))
+    axes.set(xscale="log", yscale="log", xlabel="speed of each link (bit/s)", ylabel="predicted seconds an epoch")
+    axes.set_title(f"{predictor.machines.workers} workers, batch {predictor.batch_size}, best cut of each")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,253 @@
+"""The machines of a prediction: what a worker computes, what a link carries, how much fits.
+
+workers: 3
+flops: 50e12              # a worker's sustained FLOP/s, two for a multiply-add; or step_seconds, as `--probe` writes it
+bandwidth: 1 Gbit/s       # of each link, one direction
+latency: 0.1 ms
+memory: 80 GB             # a worker; left out: nothing is said about what fits
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeflow.config.loading import nearest
+from pipeflow.errors import ConfigError
+from pipeflow.safe_files import brief, read_yaml
+from pipeflow.units import in_bits, in_time, quantity
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSeconds:
+    """Measured seconds of runs of layers: each begins at the layer it is named by and ends before the next.
+
+    Between batch sizes seconds are on a straight line, beyond them on the nearest one; of one size, proportional to it.
+    """
+
+    batch_size: tuple[int, ...]
+    train: dict[str, tuple[float, ...]]
+    """Forward and backward of each run, one number for each batch size."""
+    forward: dict[str, tuple[float, ...]] | None = None
+    """Forward without gradients; None: a third of `train`."""
+    update: float = 0.0
+    """Of the optimizer, for all layers together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """Equal workers, and equal links between any two of them, each direction by itself."""
+
+    workers: int = 1
+    flops: float | None = None
+    """FLOP/s that a worker sustains. None without `step_seconds`: a second is what 1e12 multiply-adds take."""
+    step_seconds: StepSeconds | None = None
+    bandwidth: float | None = None
+    """Bits a second. None where there is one worker, or where no speeds are given: links are free then."""
+    latency: float = 0.0
+    """Seconds from the last byte sent to the last received; messages behind each other share it."""
+    memory: float | None = None
+    """Bytes of a worker."""
+    pass_seconds: float = 0.0
+    """Fixed seconds of each forward, and of each backward, of an end-to-end pipeline's stage on a micro-batch.
+
+    Beside its layers and its messages: what the pipeline's own program takes."""
+    image_seconds: float = 0.0
+    """Seconds in which the worker of the first part prepares an image; data-parallel, the one that hands them out."""
+    message_seconds: float = 0.0
+    """Seconds for which a worker cannot compute for each message it sends, and for each it receives."""
+    byte_seconds: float = 0.0
+    """The same for each byte: copies, and a network stack on the cores that compute."""
+    reduce_bandwidth: float | None = None
+    """Bits a second at which one worker sends in a ring all-reduce. None: `bandwidth`."""
+    alone: float = 1.0
+    """Seconds of a worker whose neighbours rest, over its seconds while all compute: below 1 where they share cores."""
+    about: dict = field(default_factory=dict)
+    """Where the numbers are from: processor, versions. Not used."""
+
+    def __post_init__(self) -> None:
+        if self.bandwidth is not None and self.workers > 1 and not self.in_seconds:
+            raise ConfigError(
+                "flops: a link's speed says nothing without the workers': give --flops, e.g. 50e12, or --probe to measure."
+            )
+        if self.workers > 1 and self.bandwidth is None and self.in_seconds:
+            raise ConfigError(
+                f"bandwidth: {self.workers} workers need the speed of the links between them: "
+                f"bandwidth: 1 Gbit/s in --machines, or --link '1 Gbit/s'."
+            )
+        if self.flops is not None and self.step_seconds is not None:
+            raise ConfigError("flops and step_seconds are both given: keep the measured one, step_seconds.")
+
+    @property
+    def in_seconds(self) -> bool:
+        """Whether predicted seconds are seconds, and not units of work."""
+        return self.flops is not None or self.step_seconds is not None
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of a link."""
+        return float("inf") if self.bandwidth is None else self.bandwidth / 8
+
+    @property
+    def reduce_bytes_per_second(self) -> float:
+        """Of a worker in a ring all-reduce."""
+        return self.bytes_per_second if self.reduce_bandwidth is None else self.reduce_bandwidth / 8
+
+    def replace(self, **changes: Any) -> "Machines":
+        """The same machines with other values."""
+        return dataclasses.replace(self, **changes)
+
+    def describe(self) -> str:
+        """One line."""
+        if self.step_seconds is not None:
+            speed = "measured step times"
+        elif self.flops is not None:
+            speed = f"{self.flops / 1e12:g} TFLOP/s each"
+        else:
+            speed = "speed not given: 's' is the time of 1e12 multiply-adds"
+        link = (
+            f", links of {in_bits(self.bandwidth)}, {in_time(self.latency)}"
+            if self.bandwidth and self.workers > 1
+            else ""
+        )
+        memory = f", {self.memory / 1e9:g} GB each" if self.memory else ""
+        return f"{self.workers} worker{'s' * (self.workers > 1)}, {speed}{link}{memory}"
+
+    def to_dict(self) -> dict:
+        """Plain values, which `read_machines` takes back from a file."""
+        values = {}
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, StepSeconds):
+                value = _plain(dataclasses.asdict(value))
+            if value is not None and value != {}:
+                values[each.name] = value
+        return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if each is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+MAX_COUNT = 1_000_000
+"""Of workers, of images in a batch: what is predicted for more takes memory and says nothing."""
+
+_KINDS = {
+    "flops": "flops", "bandwidth": "bandwidth", "latency": "time", "memory": "memory", "pass_seconds": "time",
+    "image_seconds": "time", "message_seconds": "time", "byte_seconds": "time", "reduce_bandwidth": "bandwidth",
+}  # fmt: skip
+
+
+def read_machines(path: str | Path | None = None, options: dict[str, Any] | None = None) -> Machines:
+    """Machines from a YAML file, with `options` put over it.
+
+    Raises ConfigError naming the field, its value and what would be right.
+    """
+    values = {} if path is None else _read_file(Path(path))
+    for name, value in (options or {}).items():
+        if value is not None:
+            values[name] = value
+            if name == "flops":
+                values.pop("step_seconds", None)
+    known = [each.name for each in dataclasses.fields(Machines)]
+    converted: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"machines: unknown field {brief(name)}{nearest(brief(name, str), known)}.")
+        if value is None:
+            continue
+        if name in _KINDS:
+            converted[name] = quantity(name, _KINDS[name], value)
+        elif name == "workers":
+            converted[name] = _count(name, value)
+        elif name == "alone":
+            converted[name] = _share(name, value)
+        elif name == "step_seconds":
+            converted[name] = _step_seconds(value)
+        else:
+            converted[name] = value
+    return Machines(**converted)
+
+
+def write_machines(machines: Machines, path: str | Path, head: str = "") -> None:
+    """The file that `read_machines` reads, with `head` as a comment on top."""
+    comment = "".join(f"# {line}\n" for line in head.splitlines())
+    Path(path).write_text(comment + yaml.safe_dump(machines.to_dict(), sort_keys=False))
+
+
+def _read_file(path: Path) -> dict:
+    try:
+        values = read_yaml(path)
+    except OSError as error:
+        raise ConfigError(f"--machines {path}: {error.strerror}. 'pipeflow plan --probe {path}' writes one.") from None
+    except ValueError as error:
+        raise ConfigError(f"--machines {path} is not YAML: {error}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--machines {path}: expected fields such as 'workers: 3', found {brief(values)}.")
+    return values
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigError(f"{name}: expected a whole number, 1 or more, got {brief(value)}.")
+    if number > MAX_COUNT:
+        raise ConfigError(f"{name}: expected {MAX_COUNT:,} or fewer, got {brief(value)}.")
+    return number
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigError(f"{name}: expected a number above 0, at most 1, got {brief(value)}.")
+    return float(value)
+
+
+def _step_seconds(value: Any) -> StepSeconds:
+    wanted = "step_seconds: expected batch_size: 64 and train: {blocks.0.squeeze: 0.1, ...}"
+    if not isinstance(value, dict) or not {"batch_size", "train"} <= set(value):
+        raise ConfigError(f"{wanted}, got {brief(value)}.")
+    for name in value:
+        if name not in ("batch_size", "train", "forward", "update"):
+            raise ConfigError(
+                f"step_seconds.{brief(name, str)}: there is no such field: batch_size, train, forward, update."
+            )
+    sizes = value["batch_size"] if isinstance(value["batch_size"], list) else [value["batch_size"]]
+    sizes = tuple(_count("step_seconds.batch_size", each) for each in sizes)
+    if list(sizes) != sorted(set(sizes)) or not sizes:
+        raise ConfigError(
+            f"step_seconds.batch_size: expected a number or several, ascending, got {brief(list(sizes))}."
+        )
+    tables = {
+        name: _runs(name, value[name], len(sizes)) for name in ("train", "forward") if value.get(name) is not None
+    }
+    if "forward" in tables and list(tables["forward"]) != list(tables["train"]):
+        raise ConfigError(
+            "step_seconds.forward: it must name the same layers as step_seconds.train, in the same order."
+        )
+    if not all(map(sum, zip(*tables["train"].values()))):
+        raise ConfigError("step_seconds.train: all layers together take 0 s: give what was measured.")
+    return StepSeconds(
+        batch_size=sizes, update=quantity("step_seconds.update", "time", value.get("update", 0.0)), **tables
+    )
+
+
+def _runs(name: str, table: Any, num: int) -> dict[str, tuple[float, ...]]:
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"step_seconds.{name}: expected seconds by name of a layer, got {brief(table)}.")
+    runs = {}
+    for layer, seconds in table.items():
+        listed = seconds if isinstance(seconds, list) else [seconds]
+        if len(listed) != num:
+            raise ConfigError(
+                f"step_seconds.{name}.{brief(layer, str)}: expected {num} number{'s' * (num > 1)}, one for each batch "
+                f"size, got {brief(seconds)}."
+            )
+        runs[layer] = tuple(quantity(f"step_seconds.{name}.{brief(layer, str)}", "time", each) for each in listed)
+    return runs

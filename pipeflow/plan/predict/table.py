@@ -1,0 +1,69 @@
+"""Predictions on a terminal, and for programs."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeflow.plan.predict.predictor import Prediction, Predictor
+from pipeflow.plan.predict.recommend import Recommendation
+from pipeflow.units import in_time, size
+
+_NOTES = (
+    "idle: share of the workers' time; largest: largest part's share of the work, which bounds the speed-up. "
+    "An epoch of alternate or sequential trains one part (mean over the parts). run: all configured epochs, the gather "
+    "and fine-tuning. memory: in the local epochs, lower bound; fine-tuning on one worker needs that of end_to_end. "
+    "With run.device cpu the copy that checkpoints are written from is in it, which else is in the host's memory."
+)
+
+
+def print_predictions(
+    predictor: Predictor, predictions: Sequence[Prediction], advice: Recommendation, console: Console
+) -> None:
+    """One row a way, then what to take."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("system", no_wrap=True)
+    table.add_column("cut", no_wrap=True)
+    for heading in ("epoch", "sent", "memory", "idle", "largest", "run"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in predictions:
+        micro = f" x{each.micro_batches}" if each.micro_batches else ""
+        system = "ddp, all" if each.system == "ddp, batch a worker" else each.system + micro
+        table.add_row(
+            Text(system, style="bold" if each == advice.best else ""),
+            each.cut or f"batch {each.batch_size}",
+            in_time(each.seconds),
+            size(each.bytes) if each.bytes else "-",
+            Text(size(each.memory), style="" if each.fits else "red") + Text("" if each.fits else "!"),
+            f"{each.idle:.2f}",
+            f"{each.largest_part:.2f}",
+            in_time(each.run_seconds),
+        )
+    machines = predictor.machines
+    console.print(f"Predicted, batch {predictor.batch_size}, {machines.describe()}", "", table, "", sep="\n")
+    if any(not each.fits for each in predictions):
+        console.print("! does not fit in a worker's memory.")
+    cached = " Not predicted: what link.cache_draws saves." * (predictor.config.link.cache_draws > 0)
+    console.print(_NOTES + cached, "", sep="\n")
+    for sentence in advice.sentences:
+        console.print(Text(sentence))
+
+
+def as_json(predictor: Predictor, predictions: Sequence[Prediction], advice: Recommendation) -> dict:
+    """Machines, predictions and the recommendation as plain values."""
+    return {
+        "machines": predictor.machines.to_dict(),
+        "in_seconds": predictor.machines.in_seconds,
+        "batch_size": predictor.batch_size,
+        "num_train": predictor.plan.num_train,
+        "predictions": [dataclasses.asdict(each) for each in predictions],
+        "recommendation": {
+            "verdict": advice.verdict,
+            "best": advice.best and dataclasses.asdict(advice.best),
+            "best_of_ours": advice.best_of_ours and dataclasses.asdict(advice.best_of_ours),
+            "batch_size": advice.batch_size,
+            "sentences": advice.sentences,
+        },
+    }

@@ -1,0 +1,168 @@
+"""pipeflow on a Ray cluster: Ray Train places the workers, restarts them and shows what they report.
+
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
+        python -m launch.ray_train --storage /shared/runs --config configs/quickstart.yaml
+
+Ray moves no data: its workers do what torchrun's do (`pipeflow.ray.worker`), and latents go through torch.distributed.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from pipeflow.config import Config, describe_options, load, parse_arguments
+from pipeflow.errors import ConfigError, PipeflowError
+
+if TYPE_CHECKING:
+    from ray.train import Result
+
+
+_USAGE = """usage: python -m launch.ray_train [--storage FOLDER] [--config FILE] [--section.option VALUE ...]
+
+Trains on the Ray cluster that runs (RAY_ADDRESS, or one on this machine). Options of the launcher:
+  --storage FOLDER         a folder that all nodes see; run.dir is taken relative to it
+  --workers N              workers, a GPU each where the cluster has GPUs  [as many as parts x replicas]
+  --placement pack|spread  on few nodes, or on many  [pack]
+  --max-restarts N         restarts from the newest checkpoint after a worker or a node was lost  [3]
+  --cpus-per-worker N      CPUs that Ray keeps for a worker, and threads it computes with  [1]
+
+and of the run:
+"""
+
+
+def train_on_ray(
+    config: Config,
+    *,
+    workers: int | None = None,
+    placement: Literal["pack", "spread"] = "pack",
+    max_restarts: int = 3,
+    storage: str | None = None,
+    cpus_per_worker: int = 1,
+) -> "Result":
+    """Trains on the Ray cluster that this process is connected to, or else on the one that runs.
+
+    The run folder is as everywhere, and the truth: the same call again resumes from it. The result's `metrics` are those
+    of the whole run, its `metrics_dataframe` has a row an epoch (`pipeflow.ray.worker.metrics_of`), its `return_value` is
+    the summary. Ray's own records are kept in `ray/` beside the run folder.
+
+    Args:
+        config: the run. Relative paths of data are looked for in the job's working directory.
+        workers: None for one for each replica of each part.
+        placement: pack puts workers on as few nodes as can be, spread on as many.
+        max_restarts: how often lost workers are started anew, on the nodes that are left or have come.
+        storage: a folder that all nodes see. `run.dir` is taken relative to it, unless it is a full path.
+        cpus_per_worker: kept for each worker by Ray, and the threads it computes with where OMP_NUM_THREADS is not set.
+
+    Raises:
+        PipeflowError: what `pipeflow.train` raised in a worker, not retried unless it is a WorkerError.
+        ray.train.TrainingFailedError: anything else that went wrong in a worker, `max_restarts` times.
+    """
+    if workers is None:
+        if config.num_parts is None:
+            raise ConfigError(
+                "--workers: parts.num does not tell how many parts there will be: give the number of workers."
+            )
+        workers = config.num_parts * config.parts.replicas
+    config.check_world_size(workers)
+    config = _with_full_path(config, storage)
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the job's working directory
+
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    from pipeflow.ray.errors import NoRetryOfMistakes, in_words
+    from pipeflow.ray.worker import LauncherEnvironment, work
+
+    was_connected = ray.is_initialized()
+    if not was_connected:
+        try:
+            ray.init("auto")
+        except ConnectionError:
+            raise ConfigError(
+                "no Ray cluster is running here: start one, `ray start --head`, or set RAY_ADDRESS."
+            ) from None
+    run_dir, device = Path(config.run.dir), config.run.device
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=config.to_dict(),
+        torch_config=LauncherEnvironment(),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=device == "cuda" or (device == "auto" and "GPU" in ray.cluster_resources()),
+            resources_per_worker={"CPU": cpus_per_worker},
+            placement_strategy=placement.upper(),
+        ),
+        run_config=RunConfig(
+            name=f"{run_dir.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            storage_path=str(run_dir.parent / "ray"),
+            failure_config=FailureConfig(max_failures=max_restarts),
+            callbacks=[NoRetryOfMistakes()],
+        ),
+    )
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        raise in_words(error) from error
+    finally:
+        if not was_connected:
+            ray.shutdown()  # ends the workers' output too, so that what is said next is the last line
+
+
+def _with_full_path(config: Config, storage: str | None) -> Config:
+    """run.dir as a path that means the same on all nodes."""
+    run_dir = Path(storage or "", config.run.dir)
+    if not run_dir.is_absolute():
+        raise ConfigError(
+            f"run.dir: {run_dir} is not the same folder for all workers: give a folder that all nodes see, by its full "
+            f"path (--storage /shared/runs)."
+        )
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run_dir)))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}.")
+
+
+def _parse(arguments: list[str]) -> tuple[dict, list[str]]:
+    """The launcher's own options, and the rest."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--storage")
+    parser.add_argument("--workers", type=_count)
+    parser.add_argument("--placement", choices=("pack", "spread"), default="pack")
+    parser.add_argument("--max-restarts", type=int, default=3)
+    parser.add_argument("--cpus-per-worker", type=_count, default=1)
+    options, rest = parser.parse_known_args(arguments)
+    return vars(options), rest
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The driver; its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        print(_USAGE, describe_options(), sep="\n")
+        return 0
+    try:
+        options, rest = _parse(arguments)
+        path, overrides = parse_arguments(rest)
+        result = train_on_ray(load(path, overrides), **options)
+    except PipeflowError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    print(f"Ray's records: {result.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

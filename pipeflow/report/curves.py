@@ -1,0 +1,100 @@
+"""Runs read back from their folders, as curves over what they cost.
+
+Every curve is test bits/dim over a cost, and there are four costs (`AXES`): epochs, seconds, multiply-adds and bytes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeflow.rundir.records import training_bytes
+from pipeflow.units import BYTE_UNITS
+
+# ------------------------------------------------------------------------------------------------ what a run costs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A cost to plot bits/dim over: what an epoch adds to it, and what the gather does."""
+
+    name: str
+    label: str
+    """`{unit}` stands for the unit that suits the largest value."""
+    of_epoch: Callable[[dict], float]
+    of_gather: Callable[[dict], float]
+    units: tuple[tuple[float, str], ...] = ((1, ""),)
+    """Size and name of each unit, ascending."""
+
+    def unit(self, largest: float) -> tuple[float, str]:
+        """The largest unit of which `largest` is at least two."""
+        return next((unit for unit in reversed(self.units) if largest >= 2 * unit[0]), self.units[0])
+
+
+AXES = {
+    axis.name: axis
+    for axis in (
+        Axis(name="epoch", label="epochs", of_epoch=lambda record: 1, of_gather=lambda run: 0),
+        Axis(
+            name="seconds",
+            label="training time with the gather, without evaluation ({unit})",
+            of_epoch=lambda record: record["seconds"],
+            of_gather=lambda run: run["seconds"]["gather"],
+            units=((1, "seconds"), (60, "minutes"), (3600, "hours")),
+        ),
+        Axis(
+            name="macs",
+            label="training multiply-adds{unit}",
+            of_epoch=lambda record: record["macs"],
+            of_gather=lambda run: 0,
+            units=((1, ""), *((10.0**power, f" ($10^{{{power}}}$)") for power in range(3, 25, 3))),
+        ),
+        Axis(
+            name="bytes",
+            label="sent in training and the gather, without evaluation and control ({unit})",
+            of_epoch=training_bytes,
+            of_gather=lambda run: sum(run["bytes"]["gather"].values()),
+            units=BYTE_UNITS,
+        ),
+    )
+}
+
+
+def spans(run: dict, axis: Axis) -> list[tuple[dict | None, float, float]]:
+    """Where each epoch begins and ends on an axis: `(record, begin, end)`; the gather's record is None."""
+    records: list[dict | None] = list(run["epochs"])
+    first_finetune = next((i for i, record in enumerate(records) if record["phase"] == "finetune"), len(records))
+    records.insert(first_finetune, None)
+    result, begin = [], 0.0
+    for record in records:
+        end = begin + (axis.of_gather(run) if record is None else axis.of_epoch(record))
+        result.append((record, begin, end))
+        begin = end
+    return result
+
+
+def _number(value: float | str) -> float:
+    """A logged number; one that is not finite (the log writes it as a word) leaves a gap in a curve."""
+    value = float(value)
+    return value if math.isfinite(value) else math.nan
+
+
+def test_curve(run: dict, axis: Axis) -> tuple[list[float], list[float]]:
+    """The whole flow's test bits/dim over an axis, from before training on; epochs without evaluation are left out."""
+    points = [(0.0, run["initial_bpd"])]
+    points += [
+        (end, record["test_bpd"]) for record, _, end in spans(run, axis) if record and record["test_bpd"] is not None
+    ]
+    return [x for x, _ in points], [_number(bpd) for _, bpd in points]
+
+
+def exit_curves(run: dict, axis: Axis) -> list[tuple[list[float], list[float]]]:
+    """The exit bits/dim of all parts but the last (whose exit is the whole flow), while there are heads."""
+    points = [(end, record["exit_bpd"]) for record, _, end in spans(run, axis) if record and record["exit_bpd"]]
+    num_parts = max((len(exits) for _, exits in points), default=0)
+    return [
+        (
+            [x for x, exits in points if part < len(exits) - 1],
+            [_number(exits[part]) for _, exits in points if part < len(exits) - 1],
+        )
+        for part in range(num_parts - 1)
+    ]

@@ -1,0 +1,95 @@
+"""A table to compare runs by, and their figures: `pipeflow report`."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeflow.report.curves import AXES, spans
+from pipeflow.report.figures import comparison, plots
+from pipeflow.rundir.reading import read_run
+from pipeflow.units import duration
+
+
+def phases(run: dict) -> str:
+    """A run's phases in words: `12 concurrent + 6 finetune`."""
+    groups = groupby(record["phase"] for record in run["epochs"])
+    return " + ".join(f"{len(list(group))} {phase}" for phase, group in groups) or "none yet"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f}" if count else "0"
+
+
+def _row(name: str, run: dict) -> dict[str, str]:
+    sent = run["bytes"]
+    return {
+        "run": name,
+        "phases": phases(run),
+        "test\nbits/dim": f"{float(run['test_bpd']):.3f}" + ("" if run["ended"] else "*"),
+        "exit bits/dim\nof the parts": " ".join(f"{float(bpd):.3f}" for bpd in run["exit_bpd"] or []) or "-",
+        "training\ntime": duration(spans(run, AXES["seconds"])[-1][2]),
+        "training\nmultiply-adds": f"{run['train_macs']:.2e}".replace("e+", "e"),
+        "MB\nforward": _megabytes(sum(sent["forward"])),
+        "MB\nbackward": _megabytes(sum(sent["backward"])),
+        "MB\ngather": _megabytes(sum(sent["gather"].values())),
+        "MB\nall": _megabytes(sent["total"]),
+    }
+
+
+def _print_table(rows: list[dict[str, str]], console: Console) -> None:
+    """One row a run; where the console is too narrow for that, a block a run."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for heading in rows[0]:
+        words = heading in ("run", "phases")
+        table.add_column(heading, justify="left" if words else "right", vertical="bottom", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    if console.measure(table, options=console.options.update_width(10_000)).maximum <= console.width:
+        console.print(table)
+        return
+    for row in rows:
+        block = Table.grid(padding=(0, 2))
+        for heading, value in row.items():
+            block.add_row(heading.replace("\n", " "), Text(value, overflow="fold"))
+        console.print(block, "")
+
+
+def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, console: Console | None = None) -> list[Path]:
+    """Print one row a run and draw the figures.
+
+    Args:
+        run_dirs: the folders of the runs.
+        out: folder for the figures; when not given, the run's own for one run and the current one for several.
+        console: where to print the table; standard output when not given.
+
+    Returns:
+        The figures' paths.
+
+    Raises:
+        CheckpointError: a folder is not a run's.
+    """
+
+    run_dirs = [Path(run_dir) for run_dir in run_dirs]
+    read = [read_run(run_dir) for run_dir in run_dirs]
+    names = [run["name"] for run in read]
+    if len(set(names)) < len(names):  # folders of the same name in different places
+        names = [str(run_dir) for run_dir in run_dirs]
+    runs = dict(zip(names, read))
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=1000)  # a file has no width to fit the table into
+    _print_table([_row(name, run) for name, run in runs.items()], console)
+    if not all(run["ended"] for run in read):
+        console.print("* has not ended: the last evaluated epoch")
+    if len(runs) == 1:
+        paths = plots(run_dirs[0], out)
+    else:
+        paths = comparison(runs, Path(out) if out is not None else Path())
+    for path in paths:
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    return paths

@@ -1,0 +1,175 @@
+"""The run folder: what a run finds in it at its start, and what it leaves there.
+
+config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png  run.lock  run.launch
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+import yaml
+
+from pipeflow.config import Config
+from pipeflow.errors import CheckpointError
+from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.rundir.lock import RunLock
+from pipeflow.rundir.manifest import check_manifest
+from pipeflow.rundir.records import to_json
+from pipeflow.safe_files import read_json, read_yaml
+
+FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
+"""What a resumed run must have in common with the run in the folder."""
+
+_LAUNCH = "run.launch"
+"""Of the command that began the run anew (`run.resume never`): its own restarts go on with it."""
+
+
+def launch_id() -> str:
+    """What the workers of one launch have in common, through all restarts."""
+    return os.environ.get("PIPEFLOW_LAUNCH_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
+class RunFolder:
+    """The folder `run.dir`; rank 0 opens it, the others only write their checkpoint files and look whether it is there."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = Path(config.run.dir)
+        self.checkpoints = Checkpoints(self.path, config.checkpoint.keep)
+        self._lock = RunLock(self.path)
+
+    def open(self) -> tuple[dict | None, list[str]]:
+        """Makes the folder ready: the manifest to resume from (None: a fresh run), and what the user should know.
+
+        From here until `close` no other run can open it. Raises CheckpointError where another run is in it, where it
+        cannot be written, holds another model's run, or `run.resume must` finds nothing to resume.
+        """
+        try:
+            return self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets other runs open the folder."""
+        self._lock.release()
+
+    def _open(self) -> tuple[dict | None, list[str]]:
+        notes = self._make_and_lock()
+        resume = self.config.run.resume
+        if resume == "never" and not self._is_restarted():
+            if self._holds_run():
+                notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._move_aside()}")
+                self._lock.release()  # it went aside with the folder
+                notes += self._make_and_lock()
+            if launch_id():
+                (self.path / _LAUNCH).write_text(launch_id())
+        if self._holds_run():
+            self._check_same_run()
+        self.checkpoints.clean()
+        manifest, complaints = self.checkpoints.newest()
+        if manifest is not None:
+            check_manifest(manifest, self.checkpoints.folder / manifest["folder"])
+        if complaints and manifest is None:
+            raise CheckpointError(
+                f"{complaints[0]} No other checkpoint is whole. Start anew with --run.resume never, which keeps the old "
+                f"folder aside."
+            )
+        notes += [f"{complaint} Taking the one before, {manifest['folder']}." for complaint in complaints]
+        if manifest is None and resume == "must":
+            raise CheckpointError(
+                f"run.resume: must, but {self.path} holds no checkpoint: check run.dir, or use --run.resume auto."
+            )
+        return manifest, notes
+
+    def _make_and_lock(self) -> list[str]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            note = self._lock.take()
+            self.remove_token(self.show_token())  # permission bits do not tell: a disk may be full or read-only
+        except OSError as error:
+            raise CheckpointError(
+                f"run.dir: {self.path} cannot be written to ({error.strerror}): choose another."
+            ) from None
+        return [] if note is None else [note]
+
+    def _is_restarted(self) -> bool:
+        """Whether the launcher has restarted the workers, and those before have begun the run in this folder anew."""
+        launch = self.path / _LAUNCH
+        is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        return not is_first and launch.exists() and launch.read_text() == launch_id()
+
+    def write_config(self) -> None:
+        """Writes config.yaml: from here on the folder holds this run."""
+        partial = self.path / "config.yaml.partial"
+        partial.write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False))
+        partial.replace(self.path / "config.yaml")
+
+    def show_token(self) -> str:
+        """Leaves a file that the other workers must see if the folder is shared."""
+        token = f".seen-by-rank-0-{secrets.token_hex(8)}"
+        (self.path / token).touch()
+        return token
+
+    def sees(self, token: str) -> bool:
+        """Whether this worker sees the file that rank 0 left."""
+        return (self.path / token).exists()
+
+    def remove_token(self, token: str) -> None:
+        """Takes the file away again."""
+        (self.path / token).unlink(missing_ok=True)
+
+    def summary(self) -> dict | None:
+        """The summary of a run that has ended."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        try:
+            summary = read_json(path)
+            if not isinstance(summary, dict):
+                raise ValueError(f"it holds a {type(summary).__name__}, not a summary")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}): remove it, and the run writes it anew.") from None
+        return summary
+
+    def write_summary(self, summary: dict | None) -> None:
+        """Writes summary.json whole, or removes it where a run goes on."""
+        path = self.path / "summary.json"
+        if summary is None:
+            path.unlink(missing_ok=True)
+            return
+        partial = path.with_suffix(".partial")
+        partial.write_text(to_json(summary, indent=1) + "\n")
+        partial.replace(path)
+
+    def _holds_run(self) -> bool:
+        return (self.path / "config.yaml").exists()
+
+    def _move_aside(self) -> Path:
+        if self.path.resolve() == Path.cwd():
+            raise CheckpointError("run.resume never: the current folder cannot be moved aside: choose another run.dir.")
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        try:
+            self.path.rename(aside)
+        except OSError as error:  # a mount point, for one
+            raise CheckpointError(
+                f"run.resume never: {self.path} cannot be kept as {aside} ({error.strerror}): choose another run.dir."
+            ) from None
+        return aside
+
+    def _check_same_run(self) -> None:
+        try:
+            old = Config.from_dict(read_yaml(self.path / "config.yaml")).to_dict()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"run.dir: {self.path}/config.yaml is damaged ({error}): choose another.") from None
+        new = self.config.to_dict()
+        for name in FIXED:
+            section, _, only = name.partition(".")
+            for key in [only] if only else new[section]:
+                if old[section][key] != new[section][key]:
+                    raise CheckpointError(
+                        f"{section}.{key}: is {new[section][key]!r}, but the run in {self.path} has {old[section][key]!r}. "
+                        f"Set it back to resume that run, or choose another run.dir (or --run.resume never)."
+                    )

@@ -1,0 +1,97 @@
+"""The trained flow as one file, `model.safetensors`, and back: no heads, no workers, one process."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeflow.config import Config
+from pipeflow.errors import CheckpointError
+from pipeflow.flow import Flow, build_flow
+from pipeflow.safe_files import brief, open_file, parse_json, read_yaml
+
+MODEL_FILE = "model.safetensors"
+MAX_IMAGE_VALUES = 4_000_000
+"""Of an image of a saved flow: 1024 x 1024 in colour. The shape is a line of text; a sample of it takes memory."""
+
+
+def save_flow(flow: Flow, run_dir: str | Path) -> None:
+    """Writes the flow's parameters and buffers, and its images' shape, into a run folder."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
+    partial = Path(run_dir) / (MODEL_FILE + ".partial")
+    save_file(tensors, partial, metadata={"shape": json.dumps(list(flow.shape))})
+    partial.replace(partial.with_name(MODEL_FILE))
+
+
+def read_config(run_dir: str | Path) -> Config:
+    """The configuration a run was made with. Raises CheckpointError where this is no run folder."""
+    path = Path(run_dir) / "config.yaml"
+    try:
+        return Config.from_dict(read_yaml(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run_dir} is not a run folder: it has no config.yaml.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def load_flow(run_dir: str | Path, flow: Flow | None = None) -> Flow:
+    """The trained flow of a run that has ended.
+
+    flow: an untrained flow of the same layers, for a run whose flow was given from Python.
+    Raises CheckpointError where the run has not ended, its file is damaged, or it needs `flow`.
+    """
+    config, path = read_config(run_dir), Path(run_dir) / MODEL_FILE
+    if not path.exists():
+        raise CheckpointError(f"{run_dir} has no {MODEL_FILE}: the run has not ended. Start its command again.")
+    if flow is None and config.model.name == "python":
+        raise CheckpointError(f"{run_dir}: its flow was given from Python; load it with load_flow(run_dir, flow=...).")
+    try:
+        with open_file(path), safe_open(path, framework="pt") as file:
+            shape = _shape_in(file.metadata())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if flow is None:
+            _check_fits(tensors, _outline(config, shape, len(tensors)))
+            flow = build_flow(config, shape)
+        _check_fits(tensors, flow)
+        flow.load_state_dict(tensors)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged or of another model: {' '.join(str(error).split())[:300]}") from None
+    return flow
+
+
+def _shape_in(metadata: dict[str, str] | None) -> tuple[int, ...]:
+    """The shape of an image that stands beside the tensors. Raises ValueError where it cannot be one."""
+    shape = parse_json((metadata or {}).get("shape", "null"))
+    if not isinstance(shape, list) or not shape or not all(type(each) is int and each > 0 for each in shape):
+        raise ValueError(f"its images have the shape {brief(shape)}")
+    if math.prod(shape) > MAX_IMAGE_VALUES:
+        raise ValueError(f"its images have the shape {brief(shape)}, the limit is {MAX_IMAGE_VALUES:,} values")
+    return tuple(shape)
+
+
+def _outline(config: Config, shape: tuple[int, ...], num_tensors: int) -> Flow | None:
+    """The configuration's flow without memory for its parameters; None where it is a function of the user's."""
+    if config.model.name != "glow":
+        return None
+    if config.model.num_blocks * config.model.num_steps > num_tensors:
+        raise ValueError(f"config.yaml asks for more flow steps than the file's {num_tensors} tensors are for")
+    with torch.device("meta"):
+        return build_flow(config, shape)
+
+
+def _check_fits(tensors: dict[str, Tensor], flow: Flow | None) -> None:
+    """Raises ValueError where a tensor is not there, or not of the type and shape that the flow has."""
+    for name, expected in ({} if flow is None else flow.state_dict()).items():
+        found = tensors.get(name)
+        if found is None:
+            raise ValueError(f"it has no {name}")
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            raise ValueError(
+                f"{name} is {found.dtype} {list(found.shape)}, the flow has {expected.dtype} {list(expected.shape)}"
+            )

@@ -1,0 +1,159 @@
+"""What rank 0 shows while a run goes on: a live display on a terminal, plain lines elsewhere."""
+
+import threading
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeflow.config import FINETUNE
+from pipeflow.rundir.records import training_bytes
+from pipeflow.units import clock
+
+
+def phase_name(record: dict) -> str:
+    """A phase and what trains in it: `alternate part 1`, `concurrent parts 0 1 2`, `finetune`."""
+    if record["phase"] in FINETUNE:
+        return record["phase"]
+    trained = record["trained"]
+    return f"{record['phase']} part{'s' if len(trained) > 1 else ''} {' '.join(map(str, trained))}"
+
+
+def epoch_line(record: dict, total_epochs: int, seconds_left: float) -> str:
+    """A finished epoch in one line. The bytes are those of this epoch's training, the time left that of the run."""
+    if record["phase"] in FINETUNE:
+        losses = "loss " + " ".join(f"{float(loss):.2f}" for loss in record["train_loss"].values())
+    else:
+        losses = "loss " + " ".join(f"{part}: {float(loss):.2f}" for part, loss in record["train_loss"].items())
+    fields = [f"epoch {record['epoch'] + 1}/{total_epochs} {phase_name(record)}", losses]
+    if record["test_bpd"] is not None:
+        test = f"test {float(record['test_bpd']):.2f} bits/dim"
+        if record["exit_bpd"]:
+            test += f" (exits {' '.join(f'{float(bpd):.2f}' for bpd in record['exit_bpd'])})"
+        fields.append(test)
+    fields.append(f"{record['seconds']:.1f} s, {record['images'] / record['seconds']:.0f} images/s")
+    fields.append(f"{training_bytes(record) / 1e6:.1f} MB sent")
+    fields.append(f"{clock(seconds_left)} left")
+    return " | ".join(fields)
+
+
+class Progress:
+    """Shows a run on rank 0. Any method may be called from any thread.
+
+    On a terminal the last lines are a live display: the epoch, the phase and which parts train, a bar for the phase's
+    steps, the losses, speed, bytes and the time left; messages and finished epochs scroll by above it. Where there is
+    no terminal only those messages and epochs are printed, a line each.
+
+    Args:
+        total_epochs: epochs of the whole run, those done before a resume included.
+        num_parts: parts of the flow.
+        console: where to show it; standard output when not given.
+    """
+
+    def __init__(self, total_epochs: int, num_parts: int, console: Console | None = None):
+        self._console = console or Console()
+        self._total_epochs = total_epochs
+        self._lock = threading.Lock()
+        self._first_epoch: int | None = None
+        self._started = time.monotonic()
+        self._phase: dict | None = None
+        self._step = 0
+        self._losses: dict[int, float | None] = dict.fromkeys(range(num_parts))
+        self._images_per_second: float | None = None
+        self._bytes_sent: int | None = None
+        self._live: Live | None = None
+        self._print(f"{total_epochs} epochs, {num_parts} part{'s' if num_parts > 1 else ''}")
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            # No refresh thread: what is shown changes only when the trainer says so.
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def say(self, text: str) -> None:
+        """Print a message, above the display if there is one."""
+        with self._lock:
+            self._print(text)
+
+    def phase(self, record: dict) -> None:
+        """A phase begins: `{"epoch": 3, "phase": "alternate", "trained": [0], "steps": 78}`, the epoch from 0."""
+        with self._lock:
+            if self._first_epoch is None:
+                self._first_epoch = record["epoch"]
+                self._started = time.monotonic()
+            if record["phase"] in FINETUNE and (self._phase is None or self._phase["phase"] not in FINETUNE):
+                self._losses = {}
+            self._phase = record
+            self._step = 0
+            self._show()
+
+    def update(self, step: int, losses: dict[int, float], images_per_second: float, bytes_sent: int) -> None:
+        """How far the phase is.
+
+        Args:
+            step: steps done in this phase.
+            losses: the current loss of each part that trains; parts not named keep the loss they had.
+            images_per_second: of this phase.
+            bytes_sent: latents, gradients and images, since the start of the run.
+        """
+        with self._lock:
+            self._step = step
+            self._losses.update(losses)
+            self._images_per_second = images_per_second
+            self._bytes_sent = bytes_sent
+            self._show()
+
+    def epoch(self, record: dict) -> None:
+        """An epoch is complete: its record, as it stands in `summary.json`."""
+        with self._lock:
+            if self._first_epoch is None:
+                self._first_epoch = record["epoch"]
+            self._print(epoch_line(record, self._total_epochs, self._seconds_left(record["epoch"] + 1)))
+
+    def close(self) -> None:
+        """Take the live display away; what was printed above it stays."""
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _seconds_left(self, epochs_done: float) -> float:
+        """Time for the epochs to come at the mean pace of those this process has done."""
+        elapsed = time.monotonic() - self._started
+        return elapsed / (epochs_done - self._first_epoch) * (self._total_epochs - epochs_done)
+
+    def _show(self) -> None:
+        if self._live is not None and self._phase is not None:
+            self._live.update(self._display(), refresh=True)
+
+    def _display(self) -> Group:
+        phase, steps = self._phase, self._phase["steps"]
+        head = Text.assemble((f"epoch {phase['epoch'] + 1} of {self._total_epochs}", "bold"), f"  {phase_name(phase)}")
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(total=steps, completed=self._step, width=40, complete_style="cyan"),
+            f"step {self._step} of {steps}",
+        )
+        parts = Table.grid(padding=(0, 2))
+        for part, loss in self._losses.items():
+            whole = phase["phase"] in FINETUNE
+            trains = whole or part in phase["trained"]
+            value = "-" if loss is None else f"{loss:.3f}"
+            parts.add_row("whole flow" if whole else f"part {part}", f"loss {value}", style="" if trains else "dim")
+        foot = []
+        if self._images_per_second is not None:
+            foot = [f"{self._images_per_second:.0f} images/s", f"{self._bytes_sent / 1e6:.1f} MB sent"]
+        if self._step:
+            foot.append(f"{clock(self._seconds_left(phase['epoch'] + self._step / steps))} left")
+        return Group(head, bar, parts, Text("  ".join(foot)))

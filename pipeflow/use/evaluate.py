@@ -1,0 +1,103 @@
+"""Test bits/dim of a run that has ended, computed again from its saved model in one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeflow.config import FINETUNE, TimelineConfig
+from pipeflow.data import Batches, load_data
+from pipeflow.device import choose_device
+from pipeflow.errors import CheckpointError, ConfigError, DataError
+from pipeflow.flow import split_flow
+from pipeflow.links.link import Channel, LocalLink
+from pipeflow.rundir.model import load_flow, read_config
+from pipeflow.rundir.records import number, phase, text, wrong
+from pipeflow.safe_files import read_json
+from pipeflow.training.draws import Draws
+from pipeflow.training.trainer import PartTrainer
+from pipeflow.training.worker import Worker
+from pipeflow.use.likelihood import exit_bits_per_dim
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.timeline import Timeline
+from pipeflow.workers.traffic import Traffic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a run's saved model gives, beside what the run said."""
+
+    test_bpd: float
+    summary_bpd: float
+    num_images: int
+    device: str
+
+
+def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
+    """Test bits/dim of the saved flow on all test images of the run's data.
+
+    Computed as the run did it: same images, noise, batches and order of the sums. So it is the summary's number to the
+    last bit on the CPU with the same number of threads.
+
+    Args:
+        device: auto, cpu or cuda.
+
+    Raises:
+        CheckpointError: the folder is no run's, the run has not ended, or its flow was given from Python.
+        DataError: the images are not there, are others than the run's, or were given from Python.
+        ConfigError: there is no such device.
+    """
+    config = read_config(run_dir)
+    path = Path(run_dir) / "summary.json"
+    if not path.exists():
+        raise CheckpointError(f"{run_dir} has no {path.name}: the run has not ended. Start its command again.")
+    try:
+        summary = read_json(path)
+        found = wrong(summary, {"test_bpd": number, "epochs": [{"phase": phase}], "parts": [{"layers": [text]}]})
+        if found is not None:
+            raise ValueError(found)
+        summary_bpd, last_phase = float(summary["test_bpd"]), summary["epochs"][-1]["phase"]
+        cuts = [part["layers"][0] for part in summary["parts"][1:]]
+    except (OSError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): take it from a copy, or run again.") from None
+    flow = load_flow(run_dir)
+    if config.data.name == "python":
+        raise DataError(f"{run_dir}: its images were given from Python, so this command cannot load them.")
+    data = load_data(config.data)
+    if data.shape != flow.shape:
+        raise DataError(
+            f"{run_dir}: its flow takes images of shape {list(flow.shape)}, but those of data.name {config.data.name} "
+            f"now have {list(data.shape)}: the run had other images."
+        )
+    batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
+    # Sums grouped by other parts than the run's differ in the last bit. New heads do: none enters the flow's bits/dim.
+    try:
+        parts = split_flow(flow, [] if last_phase in FINETUNE else cuts, config.parts.head)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is damaged (parts: {error}): take it from a copy, or run again.") from None
+    where = choose_device(device)
+    worker = Worker(
+        [PartTrainer(part, where, config, config.optim.lr, num_updates=0) for part in parts],
+        {part.index: LocalLink(Channel(part.index, part.output_shape), Traffic()) for part in parts[:-1]},
+        batches,
+        where,
+        config.optim.batch_size,
+        Alarm(),
+        Draws(config.link, config.run.seed, 0),
+        Timeline(TimelineConfig(), where),
+    )
+    num_images = len(data.test)
+    sums = worker.evaluate(0, num_images)
+    exits = exit_bits_per_dim([sums[str(part.index)] for part in parts], num_images, flow.num_dims)
+    return Evaluation(test_bpd=exits[-1], summary_bpd=summary_bpd, num_images=num_images, device=where.type)
+
+
+def describe(evaluation: Evaluation) -> str:
+    """An evaluation in one line."""
+    if evaluation.test_bpd == evaluation.summary_bpd:
+        comparison = "the same to the last bit"
+    else:
+        comparison = f"{evaluation.summary_bpd:.6f} ({evaluation.test_bpd - evaluation.summary_bpd:+.1e} here)"
+    images = "image" if evaluation.num_images == 1 else "images"
+    return (
+        f"test {evaluation.test_bpd:.6f} bits/dim on {evaluation.num_images:,} {images} ({evaluation.device}); "
+        f"summary.json: {comparison}"
+    )

@@ -1,0 +1,81 @@
+"""Samples of a trained flow, and images as one PNG."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeflow.data.random import generator
+from pipeflow.device import choose_device
+from pipeflow.errors import DataError
+from pipeflow.flow import Flow
+from pipeflow.rundir.model import load_flow
+
+
+def to_images(samples: Tensor) -> Tensor:
+    """Values in [-0.5, 0.5) back to uint8: the bin they fall into, clamped."""
+    return torch.nan_to_num((samples + 0.5) * 256).clamp(0, 255).to(torch.uint8).cpu()
+
+
+def draw_samples(flow: Flow, num: int, temperature: float, seed: int, batch_size: int = 64) -> Tensor:
+    """Samples, uint8, [num, *flow.shape], drawn `batch_size` at a time on the flow's device.
+
+    Which noise sample i gets depends on the seed, the batch size and i: a smaller `num` gives the first of the same
+    samples, another batch size gives others. The first 64 of batches of 64, with the seed of a run and its
+    temperature, are those of the run's own `samples.png`. Devices share the noise, not the last bits.
+
+    Args:
+        temperature: scale of the noise, >= 0; 0 gives `num` times the same sample.
+    """
+    noise = generator(seed, "samples")
+    # The last batch is drawn whole and cut afterwards: of fewer samples, each would get other numbers.
+    batches = [to_images(flow.sample(batch_size, noise, temperature)) for _ in range(0, num, batch_size)]
+    return torch.cat(batches)[:num]
+
+
+def sample(run_dir: str | Path, num: int, temperature: float, seed: int, out: str | Path | None = None) -> Path:
+    """Writes samples of a run's flow as one PNG, and returns where: `out`, or a file in the run folder.
+
+    Raises:
+        CheckpointError: the folder is no run's, or the run has not ended.
+        DataError: the flow's images cannot be drawn.
+    """
+    flow = load_flow(run_dir).to(choose_device("auto"))
+    if len(flow.shape) != 3 or flow.shape[0] not in (1, 3):
+        raise DataError(
+            f"{run_dir}: its flow makes images of shape {list(flow.shape)}; only [1 or 3, height, width] can be drawn."
+        )
+    path = Path(run_dir, f"samples_t{temperature:g}_seed{seed}.png") if out is None else Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sample_grid(draw_samples(flow, num, temperature, seed), path)
+    return path
+
+
+def sample_grid(images: Tensor | np.ndarray, path: str | Path, columns: int = 8) -> None:
+    """Write images as one PNG, row by row, three times as large and 2 pixels apart, on white.
+
+    Args:
+        images: uint8, [batch, channels, height, width] with 1 or 3 channels.
+
+    Raises:
+        ValueError: `images` is anything else.
+    """
+    pixels = torch.as_tensor(images).cpu().numpy()
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or len(pixels) == 0:
+        raise ValueError(
+            f"images must be uint8 of shape [batch, 1 or 3, height, width], got {pixels.dtype} {list(pixels.shape)}"
+        )
+    scale, gap = 3, 2
+    pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
+    num, channels, height, width = pixels.shape
+    columns = min(columns, num)
+    rows = math.ceil(num / columns)
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, channels)
+    grid = np.full(shape, 255, np.uint8)
+    for index, image in enumerate(pixels):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        grid[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    Image.fromarray(grid.squeeze(2) if channels == 1 else grid).save(path)

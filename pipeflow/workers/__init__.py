@@ -1,0 +1,1 @@
+"""Who trains, on which machine, and whether they are alive; nothing here knows of flows."""

@@ -1,0 +1,110 @@
+"""Control: phases, results and failures between rank 0 and the others, over a gloo group of its own.
+
+Values travel as JSON, never pickled. Each operation runs in a thread that may block for as long as it takes, while the
+caller waits through the alarm: a worker that waits for a fine-tuning of hours neither spins, times out, nor misses the
+loss of rank 0. Each operation says what it is for: with that a worker that is lost is reported.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeflow.errors import WorkerError
+from pipeflow.workers.alarm import Alarm, first_line
+from pipeflow.workers.traffic import Traffic
+
+
+class Control:
+    """The control group of one worker. With one worker it hands values back and sends nothing."""
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        group: dist.ProcessGroup | None,
+        traffic: Traffic,
+        alarm: Alarm,
+        about: Callable[[int], str] = lambda other: "",
+    ):
+        """about: what is known of another worker, in words behind its number."""
+        self.rank = rank
+        self.world_size = world_size
+        self.group = group
+        self._traffic = traffic
+        self._alarm = alarm
+        self._about = about
+        self._requests: queue.Queue = queue.Queue()
+        if group is not None:
+            threading.Thread(target=self._serve, name="pipeflow-control", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the thread; nothing can be sent any more."""
+        self._requests.put(None)
+
+    def broadcast(self, value: Any = None, what: str = "a decision") -> Any:
+        """Rank 0's value, on every rank."""
+        if self.rank == 0:
+            for other in range(1, self.world_size):
+                self.send_json(value, other, what)
+            return value
+        return self.receive_json(0, what)
+
+    def gather(self, value: Any, what: str = "an answer") -> list:
+        """Everybody's values in the order of ranks on rank 0, an empty list elsewhere."""
+        if self.rank != 0:
+            self.send_json(value, 0, what)
+            return []
+        return [value, *(self.receive_json(other, what) for other in range(1, self.world_size))]
+
+    def share(self, value: Any, what: str = "an answer") -> list:
+        """Everybody's values in the order of ranks, on every rank."""
+        return self.broadcast(self.gather(value, what), what)
+
+    def send(self, tensor: Tensor, target: int, kind: str, what: str = "") -> None:
+        """Sends a tensor, whose size the target knows, counted under `kind`."""
+        self._traffic.add(kind, self.rank, target, tensor.nbytes)
+        staged = tensor.detach().cpu().contiguous()
+        doing = f"waited to send worker {target} {what or kind}"
+        self._call(lambda: dist.send(staged, target, group=self.group), target, doing)
+
+    def receive(self, tensor: Tensor, source: int, what: str = "a tensor") -> Tensor:
+        """Receives into a CPU tensor, and returns it."""
+        self._call(lambda: dist.recv(tensor, source, group=self.group), source, f"waited for {what} of worker {source}")
+        return tensor
+
+    def send_json(self, value: Any, target: int, what: str) -> None:
+        """Sends plain values to one worker. what: they are, for the message where it is lost."""
+        payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        size = torch.tensor([payload.numel()])
+        self.send(size, target, "control", what)
+        self.send(payload, target, "control", what)
+
+    def receive_json(self, source: int, what: str) -> Any:
+        """The plain values that one worker sends."""
+        size = int(self.receive(torch.empty(1, dtype=torch.int64), source, what))
+        return json.loads(self.receive(torch.empty(size, dtype=torch.uint8), source, what).numpy().tobytes())
+
+    def _call(self, operation: Callable[[], Any], peer: int, doing: str) -> None:
+        answer: queue.Queue = queue.Queue()
+        self._requests.put((operation, answer))
+        error = self._alarm.get(answer, None, lambda: "", doing)
+        if error is not None:
+            raise WorkerError(
+                f"worker {peer} was lost{self._about(peer)}: its control connection to worker {self.rank} broke, while "
+                f"worker {self.rank} {doing} ({first_line(error)}). Start the same command again to resume."
+            )
+
+    def _serve(self) -> None:
+        while (request := self._requests.get()) is not None:
+            operation, answer = request
+            try:
+                operation()
+                answer.put(None)
+            except Exception as error:
+                answer.put(error)
