@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+import pipeflow
+
 
 def describe_machine() -> dict[str, str]:
     """Processor, cores, GPU and versions."""
@@ -17,7 +19,7 @@ def describe_machine() -> dict[str, str]:
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": version("torch"),
-        "pipeflow": version("pipeflow"),
+        "pipeflow": pipeflow.__version__,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeflow.workers import parent  # noqa: F401 - looks at its parent now
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "Config": "pipeflow.config",

@@ -22,6 +22,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
+import pipeflow
 from pipeflow.config import Config
 from pipeflow.data.batches import dequantization_noise, dequantize
 from pipeflow.device import choose_device
@@ -84,7 +85,7 @@ def _about(threads: int) -> dict:
         "threads_a_worker": threads,
         "python": platform.python_version(),
         "torch": version("torch"),
-        "pipeflow": version("pipeflow"),
+        "pipeflow": pipeflow.__version__,
     }
 
 
