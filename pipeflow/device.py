@@ -3,6 +3,7 @@
 import ctypes
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,9 @@ from pipeflow.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Names of glibc's options in malloc.h."""
+
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Instruction sets with products of bfloat16 numbers, as Linux names them: two of x86, one of Arm."""
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -34,6 +38,27 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16 numbers.
+
+    Without them torch emulates bfloat16, which is many times slower than float32. False for a processor whose instruction
+    sets the system does not list.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return not instruction_sets().isdisjoint(_BFLOAT16)
+
+
+def instruction_sets() -> frozenset[str]:
+    """What /proc/cpuinfo lists of the processor (`avx2`, `avx512_bf16`, ...); empty where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    listed = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(listed, "").split())
 
 
 def keep_freed_memory() -> None:

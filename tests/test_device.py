@@ -1,11 +1,12 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from pipeflow.device import choose_device
+from pipeflow.device import choose_device, has_bfloat16
 from pipeflow.errors import ConfigError
 
 
@@ -26,6 +27,21 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(no_gpu):
 def test_a_gpu_that_is_not_there_is_an_error(no_gpu):
     with pytest.raises(ConfigError, match=r"^run\.device: cuda, but torch finds no GPU here: use auto or cpu"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "listed, has",
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_tile amx_bf16\nflags\t\t: of the second core\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("model name\t: bf16\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("", False),
+    ],
+)
+def test_bfloat16_is_looked_up_among_the_instruction_sets(monkeypatch, listed, has):
+    monkeypatch.setattr(Path, "read_text", lambda path: listed)
+    assert has_bfloat16(torch.device("cpu")) is has
 
 
 FAULTS = """
