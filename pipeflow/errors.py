@@ -1,35 +1,35 @@
-"""The errors a user can act on. Everything else that is raised is a bug of ours and keeps its traceback."""
+"""Errors that a user can act on. Any other exception is a bug in pipeflow and keeps its traceback."""
 
 PREEMPTED_EXIT_CODE = 75
-"""EX_TEMPFAIL, "try again later": 143 would not tell a run that has saved itself from one that SIGTERM killed."""
+"""EX_TEMPFAIL, "try again later". 143 would not distinguish a run that saved itself from one that SIGTERM killed."""
 
 
 class PipeflowError(Exception):
-    """An error the user can act on: it says what, where and how to fix it."""
+    """An error that the user can act on: the message names the option or file, its value and the fix."""
 
-    said = False
-    """Whether another worker has told the user already."""
+    reported = False
+    """Whether another worker has already shown the error to the user."""
 
 
 class ConfigError(PipeflowError, ValueError):
-    """An option with a value that cannot be."""
+    """An option has a value that is not allowed."""
 
 
 class DataError(PipeflowError):
-    """Images that are missing, damaged or not what the run needs."""
+    """Images are missing, damaged or not those that the run needs."""
 
 
 class CheckpointError(PipeflowError):
-    """A checkpoint or a run folder that cannot be read, written or continued."""
+    """A checkpoint or a run folder cannot be read, written or continued."""
 
 
 class WorkerError(PipeflowError):
-    """A worker or a link that is gone, or does not keep to the protocol."""
+    """A worker or a link is gone, or breaks the protocol."""
 
 
 class TrainingStopped(PipeflowError):
-    """The coordinator stopped the run: a loss is not a number any more, or diverges."""
+    """The coordinator stopped the run because a loss is not finite or diverges."""
 
 
 class Preempted(PipeflowError):
-    """The run was asked to leave (SIGTERM), and can be resumed."""
+    """The run was asked to stop (SIGTERM), and can be resumed."""

@@ -61,11 +61,11 @@ def run(config: Config) -> NoReturn:
         train(config)
     except Preempted as notice:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers repeat it
-        if not notice.said:
+        if not notice.reported:
             _say(str(notice))
         _leave(PREEMPTED_EXIT_CODE)
     except PipeflowError as error:
-        if not error.said:
+        if not error.reported:
             _say(f"error: {error}")
         _leave(1)
     except Exception:

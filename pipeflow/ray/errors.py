@@ -25,7 +25,7 @@ class NoRetryOfMistakes(UserCallback):
 def first_said(errors: Iterable[Exception]) -> PipeflowError | None:
     """Of the workers' errors the one that is not another's echo; None where none is for the user to mend."""
     ours = [error for error in errors if isinstance(error, PipeflowError)]
-    return min(ours, key=lambda error: error.said, default=None)
+    return min(ours, key=lambda error: error.reported, default=None)
 
 
 def in_words(error: TrainingFailedError) -> Exception:

@@ -70,10 +70,10 @@ def train(
         world.close()
         return summary
     except Preempted as error:
-        error.said = world.rank != 0
+        error.reported = world.rank != 0
         raise
     except PipeflowError as error:
-        error.said = world.fail(error)
+        error.reported = world.fail(error)
         raise
     except (OSError, SafetensorError) as error:
         if not _is_of_the_disk(error):
@@ -82,13 +82,13 @@ def train(
             f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume: "
             f"{Checkpoints(config.run.dir, config.checkpoint.keep).last_good()}."
         )
-        stop.said = world.fail(stop)
+        stop.reported = world.fail(stop)
         raise stop from None
     except RuntimeError as error:
         if not is_broken_connection(error):
             raise
         stop = world.cause_of(error)
-        stop.said = world.fail(stop)
+        stop.reported = world.fail(stop)
         raise stop from None
     finally:
         world.unwatch()

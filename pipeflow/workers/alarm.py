@@ -129,7 +129,7 @@ def guard(rank: int, alarm: Alarm, closed: threading.Event) -> None:
 def end_process(error: PipeflowError) -> NoReturn:
     """Ends a process whose computing thread is beyond reach."""
     try:
-        if not error.said:
+        if not error.reported:
             print(f"error: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(1)

@@ -132,7 +132,7 @@ class Monitor:
             failure = json.loads(self._store.get("failure"))
             if failure["rank"] != self._rank:
                 error = WorkerError(failure["message"])
-                error.said = True
+                error.reported = True
                 self._alarm.trip(error)
 
     def _share_notice(self) -> None:

@@ -234,8 +234,8 @@ class World:
 
     def fail(self, error: PipeflowError) -> bool:
         """Tells the others of this worker's error. True where another worker's came first and has been said there."""
-        if self._store is None or error.said or self.monitor.store_lost:
-            return error.said
+        if self._store is None or error.reported or self.monitor.store_lost:
+            return error.reported
         answer: list[bool] = []
 
         def claim() -> None:

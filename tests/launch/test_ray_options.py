@@ -47,7 +47,7 @@ def test_the_number_of_workers_must_be_given_where_nothing_tells_it():
 def echo(error):
     """The error as another worker that was told of it raises it."""
     error = WorkerError(str(error))
-    error.said = True
+    error.reported = True
     return error
 
 
