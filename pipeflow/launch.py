@@ -55,7 +55,7 @@ def load_config(arguments: list[str], world_size: int) -> Config:
 
 def run(config: Config) -> NoReturn:
     """Trains, and ends the process."""
-    from pipeflow.training.run import train
+    from pipeflow import train
 
     try:
         train(config)

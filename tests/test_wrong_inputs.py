@@ -80,30 +80,8 @@ CASES = {
 
 
 CASES_ALONE = {
-    "graphs without a gpu": (
-        lambda tmp: ["--precision.graphs=true", "--run.device=cpu"],
-        ["precision.graphs", "CUDA graphs need a GPU"],
-    ),
     "not a zip": (lambda tmp: images(not_a_zip(tmp)), ["data.path", "text.zip"]),
     "truncated image": (lambda tmp: images(image_zip(tmp / "b.zip", truncate=True)), ["b.zip", "train/kind/07.png"]),
-    "too many draws": (
-        lambda tmp: [
-            "--schedule.mode=sequential",
-            "--schedule.local_epochs=9",
-            "--link.cache_draws=1",
-            "--link.cache_gb=1e-4",
-        ],
-        ["link.cache_draws", "link.cache_gb", "fewer draws"],
-    ),
-    "no place for draws": (
-        lambda tmp: [
-            "--schedule.mode=sequential",
-            "--schedule.local_epochs=9",
-            "--link.cache_draws=1",
-            f"--link.cache_dir={not_a_zip(tmp)}",
-        ],
-        ["link.cache_dir", "text.zip", "another folder"],
-    ),
 }
 """For one process: how two say such a thing once, the others show."""
 

@@ -26,8 +26,8 @@ from pipeflow.config import Config
 from pipeflow.device import choose_device
 from pipeflow.flow import build_flow, split_flow
 from pipeflow.rundir.checkpoint import Checkpoints
-from pipeflow.training.graphs import make_trainer
 from pipeflow.training.saver import Saver
+from pipeflow.training.trainer import PartTrainer
 from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.entries import Entries
 from pipeflow.workers.traffic import Traffic
@@ -49,7 +49,7 @@ class Training:
         self.flow = build_flow(config, SHAPE)
         self._device = device
         self._images = (torch.rand(batch_size, *SHAPE) - 0.5).to(device)
-        self.trainer = make_trainer(split_flow(self.flow, [])[0], device, config, 1e-4, 1)
+        self.trainer = PartTrainer(split_flow(self.flow, [])[0], device, config, 1e-4, 1)
         self.trainer.part.initialize(self._images, True, [])
 
     def step(self) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
 from pipeflow.flow import Flow, FlowStep, Part, build_flow, cut_names, split_flow
-from pipeflow.training.graphs import make_trainer
 from pipeflow.training.image_feed import ImagesAhead
+from pipeflow.training.trainer import PartTrainer
 from pipeflow.workers.timeline import Timeline
 
 PUBLISHED = {"num_blocks": 3, "num_steps": 32, "width": 512}
@@ -34,13 +34,8 @@ PIPEFLOW = {
     "reference": {"precision": {"step": "reference"}},
     "fast": {"precision": {"step": "fast"}},
     "fast-compile": {"precision": {"step": "fast", "compile": True}},
-    "fast-graphs": {"precision": {"step": "fast", "graphs": True}},
     "fast-bf16": {"precision": {"step": "fast", "coupling": "bfloat16"}},
     "fast-bf16-compile": {"precision": {"step": "fast", "coupling": "bfloat16", "compile": True}},
-    "fast-bf16-graphs": {"precision": {"step": "fast", "coupling": "bfloat16", "graphs": True}},
-    "fast-bf16-compile-graphs": {
-        "precision": {"step": "fast", "coupling": "bfloat16", "compile": True, "graphs": True}
-    },
 }
 
 CLIP_NORM = 1.0
@@ -124,7 +119,7 @@ class PipeflowStep:
             latent = part.initialize(latent)
         self.part = parts[case.part or 0]
         self._next = _latents_in_turn(parts[: case.part], images, device) if case.part else images
-        self.trainer = make_trainer(self.part, device, config, config.optim.lr, num_updates=10**6)
+        self.trainer = PartTrainer(self.part, device, config, config.optim.lr, num_updates=10**6)
         self.num_parameters = sum(parameter.numel() for parameter in self.part.parameters())
         self.multiply_adds = _multiply_adds(flow, self.part)
 

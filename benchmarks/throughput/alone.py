@@ -19,7 +19,7 @@ from pipeflow.config import load
 from pipeflow.data import Batches, load_data
 from pipeflow.device import choose_device
 from pipeflow.flow import build_flow, cut_names, split_flow
-from pipeflow.training.graphs import make_trainer
+from pipeflow.training.trainer import PartTrainer
 
 NUM_LATENTS = 8
 
@@ -45,7 +45,7 @@ def main() -> None:
     with torch.no_grad():
         for part in parts[:rank]:
             latents = [part(latent).latent for latent in latents]
-    trainer = make_trainer(parts[rank], device, config, config.optim.lr, num_updates=10**6)
+    trainer = PartTrainer(parts[rank], device, config, config.optim.lr, num_updates=10**6)
     latents = [latent.to(device) for latent in latents]
 
     def steps(number: int) -> None:

@@ -31,6 +31,7 @@ class RunConfig:
     seed: int = option(0, "initial values, order of the images, noise and flips")
     resume: Literal["auto", "never", "must"] = option("auto", "continue from run.dir's newest good checkpoint")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA where there is a GPU")
+    figures: bool = option(True, "draw the figures of a run that has ended")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,6 @@ class PrecisionConfig:
     )
     coupling: Literal["float32", "bfloat16"] = option("float32", "type inside the coupling nets; all else is float32")
     compile: bool = option(False, "torch.compile the flow steps (numbers may change in the last bits)")
-    graphs: bool = option(False, "record a part's step once and launch it whole (CUDA graphs; needs a GPU)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +121,6 @@ class LinkConfig:
     )
     depth: int = option(4, "batches that may wait at each end of a link")
     timeout_s: float = option(300.0, "seconds without a latent after which a worker gives up")
-    cache_draws: int = option(0, "epochs of a turn whose latents are kept and used again in its later ones (0: none)")
-    cache_gb: float = option(4.0, "bound on a worker's kept latents, in 1e9 bytes")
-    cache_dir: str | None = option(None, "folder for them as memory-mapped files (null: memory)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,7 +349,7 @@ def _check_ranges(config: Config) -> None:
         "model.width": 1, "parts.num": 1, "parts.replicas": 1, "schedule.local_epochs": 0, "schedule.finetune_epochs": 0,
         "optim.batch_size": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0, "link.depth": 1,
         "eval.every_epochs": 1, "eval.num_images": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1,
-        "link.cache_draws": 0, "timeline.steps": 0, "timeline.epoch": 0, "timeline.first_step": 0,
+        "timeline.steps": 0, "timeline.epoch": 0, "timeline.first_step": 0,
     }  # fmt: skip
     # Beyond these only a slip of the finger, or a file that is to fill the memory: the published flow has 3, 32 and 512.
     at_most = {
@@ -362,7 +359,7 @@ def _check_ranges(config: Config) -> None:
     }  # fmt: skip
     if config.data.name == "dead_leaves":
         at_most |= {"data.num_train": 1_000_000, "data.num_test": 1_000_000}
-    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "link.cache_gb", "memory.max_error", "checkpoint.grace_s"]
+    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "memory.max_error", "checkpoint.grace_s"]
     values = {
         f"{s}.{key}": value for s, section in dataclasses.asdict(config).items() for key, value in section.items()
     }
@@ -390,8 +387,6 @@ def _check_ranges(config: Config) -> None:
     turn_length(config.schedule.alternate_every)
     if config.parts.replicas > 1:
         _check_replicas(config)
-    if config.precision.graphs:
-        _check_graphs(config)
 
 
 def _check_replicas(config: Config) -> None:
@@ -407,20 +402,6 @@ def _check_replicas(config: Config) -> None:
             f"parts.replicas: {replicas} workers cannot share {config.optim.batch_size} images (optim.batch_size): use "
             f"fewer replicas, or a larger batch."
         )
-    if config.link.cache_draws:
-        raise ConfigError(
-            "link.cache_draws: latents are kept by one worker a part: set it to 0, or parts.replicas to 1."
-        )
-
-
-def _check_graphs(config: Config) -> None:
-    """What cannot be recorded."""
-    if config.finetune.parallel == "ddp" or config.parts.replicas > 1:
-        raise ConfigError(
-            "precision.graphs: data-parallel steps are not recorded: set finetune.parallel to single, parts.replicas to 1."
-        )
-    if config.memory.activations == "invert":
-        raise ConfigError("precision.graphs: inverses are not recorded: set memory.activations to keep or recompute.")
 
 
 def _is_function(name: str) -> bool:

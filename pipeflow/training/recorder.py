@@ -271,23 +271,20 @@ class Recorder:
 
     def is_finished(self) -> bool:
         """Whether the run had ended before this process began."""
-        drawn = (self.folder.path / "bytes_by_phase.png").exists()  # the last thing that is written
-        return len(self.history) >= self.config.num_epochs and self.folder.summary() is not None and drawn
+        return len(self.history) >= self.config.num_epochs and self.folder.summary() is not None
 
     @_on_rank_0
     def finish(self, samples: Tensor | None) -> dict:
-        """Writes summary, samples and plots; the summary."""
-        from pipeflow.report.figures import plots
+        """Writes samples and summary; the summary."""
         from pipeflow.use.sample import sample_grid
 
         self.state["seconds"]["total"] = time.perf_counter() - self._began
         summary = self._summary()
         self.log.event("end", **{key: value for key, value in summary.items() if key not in ("epochs", "parts")})
         self.log.close()
-        self.folder.write_summary(summary)
         if samples is not None and samples.ndim == 4 and samples.shape[1] in (1, 3):
             sample_grid(samples, self.folder.path / "samples.png")
-        plots(self.folder.path)
+        self.folder.write_summary(summary)  # the last file: it marks a run that has ended
         exits = f" (exits before the gather {_listed(summary['exit_bpd'])})" if summary["exit_bpd"] else ""
         self.progress.say(
             f"done: test {summary['test_bpd']:.3f} bits/dim on all test images{exits}, "

@@ -29,7 +29,6 @@ from pipeflow.links.link import Stopped
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.model import save_flow
-from pipeflow.training.draws import check_room
 from pipeflow.training.losses import Losses
 from pipeflow.training.recorder import Recorder
 from pipeflow.training.saver import Saver
@@ -168,7 +167,6 @@ class Run:
         self.parts = self._split()
         self.schedule = Schedule(config, len(self.parts), info["steps"])
         self._check_timeline(info["steps"])
-        check_room(config.link, self.schedule.phases(), self.parts, info["steps"] * config.optim.batch_size)
         self.recorder = Recorder(config, self.folder, self.parts, world, self.manifest)
         self.stages = Stages(
             world, config, self.flow, self.parts, self.schedule, self.batches, self.folder.checkpoints, self.manifest
@@ -319,8 +317,6 @@ class Run:
         start = time.perf_counter()
         worker = self.stages.worker
         try:
-            if phase.uses_draw and any(self.control.share(worker.lacks_draw(phase), "the latents kept")):
-                worker.fill_draw(phase)
             trained = worker.train(phase, first_step, before)
         except TrainingStopped as error:
             raise self._stopped(str(error)) from None

@@ -37,15 +37,8 @@ class Phase:
     turn_steps: int
     offset: int = 0
     """Batches by which the rotation is ahead at the phase's first batch."""
-    draw_epoch: int | None = None
-    """Of a phase whose one trained part keeps latents: the epoch they are of. Its own: it keeps them for later epochs."""
     evaluate: bool = False
     checkpoint: bool = False
-
-    @property
-    def uses_draw(self) -> bool:
-        """Whether the trained part takes latents that it has kept, and the parts before it rest."""
-        return self.draw_epoch is not None and self.draw_epoch < self.epoch
 
     @property
     def is_local(self) -> bool:
@@ -67,12 +60,12 @@ class Phase:
         return self._count(lambda turn: part in turn)
 
     def count_running(self, part: int) -> int:
-        """Batches on which this part runs at all: the others end before it, or take latents that are there already."""
-        return self._count(lambda turn: min(turn) * self.uses_draw <= part <= max(turn))
+        """Batches on which this part runs at all: the others end before it."""
+        return self._count(lambda turn: part <= max(turn))
 
     def count_sent(self, part: int) -> int:
         """Batches that this part hands on: those on which the next part runs too."""
-        return self._count(lambda turn: min(turn) * self.uses_draw <= part < max(turn))
+        return self._count(lambda turn: part < max(turn))
 
     def _turn_starts(self) -> list[int]:
         first_end = self.turn_steps - self.offset % self.turn_steps
@@ -133,7 +126,6 @@ class Schedule:
             turns=turns,
             turn_steps=turn_steps,
             offset=offset,
-            draw_epoch=self._draw_epoch(epoch),
             evaluate=last or (epoch + 1) % self.config.eval.every_epochs == 0,
             checkpoint=last or (epoch + 1) % self.config.checkpoint.every_epochs == 0,
         )
@@ -169,31 +161,6 @@ class Schedule:
     def num_finetune_updates(self) -> int:
         """Updates of the whole flow after the gather."""
         return (self.config.num_epochs - self.config.num_local_epochs) * self.steps_per_epoch
-
-    def _draw_epoch(self, epoch: int) -> int | None:
-        """The first `link.cache_draws` epochs of a turn are kept, where later ones use them, one after the other."""
-        num_draws = self.config.link.cache_draws
-        part = self._alone(epoch)
-        if num_draws == 0 or not part:  # part 0 gets images, which nobody computes
-            return None
-        first = epoch
-        while self._alone(first - 1) == part:
-            first -= 1
-        draw = first + (epoch - first) % num_draws
-        is_used = draw < epoch or self._alone(epoch + num_draws) == part
-        return draw if is_used else None
-
-    def _alone(self, epoch: int) -> int | None:
-        """The part that trains by itself through a whole local epoch."""
-        if not 0 <= epoch < self.config.num_local_epochs:
-            return None
-        if self.config.schedule.mode == "sequential":
-            return self._sequential_part(epoch)
-        if self.config.schedule.mode != "alternate":
-            return None
-        turn_steps, offset = self._alternate(epoch)
-        turn, into = divmod(offset, turn_steps)
-        return turn % self.num_parts if into + self.steps_per_epoch <= turn_steps else None
 
     def _sequential_part(self, epoch: int) -> int:
         """Equal shares of the local epochs, the remainder to the first part."""

@@ -17,9 +17,7 @@ from pipeflow.flow.cuts import balance
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.manifest import check_tensors
 from pipeflow.training.data_parallel import DataParallelTrainer
-from pipeflow.training.draws import Draws
 from pipeflow.training.gather import State, gather, spread, state_of, without_heads
-from pipeflow.training.graphs import make_trainer
 from pipeflow.training.image_feed import ImagesAhead, ImageSource, SharedImages
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
@@ -131,10 +129,10 @@ class Stages:
         self._hand_to_replicas(trainers)
 
     def _make_trainer(self, part: Part, lr: float, num_updates: int) -> PartTrainer:
-        """One that records its step, one that shares each batch with the part's replicas, or a plain one."""
+        """One that shares each batch with the part's replicas, or a plain one."""
         world, config = self.world, self.config
         if self.replicas.size == 1:
-            return make_trainer(part, world.device, config, lr, num_updates)
+            return PartTrainer(part, world.device, config, lr, num_updates)
         trainer = DataParallelTrainer(part, world.device, config, lr, num_updates)
         trainer.join(self.replicas, config, world.device, world.traffic, world.alarm)
         return trainer
@@ -158,7 +156,6 @@ class Stages:
 
     def _make_worker(self, trainers: list, links: dict, images: ImageSource | None) -> Worker:
         world, config, batch_size = self.world, self.config, self.config.optim.batch_size
-        draws = Draws(config.link, config.run.seed, self.schedule.steps_per_epoch * batch_size)
         max_error = config.memory.max_error
         worker = Worker(
             trainers,
@@ -167,7 +164,6 @@ class Stages:
             world.device,
             batch_size,
             world.alarm,
-            draws,
             world.timeline,
             max_error,
             lambda: bool(world.notice),

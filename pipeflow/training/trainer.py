@@ -57,14 +57,11 @@ class PartTrainer:
         """Backward, clip, step, and the average. loss: of the last `forward`."""
         rate = learning_rate(self.lr, self.updates, self.num_updates, self.optim.warmup_steps, self.optim.decay)
         for group in self.optimizer.param_groups:
-            self._set_rate(group, rate)
+            group["lr"] = rate
         self._step(loss)
         self.updates += 1
         if self.averages:
             self._average()
-
-    def _set_rate(self, group: dict, rate: float) -> None:
-        group["lr"] = rate
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pipeflow.links.link import EVALUATION, INITIAL, TRAINING, Link, Stopped
-from pipeflow.training.draws import Draws
 from pipeflow.training.image_feed import ImageSource
 from pipeflow.training.losses import Losses
 from pipeflow.training.schedule import Phase
@@ -44,7 +43,6 @@ class Worker:
         device: torch.device,
         batch_size: int,
         alarm: Alarm,
-        draws: Draws,
         timeline: Timeline,
         max_error: float = math.inf,
         is_preempted: Callable[[], bool] = lambda: False,
@@ -56,7 +54,6 @@ class Worker:
         self._max_error = max_error
         self._is_preempted = is_preempted
         self._alarm = alarm
-        self._draws = draws
         self._timeline = timeline
         self.trainers = trainers
         self.links = links
@@ -89,7 +86,6 @@ class Worker:
         """
         losses = Losses(phase.epoch, self.device, self._max_error, before)
         stopped_at = None
-        self._draws.begin(phase)
         start, cpu, waited = time.perf_counter(), time.process_time(), self._waited_at_links()
         for step in range(first_step, phase.steps):
             self._alarm.check()
@@ -113,8 +109,6 @@ class Worker:
 
     def _leads(self, phase: Phase) -> bool:
         """Whether the phase's batches begin here: the other workers follow this one, or have nothing to do in it."""
-        if phase.uses_draw:
-            return any(trainer.part.index in phase.trained for trainer in self.trainers)
         return self._has_first_images()
 
     def _has_first_images(self) -> bool:
@@ -129,27 +123,6 @@ class Worker:
     def _waited_at_links(self) -> float:
         return sum(link.waited for link in self.links.values())
 
-    def lacks_draw(self, phase: Phase) -> bool:
-        """Whether this worker has the phase's part and not the latents that it is to take, as after a resume."""
-        parts = [trainer.part.index for trainer in self.trainers]
-        return any(part in parts and not self._draws.has(part, phase.draw_epoch) for part in phase.trained)
-
-    def fill_draw(self, phase: Phase) -> None:
-        """Computes the latents again that the phase is to take: those of another epoch, from the same frozen parts."""
-        (receiver,) = phase.trained
-        epoch = phase.draw_epoch
-        for step in range(phase.steps):
-            self._alarm.check()
-            for trainer in self.trainers:
-                part = trainer.part
-                if part.index > receiver:
-                    break
-                latent = self._incoming(part.index, TRAINING, epoch, step)
-                if part.index == receiver:
-                    self._draws.keep(receiver, epoch, step, latent)
-                else:
-                    self._send_on(part.index, TRAINING, epoch, step, part.outgoing(trainer.run(latent)))
-
     def _check_last_updates(self, phase: Phase, losses: Losses) -> None:
         """A loss is looked at before its update: what a part's last update broke shows on the same batch again."""
         for trainer, latent in self._last_batches.items():
@@ -160,14 +133,12 @@ class Worker:
 
     def _train_batch(self, phase: Phase, step: int, losses: Losses) -> None:
         training = phase.training(step)
-        first, last = min(training) if phase.uses_draw else 0, max(training)
+        last = max(training)
         for trainer in self.trainers:
             part = trainer.part
             if part.index > last:
                 return
-            if part.index < first:
-                continue
-            latent = self._latent(phase, part.index, step)
+            latent = self._incoming(part.index, TRAINING, phase.epoch, step)
             if part.index not in training:
                 with self._timeline.span(COMPUTE, f"part {part.index} forward {step}"):
                     latent = part.outgoing(trainer.run(latent))
@@ -183,15 +154,6 @@ class Worker:
             with self._timeline.span(COMPUTE, f"update part {part.index}, {step}"):
                 trainer.update(loss)
             self._last_batches[trainer] = latent
-
-    def _latent(self, phase: Phase, part: int, step: int) -> Tensor:
-        """What comes for this batch, or was kept from the batches of another epoch."""
-        if phase.uses_draw:
-            return self._draws.take(part, phase.draw_epoch, phase.epoch, step, self.batch_size).to(self.device)
-        latent = self._incoming(part, TRAINING, phase.epoch, step)
-        if phase.draw_epoch is not None and part in phase.trained:
-            self._draws.keep(part, phase.epoch, step, latent)
-        return latent
 
     def evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
         """Sums over the test images of each part's contributions and of its head's log-prior, by index as text.

@@ -12,7 +12,6 @@ from pipeflow.links.link import Channel, LocalLink
 from pipeflow.rundir.model import load_flow, read_config
 from pipeflow.rundir.records import number, phase, text, wrong
 from pipeflow.safe_files import read_json
-from pipeflow.training.draws import Draws
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
 from pipeflow.use.likelihood import exit_bits_per_dim
@@ -81,7 +80,6 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
         where,
         config.optim.batch_size,
         Alarm(),
-        Draws(config.link, config.run.seed, 0),
         Timeline(TimelineConfig(), where),
     )
     num_images = len(data.test)

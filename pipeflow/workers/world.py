@@ -37,7 +37,7 @@ _FAIL_SECONDS = 5.0
 _NO_TIMEOUT = timedelta(days=365)
 """Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
 
-_OF_A_MACHINE = ("run.dir", "run.device", "data.path", "link.cache_dir")
+_OF_A_MACHINE = ("run.dir", "run.device", "data.path")
 """Options that may differ from worker to worker: paths that lead to one place, and devices."""
 _RUNS = itertools.count()
 
@@ -92,10 +92,6 @@ class World:
         self.num_replicas = config.parts.replicas
         self._link_timeout = timedelta(seconds=config.link.timeout_s)
         self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
-        if config.precision.graphs and self.device.type != "cuda":
-            raise ConfigError(
-                f"precision.graphs: CUDA graphs need a GPU, this run is on the {self.device.type.upper()}."
-            )
         self.backend = self._choose_backend(config)
         self.timeline = Timeline(config.timeline, self.device)
 

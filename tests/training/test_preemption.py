@@ -23,14 +23,13 @@ SHAPE = (3, 32, 32)
 MODES = {
     "concurrent": {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1},
     "alternate": {"mode": "alternate", "local_epochs": 3, "finetune_epochs": 1, "alternate_every": "2 steps"},
-    "sequential, kept draws": {"mode": "sequential", "local_epochs": 9, "finetune_epochs": 1},
+    "sequential": {"mode": "sequential", "local_epochs": 9, "finetune_epochs": 1},
     "end to end": {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 2},
 }
 
 
 def config_of(mode: str, folder) -> Config:
-    draws = 2 if "draws" in mode else 0
-    return small_config(folder, schedule=MODES[mode], link={"cache_draws": draws}, checkpoint={"keep": 99})
+    return small_config(folder, schedule=MODES[mode], checkpoint={"keep": 99})
 
 
 def flow_of(config: Config, terminate_at: int | None = None) -> Flow:
@@ -63,9 +62,7 @@ def undisturbed(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    "mode, every", [(mode, every) for mode in MODES for every in ((10, 11) if "draws" in mode else (6, 8))]
-)
+@pytest.mark.parametrize("mode, every", [(mode, every) for mode in MODES for every in (6, 8)])
 def test_preempted_again_and_again_it_is_the_same_run(undisturbed, tmp_path, mode, every):
     """In training, in evaluations, between: every sitting is ended after some forwards, until one comes to the end."""
     config = config_of(mode, tmp_path / "run")
@@ -82,13 +79,7 @@ def test_preempted_again_and_again_it_is_the_same_run(undisturbed, tmp_path, mod
     for path in (tmp_path / "run/checkpoints").glob("*-step-*"):
         os.rename(path, tmp_path / path.name)  # what remains is to be the other run's
     assert_same_tensors(undisturbed(mode), tmp_path / "run")
-    expected, found = learned(undisturbed(mode)), learned(tmp_path / "run")
-    if "draws" in mode:  # latents that were kept went with the process, and were sent once more
-        for record in (expected, found):
-            record.pop("forward")
-            for epoch in range(config.num_epochs):
-                record[epoch].pop("latents")
-    assert expected == found
+    assert learned(undisturbed(mode)) == learned(tmp_path / "run")
 
 
 def test_preempted_in_the_last_evaluation_the_checkpoint_before_it_is_waited_for(tmp_path, monkeypatch):

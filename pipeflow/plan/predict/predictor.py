@@ -5,8 +5,7 @@ parallelism with a ring all-reduce, at the same batch in all (`ddp`) and at the 
 which makes fewer updates). An epoch of taking turns trains one part: its seconds are the mean over the turns.
 
 `memory.activations` counts for all ways alike, and so does, with `run.device: cpu`, the copy that a checkpoint is written
-from. Not predicted: what `link.cache_draws` saves (here every epoch computes and sends its latents), and where
-`parts.balance: time` will cut (here cuts are by multiply-adds).
+from. Not predicted: where `parts.balance: time` will cut (here cuts are by multiply-adds).
 """
 
 import dataclasses

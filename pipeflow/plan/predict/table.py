@@ -45,8 +45,7 @@ def print_predictions(
     console.print(f"Predicted, batch {predictor.batch_size}, {machines.describe()}", "", table, "", sep="\n")
     if any(not each.fits for each in predictions):
         console.print("! does not fit in a worker's memory.")
-    cached = " Not predicted: what link.cache_draws saves." * (predictor.config.link.cache_draws > 0)
-    console.print(_NOTES + cached, "", sep="\n")
+    console.print(_NOTES, "", sep="\n")
     for sentence in advice.sentences:
         console.print(Text(sentence))
 
