@@ -133,17 +133,17 @@ def rows(**schedule) -> list[str]:
 
 def test_phases_with_a_part_each():
     assert rows(mode="alternate")[:5] == [
-        "0 alternate 2 0 1 - 10 yes yes 7.86, 3.93",
+        "0 alternate 2 0 1 - 10 yes yes 7.9, 3.9",
         "1 alternate 0 - 1 2 10 yes yes -",
-        "2 alternate 1 0 2 10 yes yes 7.86, 0",
-        "3 alternate 2 0 1 - 10 yes yes 7.86, 3.93",
+        "2 alternate 1 0 2 10 yes yes 7.9, 0",
+        "3 alternate 2 0 1 - 10 yes yes 7.9, 3.9",
         "4 finetune whole flow - - 10 yes yes -",
     ]
 
 
 def test_phases_with_a_turn_in_each_batch():
     assert rows(mode="alternate", alternate_every="1 steps")[:2] == [
-        "0 alternate turns of 1 batch: - - 10 yes yes 5.51, 1.57",
+        "0 alternate turns of 1 batch: - - 10 yes yes 5.5, 1.6",
         "2 0 1 ...",
     ]
 
@@ -151,7 +151,7 @@ def test_phases_with_a_turn_in_each_batch():
 def test_phases_with_turns_that_do_not_fit_the_epochs():
     text = rows(mode="alternate", alternate_every="7 steps")
     assert text[:2] == [
-        "0 alternate 0 for 7, 1 for 3 - 2 10 yes yes 2.36, 0",
-        "1 alternate 1 for 4, 2 for 6 0 - 10 yes yes 7.86, 2.36",
+        "0 alternate 0 for 7, 1 for 3 - 2 10 yes yes 2.4, 0",
+        "1 alternate 1 for 4, 2 for 6 0 - 10 yes yes 7.9, 2.4",
     ]
     assert "'2 for 50' is part 2 for 50 batches" in text[-1]

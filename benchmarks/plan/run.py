@@ -27,7 +27,7 @@ from pipeflow.plan.predict.figure import plot_by_speed
 from pipeflow.plan.predict.machines import Machines, read_machines, write_machines
 from pipeflow.plan.predict.predictor import Prediction, Predictor
 from pipeflow.plan.predict.recommend import fastest, verdict
-from pipeflow.units import in_time, size
+from pipeflow.units import bytes_text, rate_text, seconds_text
 
 HERE = Path(__file__).parent
 MEASURED = HERE.parent / "pipelines" / "results.json"
@@ -129,10 +129,10 @@ def tables(results: dict) -> str:
         "# Where isolated parts win, by prediction",
         "",
         f"`python -m benchmarks.plan.run`; nothing here was measured. Width 512, {NUM_IMAGES:,} images, "
-        f"batch {BATCH_SIZE}, float32 latents. Assumed of each worker: {FLOPS / 1e12:g} TFLOP/s sustained, "
-        f"{MEMORY / 1e9:g} GB. "
+        f"batch {BATCH_SIZE}, float32 latents. Assumed of each worker: {rate_text(FLOPS, 'FLOP/s')} sustained, "
+        f"{bytes_text(MEMORY)}. "
         "Links: nominal speeds, latencies "
-        + ", ".join(f"{link} {in_time(values['latency'])}" for link, values in LINKS.items())
+        + ", ".join(f"{link} {seconds_text(values['latency'])}" for link, values in LINKS.items())
         + ". Work: two FLOPs a multiply-add, backward twice the forward, no fixed cost of a step or a micro-batch, a ring "
         "all-reduce in buckets of 25 MB. Times are of an epoch that trains everything; `!` does not fit in memory.",
         "",
@@ -146,7 +146,7 @@ def tables(results: dict) -> str:
             f"## {flow['name']}",
             "",
             f"{flow['parameters'] / 1e6:.1f} million parameters, {flow['macs'] / 1e9:.2f} G multiply-adds an image; one "
-            f"worker: {in_time(flow['one']['seconds'])} an epoch, {size(flow['one']['memory'])}"
+            f"worker: {seconds_text(flow['one']['seconds'])} an epoch, {bytes_text(flow['one']['memory'])}"
             f"{'' if flow['one']['fits'] else ' (!)'}. It can be cut into {flow['most_parts']} parts at most. "
             "Largest part's share of the work in a balanced cut: "
             + ", ".join(f"{num} parts {share:.3f} (1/{num} = {1 / num:.3f})" for num, share in flow["balance"])
@@ -173,7 +173,7 @@ def _on(prediction: dict | None) -> str:
 
 
 def _seconds(prediction: dict | None) -> str:
-    return "-" if prediction is None else f"{in_time(prediction['seconds'])}{'' if prediction['fits'] else ' !'}"
+    return "-" if prediction is None else f"{seconds_text(prediction['seconds'])}{'' if prediction['fits'] else ' !'}"
 
 
 def predict_all() -> dict:

@@ -20,6 +20,7 @@ from PIL import Image
 from pipeflow.data.cache import read_cache, write_cache
 from pipeflow.errors import DataError
 from pipeflow.safe_files import open_file, printable, read_bytes
+from pipeflow.units import bytes_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -243,8 +244,8 @@ def _allocate(num_images: int, shape: tuple[int, ...], source: str) -> np.ndarra
     # A training subset is a copy beside them.
     if needed > min(MAX_BYTES, memory // 2):
         raise DataError(
-            f"data.path: the {num_images:,} images of {_size(shape)} in {source} take {needed / 1e9:,.1f} GB; the limit is "
-            f"half of this machine's memory, {memory / 2e9:,.1f} GB, and {MAX_BYTES / 1e9:,.0f} GB: resize them, or take "
+            f"data.path: the {num_images:,} images of {_size(shape)} in {source} take {bytes_text(needed)}; the limit is "
+            f"half of this machine's memory, {bytes_text(memory / 2)}, and {bytes_text(MAX_BYTES)}: resize them, or take "
             f"fewer."
         )
     return np.empty((num_images, *shape), np.uint8)

@@ -11,7 +11,7 @@ from rich.text import Text
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.traffic import latent_bytes, phase_link_bytes, training_share
 from pipeflow.training.schedule import Phase, training_macs
-from pipeflow.units import size
+from pipeflow.units import bytes_text, megabytes_text
 
 NO_BREAK = "\u00a0"
 
@@ -53,14 +53,14 @@ def _parts_table(plan: Plan) -> Table:
     for part in plan.parts:
         about = part.describe()
         layers = f"{part.names[0]}\nto {part.names[-1]}" if len(part.names) > 1 else part.names[0]
-        is_last = part is plan.parts[-1]
+        latent = latent_bytes(part, batch_size, dtype)
         table.add_row(
             str(part.index),
             Text(layers),
             f"{about['parameters']:,}",
             f"{part.multiply_adds() / 1e6:,.1f} M\n{part.multiply_adds() / max(1, whole):.1%}",
             "x".join(map(str, part.output_shape)),
-            "-" if is_last else "\n".join(size(num * latent_bytes(part, batch_size, dtype)) for num in (1, steps)),
+            "-" if part is plan.parts[-1] else "\n".join(bytes_text(num * latent) for num in (1, steps)),
         )
     return table
 
@@ -85,20 +85,21 @@ def _schedule(plan: Plan) -> Iterator[tuple[str, str]]:
     if not any([*plan.forward, gather, plan.gradients, plan.replicas]):
         yield "sent", "nothing"
         return
-    links = " + ".join(map(size, plan.forward))
+    links = " + ".join(map(bytes_text, plan.forward))
     yield "forward", _sum(sum(plan.forward), f"{links} by link" if len(parts) > 2 else "") + ", nothing backward"
-    yield "gather", _sum(gather, " + ".join(f"{size(count)} {kind}" for kind, count in plan.gather.items() if count))
+    by_kind = " + ".join(f"{bytes_text(count)} {kind}" for kind, count in plan.gather.items() if count)
+    yield "gather", _sum(gather, by_kind)
     if plan.replicas:
-        yield "replicas", f"{size(plan.replicas)} to average gradients, each part's in a ring of its own"
+        yield "replicas", f"{bytes_text(plan.replicas)} to average gradients, each part's in a ring of its own"
     if plan.gradients:
-        yield "gradients", f"{size(plan.gradients)} to average them, all workers together"
-    yield "evaluation", f"{size(plan.evaluation)} before the gather"
+        yield "gradients", f"{bytes_text(plan.gradients)} to average them, all workers together"
+    yield "evaluation", f"{bytes_text(plan.evaluation)} before the gather"
     each = "part" if config.parts.replicas == 1 else f"of {config.parts.replicas} replicas of each part"
     yield "", f"with {plan.num_workers} workers, one for each {each}"
 
 
 def _sum(total: int, terms: str) -> str:
-    return f"{size(total)} ({terms})" if total and terms else size(total)
+    return f"{bytes_text(total)} ({terms})" if total and terms else bytes_text(total)
 
 
 def _phase_row(plan: Plan, phase: Phase) -> list[str]:
@@ -114,7 +115,7 @@ def _phase_row(plan: Plan, phase: Phase) -> list[str]:
         str(phase.steps),
         "yes" if phase.evaluate else "-",
         "yes" if phase.checkpoint else "-",
-        _fill(", ".join(f"{count / 1e6:.3g}" for count in link_bytes), 13) if any(link_bytes) else "-",
+        _fill(", ".join(megabytes_text(count) for count in link_bytes), 13) if any(link_bytes) else "-",
     ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeflow.rundir.records import training_bytes
-from pipeflow.units import BYTE_UNITS
+from pipeflow.units import BYTE_UNITS, TIME_UNITS
 
 # ------------------------------------------------------------------------------------------------ what a run costs
 
@@ -39,7 +39,7 @@ AXES = {
             label="training time with the gather, without evaluation ({unit})",
             of_epoch=lambda record: record["seconds"],
             of_gather=lambda run: run["seconds"]["gather"],
-            units=((1, "seconds"), (60, "minutes"), (3600, "hours")),
+            units=TIME_UNITS,
         ),
         Axis(
             name="macs",

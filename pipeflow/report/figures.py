@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from pipeflow.config import FINETUNE
 from pipeflow.report.curves import AXES, Axis, exit_curves, spans, test_curve
 from pipeflow.rundir.reading import read_run
-from pipeflow.units import size
+from pipeflow.units import bytes_text
 
 PART_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 """One colour a part (or link, or run), told apart by colour-blind readers too; after the last comes the first again."""
@@ -240,12 +240,12 @@ def _bytes_by_phase(run: dict) -> Figure:
             bottom=heights,
             width=0.6,
             color=_kind_color(kind),
-            label=f"{kind}: {size(totals[kind])}",
+            label=f"{kind}: {bytes_text(totals[kind])}",
         )
         heights += counts
     for index, counts in enumerate(by_phase.values() if totals else ()):
         axes.annotate(
-            size(counts.total()),
+            bytes_text(counts.total()),
             (index, heights[index]),
             xytext=(0, 3),
             textcoords="offset points",
@@ -256,7 +256,7 @@ def _bytes_by_phase(run: dict) -> Figure:
     axes.set_xlim(-0.6, max(len(by_phase), 3) - 0.4)
     axes.set_ylim(0, 1.08 * max(heights, default=0) or 1)
     axes.set_ylabel(f"sent ({unit})")
-    axes.set_title(_title(run, f"{size(totals.total())} between {between}"), loc="left", fontsize=10)
+    axes.set_title(_title(run, f"{bytes_text(totals.total())} between {between}"), loc="left", fontsize=10)
     _style(axes)
     if totals:
         figure.legend(loc="outside right upper", frameon=False, fontsize=9, reverse=True)  # in the order of the stack

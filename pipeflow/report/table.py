@@ -11,17 +11,13 @@ from rich.text import Text
 from pipeflow.report.curves import AXES, spans
 from pipeflow.report.figures import comparison, plots
 from pipeflow.rundir.reading import read_run
-from pipeflow.units import duration
+from pipeflow.units import duration_text, megabytes_text
 
 
 def phases(run: dict) -> str:
     """A run's phases in words: `12 concurrent + 6 finetune`."""
     groups = groupby(record["phase"] for record in run["epochs"])
     return " + ".join(f"{len(list(group))} {phase}" for phase, group in groups) or "none yet"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f}" if count else "0"
 
 
 def _row(name: str, run: dict) -> dict[str, str]:
@@ -31,12 +27,12 @@ def _row(name: str, run: dict) -> dict[str, str]:
         "phases": phases(run),
         "test\nbits/dim": f"{float(run['test_bpd']):.3f}" + ("" if run["ended"] else "*"),
         "exit bits/dim\nof the parts": " ".join(f"{float(bpd):.3f}" for bpd in run["exit_bpd"] or []) or "-",
-        "training\ntime": duration(spans(run, AXES["seconds"])[-1][2]),
+        "training\ntime": duration_text(spans(run, AXES["seconds"])[-1][2]),
         "training\nmultiply-adds": f"{run['train_macs']:.2e}".replace("e+", "e"),
-        "MB\nforward": _megabytes(sum(sent["forward"])),
-        "MB\nbackward": _megabytes(sum(sent["backward"])),
-        "MB\ngather": _megabytes(sum(sent["gather"].values())),
-        "MB\nall": _megabytes(sent["total"]),
+        "MB\nforward": megabytes_text(sum(sent["forward"])),
+        "MB\nbackward": megabytes_text(sum(sent["backward"])),
+        "MB\ngather": megabytes_text(sum(sent["gather"].values())),
+        "MB\nall": megabytes_text(sent["total"]),
     }
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipeflow.config import FINETUNE
 from pipeflow.rundir.records import training_bytes
-from pipeflow.units import clock
+from pipeflow.units import bytes_text, duration_text
 
 
 def phase_name(record: dict) -> str:
@@ -35,9 +35,9 @@ def epoch_line(record: dict, total_epochs: int, seconds_left: float) -> str:
         if record["exit_bpd"]:
             test += f" (exits {' '.join(f'{float(bpd):.2f}' for bpd in record['exit_bpd'])})"
         fields.append(test)
-    fields.append(f"{record['seconds']:.1f} s, {record['images'] / record['seconds']:.0f} images/s")
-    fields.append(f"{training_bytes(record) / 1e6:.1f} MB sent")
-    fields.append(f"{clock(seconds_left)} left")
+    fields.append(f"{duration_text(record['seconds'])}, {record['images'] / record['seconds']:.0f} images/s")
+    fields.append(f"{bytes_text(training_bytes(record))} sent")
+    fields.append(f"{duration_text(seconds_left)} left")
     return " | ".join(fields)
 
 
@@ -153,7 +153,7 @@ class Progress:
             parts.add_row("whole flow" if whole else f"part {part}", f"loss {value}", style="" if trains else "dim")
         foot = []
         if self._images_per_second is not None:
-            foot = [f"{self._images_per_second:.0f} images/s", f"{self._bytes_sent / 1e6:.1f} MB sent"]
+            foot = [f"{self._images_per_second:.0f} images/s", f"{bytes_text(self._bytes_sent)} sent"]
         if self._step:
-            foot.append(f"{clock(self._seconds_left(phase['epoch'] + self._step / steps))} left")
+            foot.append(f"{duration_text(self._seconds_left(phase['epoch'] + self._step / steps))} left")
         return Group(head, bar, parts, Text("  ".join(foot)))

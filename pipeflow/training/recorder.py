@@ -22,6 +22,7 @@ from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.log import MetricsLog
 from pipeflow.training.progress import Progress
 from pipeflow.training.schedule import Phase, training_macs
+from pipeflow.units import bytes_text
 from pipeflow.workers.trace import write_trace
 from pipeflow.workers.world import World
 
@@ -230,7 +231,7 @@ class Recorder:
         counts = {kind: sum(entry[3] for entry in traffic if entry[0] == kind) for kind in _GATHER}
         self._add_bytes(traffic)
         self.log.event("gather", seconds=seconds, bytes=counts)
-        self.progress.say(f"gathered the parts: {sum(counts.values()) / 1e6:.1f} MB sent")
+        self.progress.say(f"gathered the parts: {bytes_text(sum(counts.values()))} sent")
 
     @_on_rank_0
     def checkpoint(self, epoch: int, stage: str, counts: dict, traffic: list, position: dict | None = None) -> dict:
@@ -288,7 +289,7 @@ class Recorder:
         exits = f" (exits before the gather {_listed(summary['exit_bpd'])})" if summary["exit_bpd"] else ""
         self.progress.say(
             f"done: test {summary['test_bpd']:.3f} bits/dim on all test images{exits}, "
-            f"{summary['bytes']['total'] / 1e6:.1f} MB sent, results in {self.folder.path}"
+            f"{bytes_text(summary['bytes']['total'])} sent, results in {self.folder.path}"
         )
         return summary
 

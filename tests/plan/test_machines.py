@@ -2,20 +2,6 @@ import pytest
 
 from pipeflow.errors import ConfigError
 from pipeflow.plan.predict.machines import Machines, StepSeconds, read_machines, write_machines
-from pipeflow.units import quantity
-
-
-@pytest.mark.parametrize(
-    "kind, text, value",
-    [
-        ("bandwidth", "1 Gbit/s", 1e9), ("bandwidth", "450 GB/s", 3.6e12), ("bandwidth", "100Mbit/s", 1e8),
-        ("bandwidth", 5e6, 5e6), ("bandwidth", "1e9", 1e9), ("time", "0.1 ms", 1e-4), ("time", "20us", 2e-5),
-        ("time", 0, 0.0), ("memory", "16 GiB", 16 * 2**30), ("memory", "80 GB", 8e10), ("flops", "50e12", 5e13),
-        ("flops", "50 TFLOP/s", 5e13),
-    ],
-)  # fmt: skip
-def test_quantities(kind, text, value):
-    assert quantity("name", kind, text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -26,12 +12,7 @@ def test_quantities(kind, text, value):
         ({"workers": 2.5}, r"workers: .* got 2.5"),
         ({"bandwith": "1 Gbit/s"}, r"unknown field 'bandwith', did you mean 'bandwidth'"),
         ({"bandwidth": "1 parsec"}, r"bandwidth: expected '1 Gbit/s'.* got '1 parsec'"),
-        ({"bandwidth": "1 GB"}, r"bandwidth: .* got '1 GB'"),
-        ({"bandwidth": -1}, r"bandwidth: .* above 0, got -1"),
-        ({"bandwidth": True}, r"bandwidth: .* got True"),
         ({"latency": "-1 ms"}, r"latency: .* 0 or more, got '-1 ms'"),
-        ({"flops": "many"}, r"flops: expected 50e12 .* got 'many'"),
-        ({"flops": "nan"}, r"flops: .* got 'nan'"),
         ({"alone": 2}, r"alone: .* at most 1, got 2"),
         ({"workers": 2, "flops": 1e12}, r"bandwidth: 2 workers need the speed of the links"),
         ({"workers": 2, "bandwidth": 1e9}, r"flops: a link's speed says nothing"),

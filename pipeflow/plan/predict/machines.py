@@ -17,7 +17,7 @@ import yaml
 from pipeflow.config.loading import nearest
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief, read_yaml
-from pipeflow.units import in_bits, in_time, quantity
+from pipeflow.units import bytes_text, rate_text, read_quantity, seconds_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +104,13 @@ class Machines:
         if self.step_seconds is not None:
             speed = "measured step times"
         elif self.flops is not None:
-            speed = f"{self.flops / 1e12:g} TFLOP/s each"
+            speed = f"{rate_text(self.flops, 'FLOP/s')} each"
         else:
             speed = "speed not given: 's' is the time of 1e12 multiply-adds"
-        link = (
-            f", links of {in_bits(self.bandwidth)}, {in_time(self.latency)}"
-            if self.bandwidth and self.workers > 1
-            else ""
-        )
-        memory = f", {self.memory / 1e9:g} GB each" if self.memory else ""
+        link = ""
+        if self.bandwidth and self.workers > 1:
+            link = f", links of {rate_text(self.bandwidth, 'bit/s')}, {seconds_text(self.latency)}"
+        memory = f", {bytes_text(self.memory)} each" if self.memory else ""
         return f"{self.workers} worker{'s' * (self.workers > 1)}, {speed}{link}{memory}"
 
     def to_dict(self) -> dict:
@@ -161,7 +159,7 @@ def read_machines(path: str | Path | None = None, options: dict[str, Any] | None
         if value is None:
             continue
         if name in _KINDS:
-            converted[name] = quantity(name, _KINDS[name], value)
+            converted[name] = read_quantity(name, _KINDS[name], value)
         elif name == "workers":
             converted[name] = _count(name, value)
         elif name == "alone":
@@ -234,7 +232,7 @@ def _step_seconds(value: Any) -> StepSeconds:
     if not all(map(sum, zip(*tables["train"].values()))):
         raise ConfigError("step_seconds.train: all layers together take 0 s: give what was measured.")
     return StepSeconds(
-        batch_size=sizes, update=quantity("step_seconds.update", "time", value.get("update", 0.0)), **tables
+        batch_size=sizes, update=read_quantity("step_seconds.update", "time", value.get("update", 0.0)), **tables
     )
 
 
@@ -249,5 +247,5 @@ def _runs(name: str, table: Any, num: int) -> dict[str, tuple[float, ...]]:
                 f"step_seconds.{name}.{brief(layer, str)}: expected {num} number{'s' * (num > 1)}, one for each batch "
                 f"size, got {brief(seconds)}."
             )
-        runs[layer] = tuple(quantity(f"step_seconds.{name}.{brief(layer, str)}", "time", each) for each in listed)
+        runs[layer] = tuple(read_quantity(f"step_seconds.{name}.{brief(layer, str)}", "time", each) for each in listed)
     return runs

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeflow.plan.predict.predictor import Prediction, Predictor
-from pipeflow.units import in_time
+from pipeflow.units import bytes_text, seconds_text
 
 CLOSE = 0.05
 """Ways that differ by less than this share count as equally fast: then the simpler one is named."""
@@ -36,13 +36,13 @@ def recommend(predictor: Predictor, predictions: Sequence[Prediction]) -> Recomm
     ours = [each for each in fitting if each.is_ours]
     if not fitting:
         least = min(predictions, key=lambda each: each.memory)
-        text = f"Nothing fits: the least is {least.memory / 1e9:.3g} GB a worker ({name(least)})."
+        text = f"Nothing fits: the least is {bytes_text(least.memory)} a worker ({name(least)})."
         return Recommendation(None, None, None, "nothing", [f"{text} Lower optim.batch_size, or use more workers."])
     best = fastest(predictions)
     best_of_ours = min((each for each in ours if each.trains_all), key=lambda each: each.seconds, default=None)
     sentences = [
         f"By seconds of an epoch that trains everything, at batch {predictor.batch_size}: {name(best)}, "
-        f"{in_time(best.seconds)}."
+        f"{seconds_text(best.seconds)}."
     ]
     sentences += _compare(best, best_of_ours, predictions)
     sentences += _runs(fitting)
@@ -89,7 +89,7 @@ def verdict(best: Prediction | None) -> str:
 def _compare(best: Prediction, ours: Prediction | None, predictions: Sequence[Prediction]) -> list[str]:
     sentences = []
     if not best.is_ours:
-        against = f" Its best here is {name(ours)}: {in_time(ours.seconds)}." if ours is not None else ""
+        against = f" Its best here is {name(ours)}: {seconds_text(ours.seconds)}." if ours is not None else ""
         also = " and trains the exact objective"
         sentences.append(
             f"pipeflow's parts are NOT the faster way here: {name(best)} is at least as fast{also}.{against}"
@@ -102,7 +102,7 @@ def _compare(best: Prediction, ours: Prediction | None, predictions: Sequence[Pr
             sentences.append("Nothing that trains end to end fits in a worker's memory.")
         else:
             sentences.append(
-                f"The nearest that trains end to end: {name(closest)}, {in_time(closest.seconds)} "
+                f"The nearest that trains end to end: {name(closest)}, {seconds_text(closest.seconds)} "
                 f"({closest.seconds / best.seconds:.2f} times as long)."
             )
         sentences.append(
@@ -112,7 +112,7 @@ def _compare(best: Prediction, ours: Prediction | None, predictions: Sequence[Pr
     if wide is not None and wide.seconds < best.seconds * (1 - CLOSE):
         sentences.append(
             f"If a batch of {wide.batch_size} trains as well, data parallelism with {wide.batch_size // wide.workers} "
-            f"images a worker is faster still: {in_time(wide.seconds)} an epoch."
+            f"images a worker is faster still: {seconds_text(wide.seconds)} an epoch."
         )
     return sentences
 
@@ -121,7 +121,7 @@ def _runs(fitting: Sequence[Prediction]) -> list[str]:
     """The whole run as configured, where taking turns or fine-tuning changes the order."""
     # Part after part takes as long as taking turns, and was found unstable.
     quickest = min((each for each in fitting if each.system != "sequential"), key=lambda each: each.run_seconds)
-    text = f"All configured epochs with fine-tuning: {name(quickest)} is quickest, {in_time(quickest.run_seconds)}"
+    text = f"All configured epochs with fine-tuning: {name(quickest)} is quickest, {seconds_text(quickest.run_seconds)}"
     alone = next((each for each in fitting if each.system == "end_to_end"), None)
     if alone is not None and quickest is not alone:
         text += f", {quickest.run_seconds / alone.run_seconds:.2f} of end to end on one worker"

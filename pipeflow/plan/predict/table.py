@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeflow.plan.predict.predictor import Prediction, Predictor
 from pipeflow.plan.predict.recommend import Recommendation
-from pipeflow.units import in_time, size
+from pipeflow.units import bytes_text, seconds_text
 
 _NOTES = (
     "idle: share of the workers' time; largest: largest part's share of the work, which bounds the speed-up. "
@@ -34,12 +34,12 @@ def print_predictions(
         table.add_row(
             Text(system, style="bold" if each == advice.best else ""),
             each.cut or f"batch {each.batch_size}",
-            in_time(each.seconds),
-            size(each.bytes) if each.bytes else "-",
-            Text(size(each.memory), style="" if each.fits else "red") + Text("" if each.fits else "!"),
+            seconds_text(each.seconds),
+            bytes_text(each.bytes) if each.bytes else "-",
+            Text(bytes_text(each.memory), style="" if each.fits else "red") + Text("" if each.fits else "!"),
             f"{each.idle:.2f}",
             f"{each.largest_part:.2f}",
-            in_time(each.run_seconds),
+            seconds_text(each.run_seconds),
         )
     machines = predictor.machines
     console.print(f"Predicted, batch {predictor.batch_size}, {machines.describe()}", "", table, "", sep="\n")
