@@ -1,4 +1,4 @@
-"""What is trained: layers, flows and parts. Single-device mathematics, nothing distributed."""
+"""Layers, flows and parts: mathematics on one device, without anything distributed."""
 
 from pipeflow.flow.coupling import Coupling, FlowStep
 from pipeflow.flow.cuts import cut_names, split_flow

@@ -1,17 +1,22 @@
-"""Couplings, and the flow step that they are the last third of."""
+"""The affine and additive coupling, its net, and the flow step that ends with it."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeflow.flow.layers import ActNorm, InvertibleConv1x1, Layer, Shape, ZeroConv, _check_channels, _over_pixels
+from pipeflow.flow.layers import ActNorm, InvertibleConv1x1, Layer, Shape, ZeroConv, check_channels, sum_over_pixels
 
 
 class CouplingNet(nn.Module):
-    """3x3 to `width`, 1x1, 3x3 zero convolution; ActNorm and ReLU after the first two.
+    """A 3x3 convolution to `width` channels, a 1x1 and a 3x3 zero convolution; ActNorm and ReLU follow the first two.
 
-    `dtype` is the type its convolutions run in; what it returns has its parameters' type, float32, in any case.
+    dtype: type that the convolutions run in. The output is float32 in any case.
+    fold: computes each ActNorm as part of the convolution before it, channels last.
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(
         self, num_inputs: int, num_outputs: int, width: int, dtype: torch.dtype = torch.float32, fold: bool = False
@@ -36,7 +41,7 @@ class CouplingNet(nn.Module):
             return self.conv_out(hidden)
 
     def _folded(self, x: Tensor) -> Tensor:
-        # In place: a convolution's output is needed by no backward, so that only what ReLUs give is kept.
+        # No backward needs a convolution's output, so ReLUs work in place and only their outputs stay in memory.
         hidden = functional.conv2d(x, *self.norm_in.folded_behind(self.conv_in.weight), padding=1).relu_()
         hidden = functional.conv2d(hidden, *self.norm_mid.folded_behind(self.conv_mid.weight)).relu_()
         return functional.conv2d(hidden, *self.conv_out.folded(), padding=1)
@@ -54,10 +59,13 @@ class CouplingNet(nn.Module):
 
 
 class Coupling(Layer):
-    """Changes the second half of the channels by what a net makes of the first.
+    """Transforms the second half of the channels by functions of the first half, which a net computes.
 
-    kind `affine`: `y2 = (x2 + t) * sigmoid(s + 2)`, with t and s the even and odd outputs of the net;
-    kind `additive`: `y2 = x2 + t`. With an odd number of channels the first half is the smaller.
+    With an odd number of channels the first half is the smaller. Raises ValueError for less than 2 channels.
+
+    kind: `affine` is `y2 = (x2 + t) * sigmoid(s + 2)`, with t and s the even and odd output channels of the net;
+        `additive` is `y2 = x2 + t`.
+    net_dtype, fold: see `CouplingNet`.
     """
 
     def __init__(
@@ -96,7 +104,7 @@ class Coupling(Layer):
         return torch.cat([kept, changed * torch.exp(-log_scale) - shift], dim=1)
 
     def output_shape(self, shape: Shape) -> Shape:
-        return _check_channels(shape, self.num_channels)
+        return check_channels(shape, self.num_channels)
 
     def multiply_adds(self, shape: Shape) -> int:
         return self.net.multiply_adds(shape)
@@ -107,10 +115,12 @@ class Coupling(Layer):
 
 
 class FlowStep(Layer):
-    """ActNorm, invertible 1x1 convolution and coupling, one after the other."""
+    """ActNorm, invertible 1x1 convolution and coupling, one after the other.
+
+    fold: computes the ActNorm and the 1x1 convolution as one map. The coupling net has its own option.
+    """
 
     def __init__(self, actnorm: ActNorm, invconv: InvertibleConv1x1, coupling: Coupling, fold: bool = False):
-        """fold: the ActNorm and the 1x1 convolution as one map. The coupling net folds by its own option."""
         super().__init__()
         self.actnorm = actnorm
         self.invconv = invconv
@@ -125,7 +135,7 @@ class FlowStep(Layer):
     def _mix(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.fold:
             y = functional.conv2d(x, *self.actnorm.folded_before(self.invconv.matrix()))
-            return y, _over_pixels(self.actnorm.logdet() + self.invconv.logdet(), x)
+            return y, sum_over_pixels(self.actnorm.logdet() + self.invconv.logdet(), x)
         x, from_actnorm = self.actnorm(x)
         x, from_invconv = self.invconv(x)
         return x, from_actnorm + from_invconv

@@ -1,26 +1,29 @@
-"""A flow: a flat list of layers with global names, and a prior behind the last."""
+"""A flow: a list of layers with global names, and a prior of the last latent."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pipeflow.flow.layers import Layer, Shape
+from pipeflow.flow.layers import Layer, Shape, run_layers
 from pipeflow.flow.priors import GaussianPrior, Prior
 
 PRIOR = "prior"
-"""The top prior's name in a state dict. `heads` is kept for the heads of parts, which are no part of the flow."""
+"""Name of the top prior in a state dict. The name `heads` is reserved for the heads of parts, which the flow lacks."""
 
 
 class Flow(nn.Module):
-    """log p(x) as one running sum over a list of layers.
+    """A normalizing flow whose log p(x) is one running sum over a list of layers.
 
     layers: by name (`{"blocks.0.squeeze": ...}`), or a list, whose layers are then called `layers.0`, `layers.1`, ...
     shape: of one image, without the batch.
-    prior: density of the last latent; a learned Gaussian where none is given.
-    Raises ValueError where a layer cannot take what the one before it gives, naming the layer.
+    prior: density of the last latent; by default a learned Gaussian.
+
+    Raises ValueError, with the layer's name, if a layer cannot take the output of the one before it.
     """
+
+    __call__: Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
 
     def __init__(self, layers: Mapping[str, Layer] | Sequence[Layer], shape: Shape, prior: Prior | None = None):
         super().__init__()
@@ -39,13 +42,28 @@ class Flow(nn.Module):
             if name.split(".")[0] in reserved:
                 raise ValueError(f"layer {name!r}: names that begin with {name.split('.')[0]!r} are taken")
             _register(self, name, layer)
-        self.shapes = _shapes(self.named_layers(), self.shape)
+        self.shapes = self._compute_shapes()
         self.prior = GaussianPrior(self.shapes[-1]) if prior is None else prior
+
+    def _compute_shapes(self) -> list[Shape]:
+        """Shapes of each layer's input and of the last latent."""
+        shapes = [self.shape]
+        for name, layer in self.named_layers():
+            try:
+                shapes.append(tuple(layer.output_shape(shapes[-1])))
+            except ValueError as error:
+                raise ValueError(f"layer {name!r} cannot take a latent of shape {shapes[-1]}: {error}") from None
+        return shapes
 
     def named_layers(self) -> Iterator[tuple[str, Layer]]:
         """The layers in order, with their names."""
         for name in self.names:
-            yield name, self.get_submodule(name)
+            layer = self.get_submodule(name)
+            assert isinstance(layer, Layer)
+            yield name, layer
+
+    def _layers(self) -> list[Layer]:
+        return [layer for _, layer in self.named_layers()]
 
     @property
     def num_dims(self) -> int:
@@ -53,14 +71,8 @@ class Flow(nn.Module):
         return math.prod(self.shape)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The last latent, the sum of all contributions ([batch], float64), and what was taken out on the way."""
-        total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-        taken_out: list[Tensor] = []
-        for _, layer in self.named_layers():
-            x, contribution, *taken = layer(x)
-            total = total + contribution.double()
-            taken_out += taken
-        return x, total, taken_out
+        """The last latent, [batch, ...], the sum of all contributions, [batch], float64, and the tensors taken out."""
+        return run_layers(self._layers(), x)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, [batch], float64."""
@@ -69,9 +81,9 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def inverse(self, latent: Tensor, taken_out: Sequence[Tensor]) -> Tensor:
-        """The images that `forward` takes to this latent and these halves."""
+        """The images that `forward` maps to this latent and these tensors."""
         halves = list(taken_out)
-        for _, layer in reversed(list(self.named_layers())):
+        for layer in reversed(self._layers()):
             first = len(halves) - layer.num_taken_out
             latent = layer.inverse(latent, *halves[first:])
             del halves[first:]
@@ -79,23 +91,27 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def sample(self, num: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """`num` images, [num, *shape], float32, not clamped. Drawn on the CPU: any device gives the same noise."""
+        """`num` images, [num, *shape], float32, not clamped. The noise is drawn on the CPU, the same for every device."""
         latent = self.prior.sample(num, generator, temperature).to(next(self.parameters()).device)
-        for _, layer in reversed(list(self.named_layers())):
+        for layer in reversed(self._layers()):
             latent = layer.sample_inverse(latent, generator, temperature)
         return latent
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Data-dependent initialisation of all layers on one batch; what is initialised already stays as it is."""
-        for _, layer in self.named_layers():
+        """Data-dependent initialisation of all layers on one batch. Layers that are initialised already do not change."""
+        for layer in self._layers():
             layer.initialize(x)
             x = layer(x)[0]
         self.prior.initialize(x)
 
+    def layer_multiply_adds(self) -> list[int]:
+        """Multiply-adds of one forward of one image through each layer."""
+        return [layer.multiply_adds(shape) for layer, shape in zip(self._layers(), self.shapes)]
+
     def multiply_adds(self) -> int:
-        """Multiply-adds of one forward of one image."""
-        return sum(layer.multiply_adds(shape) for (_, layer), shape in zip(self.named_layers(), self.shapes))
+        """Multiply-adds of one forward of one image through the whole flow."""
+        return sum(self.layer_multiply_adds())
 
 
 def _register(root: nn.Module, name: str, layer: Layer) -> None:
@@ -104,20 +120,9 @@ def _register(root: nn.Module, name: str, layer: Layer) -> None:
     for key in path:
         if key not in root._modules:
             root.add_module(key, nn.Module())
-        root = root._modules[key]
+        root = root.get_submodule(key)
         if isinstance(root, Layer):
             raise ValueError(f"layer {name!r} stands inside another layer of the flow")
     if not last or last in root._modules:
         raise ValueError(f"layer {name!r}: that name is empty or used twice")
     root.add_module(last, layer)
-
-
-def _shapes(named_layers: Iterator[tuple[str, Layer]], shape: Shape) -> list[Shape]:
-    """Shape of the input of each layer, and of the last output."""
-    shapes = [shape]
-    for name, layer in named_layers:
-        try:
-            shapes.append(tuple(layer.output_shape(shapes[-1])))
-        except ValueError as error:
-            raise ValueError(f"layer {name!r} cannot take a latent of shape {shapes[-1]}: {error}") from None
-    return shapes

@@ -1,4 +1,4 @@
-"""Glow as one flat list of layers with global names, and the flow that a configuration asks for."""
+"""Glow as a list of layers with global names, and the flow that a configuration describes."""
 
 import torch
 
@@ -20,11 +20,18 @@ def glow(
     net_dtype: torch.dtype = torch.float32,
     fold: bool = False,
 ) -> Flow:
-    """Glow for images of this shape, (channels, height, width); the defaults are the published CIFAR-10 model.
+    """Glow (Kingma and Dhariwal, 2018) for images of a shape (channels, height, width).
 
-    fold: as of `FlowStep`, with the coupling nets folded too.
-    Layers are `blocks.B.squeeze`, `blocks.B.steps.S` and, but in the last block, `blocks.B.factor_out`.
-    Raises ValueError where height or width cannot be halved `num_blocks` times.
+    The defaults are the published CIFAR-10 model. The layers are called `blocks.B.squeeze`, `blocks.B.steps.S` and, except
+    in the last block, `blocks.B.factor_out`.
+
+    width: channels of the hidden layers of the coupling nets.
+    coupling: `affine` or `additive`, see `Coupling`.
+    invconv: `lu` or `plain`, see `InvertibleConv1x1`.
+    net_dtype: type that the coupling nets compute in; everything else is float32.
+    fold: makes flow steps and coupling nets compute ActNorms as parts of their convolutions.
+
+    Raises ValueError if height or width cannot be halved `num_blocks` times.
     """
     layers: dict[str, Layer] = {}
     channels = shape[0]
@@ -45,13 +52,14 @@ def glow(
 
 
 def build_flow(config: Config, shape: Shape) -> Flow:
-    """The flow of a configuration, with initial values that derive from `run.seed` alone.
+    """The flow of a configuration, for images of a shape; its initial values depend on `run.seed` alone.
 
-    `model.name: module:function` calls `function(config, shape)`, which returns a Flow or a list of layers.
-    Raises ConfigError where the images do not fit the model or the function does not give a flow.
+    `model.name: module:function` calls `function(config, shape)`, which returns a Flow or its layers.
+
+    Raises ConfigError if the images do not fit the model or the function does not return a flow.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.run.seed)  # torch.manual_seed would reseed the GPUs too
+        torch.default_generator.manual_seed(config.run.seed)  # torch.manual_seed would also reseed the GPUs
         if config.model.name == "glow":
             return _build_glow(config, shape)
         function = load_function("model.name", config.model.name)
@@ -86,14 +94,10 @@ def _build_glow(config: Config, shape: Shape) -> Flow:
     fold = config.precision.step == "fast"
     flow = glow(shape, model.num_blocks, model.num_steps, model.width, model.coupling, model.invconv, net_dtype, fold)
     if config.precision.compile:
-        _compile_steps(flow)
+        # Each block is compiled with and without gradients, and again for a smaller last batch. By default torch stops
+        # compiling after 8 variants.
+        torch._dynamo.config.recompile_limit = 64
+        for _, layer in flow.named_layers():
+            if isinstance(layer, FlowStep):
+                layer.compile(dynamic=False)  # by itself, so that the steps of a block share one compilation
     return flow
-
-
-def _compile_steps(flow: Flow) -> None:
-    """Each flow step by itself: those of a block share their code, which is compiled once and not for every step."""
-    # One for each block, with and without gradients, and for a last smaller batch: torch gives up after 8.
-    torch._dynamo.config.recompile_limit = 64
-    for _, layer in flow.named_layers():
-        if isinstance(layer, FlowStep):
-            layer.compile(dynamic=False)

@@ -1,6 +1,11 @@
-"""Local priors of parts, thrown away at the gather."""
+"""Heads: local priors that stand in for the parts to come while a part is trained, and are discarded at the gather.
 
-from pipeflow.flow.priors import GaussianPrior, StandardPrior
+A head is any module with `log_prob(latent) -> [batch]`. A new kind of head is one more entry of `HEADS`.
+"""
 
-PRIORS = {"gaussian": GaussianPrior, "standard": StandardPrior}
-"""Heads by the name that `parts.head` gives them; each is made for the shape of its latent."""
+from collections.abc import Callable
+
+from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior
+
+HEADS: dict[str, Callable[[tuple[int, ...]], Prior]] = {"gaussian": GaussianPrior, "standard": StandardPrior}
+"""Makes a head for a latent's shape, by the kind that `parts.head` names."""

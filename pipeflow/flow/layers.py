@@ -1,16 +1,17 @@
-"""The transforms a flow is made of, under one contract.
+"""The transforms of a flow, under one contract.
 
-A layer takes `x` to `(y, contribution)`, where `contribution` ([batch], float32) is what the layer adds to log p(x): its
-log-determinant, or for `FactorOut` the log-prior of the half it takes out, which it returns as a third value. So log p(x)
-is one running sum over a list of layers, plus the prior of the last latent.
+A layer maps `x` to `(y, contribution)`, where `contribution` ([batch], float32) is what the layer adds to log p(x): its
+log-determinant or, for `FactorOut`, the log-prior of the half it takes out, which it returns as a third value. So log p(x)
+is one running sum over a list of layers, plus the log-prior of the last latent.
 
-With `fold`, a flow step and its coupling net compute the same in fewer passes over memory: an ActNorm beside a convolution
-is a factor on its weights and a bias, so that what remains are convolutions with ReLUs between them, channels last. The
-parameters and their meaning stay; numbers differ by rounding.
-
-Shapes of latents are [batch, channels, height, width]; a layer of one's own may use any [batch, ...]. Formulas are those
+Latents have the shape [batch, channels, height, width]; a user's own layer may use any [batch, ...]. Formulas are those
 of Kingma and Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018), as openai/glow computes them.
+
+An ActNorm beside a convolution is a factor on the convolution's weights and a bias. The methods `folded*` return such
+weights, with which a flow step needs fewer passes over memory; the results differ by rounding.
 """
+
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -22,64 +23,88 @@ Shape = tuple[int, ...]
 
 
 class NoInverse(TypeError):
-    """A layer without an inverse was to be inverted. Training needs none, sampling does."""
+    """A layer cannot be inverted because it has no inverse. Sampling needs inverses, training does not."""
 
 
 class Layer(nn.Module):
-    """Base of all transforms. A subclass gives `forward` and `inverse`; the rest has defaults for the simple case."""
+    """Base of all transforms. A subclass writes `forward` and `inverse`; the other methods have defaults."""
 
     num_taken_out = 0
-    """How many tensors `forward` returns after the contribution, and `inverse` takes after `y`."""
+    """Number of tensors that `forward` returns after the contribution and `inverse` takes after `y`."""
     stays_with_next = False
-    """No cut may come right after this layer (a squeeze opens the block it stands before)."""
+    """Forbids a cut right after this layer (a squeeze opens the block that follows it)."""
     stays_with_previous = False
-    """No cut may come right before this layer (a factor-out closes the block it stands behind)."""
+    """Forbids a cut right before this layer (a factor-out closes the block that precedes it)."""
+
+    __call__: Callable[..., tuple[Tensor, ...]]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """`(y, contribution)`, contribution: [batch], and `num_taken_out` tensors more."""
+        """`(y, contribution)`, contribution: [batch], followed by `num_taken_out` tensors."""
         raise TypeError(f"{type(self).__name__} has no forward: a layer returns (y, contribution).")
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The `x` that `forward` takes to `y`."""
+        """The `x` that `forward` maps to `y`."""
         raise NoInverse(f"{type(self).__name__} has no inverse: write one to invert or sample the flow.")
 
     def sample_inverse(self, y: Tensor, generator: torch.Generator | None, temperature: float) -> Tensor:
-        """`inverse`, with what the layer had taken out drawn anew."""
+        """`inverse`, but a half that the layer takes out is drawn from its prior, with noise scaled by `temperature`."""
         return self.inverse(y)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """Shape of one output for one input's shape, both without the batch. Raises ValueError where it cannot be."""
+        """Shape of `y` for an `x` of this shape, both without the batch. Raises ValueError if the layer cannot take it."""
         return shape
 
     def multiply_adds(self, shape: Shape) -> int:
-        """Multiply-adds of `forward` for one input of this shape; elementwise work does not count.
+        """Multiply-adds of `forward` for one input of this shape, without elementwise work.
 
-        Unless a layer says better, one for each parameter: right for dense nets, too few for convolutions.
+        The default counts one per parameter, which is right for dense nets and too few for convolutions.
         """
         return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Sets what is initialised from data, once, from the first batch that arrives here."""
+        """Sets data-dependent initial values, once, from the first batch of this layer's inputs."""
 
 
-def _check_channels(shape: Shape, num_channels: int) -> Shape:
-    """`shape`, where it is what a layer for this many channels takes; one channel too many would broadcast unseen."""
+def run_layers(
+    layers: Iterable[Callable[[Tensor], tuple[Tensor, ...]]], x: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Applies the layers in order: `(y, total, taken_out)`.
+
+    total: sum of all contributions, [batch], float64, taken in layer order.
+    taken_out: the tensors that layers took out, in order.
+    """
+    total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+    taken_out: list[Tensor] = []
+    for layer in layers:
+        x, contribution, *taken = layer(x)
+        total = total + contribution.double()
+        taken_out += taken
+    return x, total, taken_out
+
+
+def check_channels(shape: Shape, num_channels: int) -> Shape:
+    """Returns `shape` if a layer made for `num_channels` can take it, since a wrong number might broadcast unseen.
+
+    Raises ValueError otherwise.
+    """
     if len(shape) != 3 or shape[0] != num_channels:
         raise ValueError(f"it was made for images of {num_channels} channels")
     return shape
 
 
-def _over_pixels(logdet: Tensor, x: Tensor) -> Tensor:
-    """The contribution, [batch], of a layer that does the same at each pixel, with this log-determinant."""
+def sum_over_pixels(logdet: Tensor, x: Tensor) -> Tensor:
+    """Contribution, [batch], of a layer whose log-determinant at each pixel of `x` is the scalar `logdet`."""
     return (logdet * (x.shape[2] * x.shape[3])).expand(x.shape[0])
 
 
 class ActNorm(Layer):
-    """`y = (x + bias) * exp(3 log_scale)` for each channel, initialised to zero mean and unit variance of `y`.
+    """`y = (x + bias) * exp(3 log_scale)` per channel, initialised so that `y` has zero mean and unit variance.
 
-    `initialized` travels in the state dict and is read nowhere but in `initialize`: no forward waits for it.
+    The flag `initialized` is kept in the state dict. Only `initialize` reads it, so no forward waits for a GPU.
     """
+
+    initialized: Tensor
 
     def __init__(self, num_channels: int):
         super().__init__()
@@ -91,31 +116,31 @@ class ActNorm(Layer):
         return parameter.view(1, -1, 1, 1)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """`y` alone, for use inside a coupling net, where no log-determinant is asked for."""
+        """`y` alone, for a coupling net, which needs no log-determinant."""
         return (x + self._channels_of(self.bias)) * torch.exp(3 * self._channels_of(self.log_scale))
 
     def folded_behind(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution that does what one with `weight` and then this layer do."""
+        """Weight and bias of one convolution that equals a convolution with `weight` followed by this layer."""
         scale = torch.exp(3 * self.log_scale)
         return weight * scale.view(-1, 1, 1, 1), self.bias * scale
 
     def folded_before(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the 1x1 convolution that does what this layer and then `matrix` do at each pixel."""
+        """Weight and bias of one 1x1 convolution that equals this layer followed by `matrix` at each pixel."""
         scaled = matrix * torch.exp(3 * self.log_scale)
         return scaled[:, :, None, None], scaled @ self.bias
 
     def logdet(self) -> Tensor:
-        """At one pixel: a scalar."""
+        """Log-determinant at one pixel, a scalar."""
         return 3 * self.log_scale.sum()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.normalize(x), _over_pixels(self.logdet(), x)
+        return self.normalize(x), sum_over_pixels(self.logdet(), x)
 
     def inverse(self, y: Tensor) -> Tensor:
         return y * torch.exp(-3 * self._channels_of(self.log_scale)) - self._channels_of(self.bias)
 
     def output_shape(self, shape: Shape) -> Shape:
-        return _check_channels(shape, len(self.bias))
+        return check_channels(shape, len(self.bias))
 
     def multiply_adds(self, shape: Shape) -> int:
         return 0
@@ -132,11 +157,14 @@ class ActNorm(Layer):
 
 
 class InvertibleConv1x1(Layer):
-    """A learned mixing of the channels at each pixel, initialised to a random rotation.
+    """A learned matrix W that mixes the channels of each pixel, initialised to a random rotation.
 
-    form `lu`: `W = P L (U + diag(sign exp(log_s)))` with P and the signs fixed, so that the log-determinant is a sum;
-    form `plain`: `W` itself, with `slogdet` in every forward, which a GPU is slow at.
+    form: `lu` learns `W = P L (U + diag(sign exp(log_s)))` with P and the signs fixed, so that the log-determinant is the
+        sum of `log_s`; `plain` learns W itself and computes `slogdet` in every forward, which is slow on a GPU.
     """
+
+    permutation: Tensor
+    sign: Tensor
 
     def __init__(self, num_channels: int, form: str = "lu"):
         super().__init__()
@@ -162,18 +190,18 @@ class InvertibleConv1x1(Layer):
         return self.permutation @ lower @ upper
 
     def logdet(self) -> Tensor:
-        """log |det W|, a scalar."""
+        """log |det W| at one pixel, a scalar."""
         return torch.linalg.slogdet(self.weight)[1] if self.form == "plain" else self.log_s.sum()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.conv2d(x, self.matrix()[:, :, None, None]), _over_pixels(self.logdet(), x)
+        return functional.conv2d(x, self.matrix()[:, :, None, None]), sum_over_pixels(self.logdet(), x)
 
     def inverse(self, y: Tensor) -> Tensor:
         inverse = torch.linalg.inv(self.matrix().double()).to(y.dtype)
         return functional.conv2d(y, inverse[:, :, None, None])
 
     def output_shape(self, shape: Shape) -> Shape:
-        return _check_channels(shape, len(self.matrix()))
+        return check_channels(shape, len(self.matrix()))
 
     def multiply_adds(self, shape: Shape) -> int:
         channels, height, width = shape
@@ -181,26 +209,30 @@ class InvertibleConv1x1(Layer):
 
 
 class ZeroConv(nn.Module):
-    """A 3x3 convolution that starts as 0: zero weights, and `exp(3 log_scale)` on each output channel."""
+    """A 3x3 convolution with zero initial weights, whose output channels are scaled by `exp(3 log_scale)`."""
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, num_inputs: int, num_outputs: int):
         super().__init__()
         self.conv = nn.Conv2d(num_inputs, num_outputs, 3, padding=1)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
         self.log_scale = nn.Parameter(torch.zeros(num_outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) * torch.exp(3 * self.log_scale.view(1, -1, 1, 1))
+        outputs: Tensor = self.conv(x)
+        return outputs * torch.exp(3 * self.log_scale.view(1, -1, 1, 1))
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the plain convolution that this is."""
+        """Weight and bias of the equivalent plain convolution."""
+        assert self.conv.bias is not None
         scale = torch.exp(3 * self.log_scale)
         return self.conv.weight * scale.view(-1, 1, 1, 1), self.conv.bias * scale
 
 
 class Squeeze(Layer):
-    """Each 2x2 square of pixels becomes one pixel with four times the channels."""
+    """Turns each 2x2 square of pixels into one pixel with four times the channels."""
 
     stays_with_next = True
 
@@ -218,7 +250,7 @@ class Squeeze(Layer):
 
 
 class FactorOut(Layer):
-    """Takes the second half of the channels out of the flow, as Gaussian with mean and log-scale from the first half."""
+    """Takes the second half of the channels out of the flow. The first half gives the moments of its Gaussian prior."""
 
     num_taken_out = 1
     stays_with_previous = True
@@ -245,7 +277,7 @@ class FactorOut(Layer):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Puts `taken_out` back behind `y`; without it, a draw from the prior at this temperature."""
+        """Appends `taken_out` to `y`, or a draw from its prior at this temperature where `taken_out` is None."""
         if taken_out is None:
             mean, log_scale = self._mean_and_log_scale(y)
             noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
@@ -256,7 +288,7 @@ class FactorOut(Layer):
         return self.inverse(y, None, generator, temperature)
 
     def output_shape(self, shape: Shape) -> Shape:
-        channels, height, width = _check_channels(shape, self.num_channels)
+        channels, height, width = check_channels(shape, self.num_channels)
         if channels % 2:
             raise ValueError(f"a factor-out halves the channels, which {channels} does not allow")
         return (channels // 2, height, width)

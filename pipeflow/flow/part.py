@@ -1,8 +1,9 @@
-"""A part: consecutive layers of a flow with the prior that its latent is measured by."""
+"""A part: consecutive layers of a flow, trained by themselves on the head that judges their latent."""
 
+import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,34 +12,35 @@ from torch.utils.checkpoint import checkpoint
 from pipeflow.errors import ConfigError
 from pipeflow.flow.flow import PRIOR, Flow
 from pipeflow.flow.inverting import run_inverting
-from pipeflow.flow.layers import Layer
+from pipeflow.flow.layers import Layer, run_layers
 from pipeflow.flow.priors import Prior
 
 
 class PartOutput(NamedTuple):
-    """What a part makes of a batch of latents."""
+    """Result of a part for a batch of latents."""
 
     latent: Tensor
-    """h', what the next part gets: [batch, ...]."""
+    """h', the input of the next part: [batch, ...]."""
     contribution: Tensor
-    """What the part's layers add to log p(x): [batch], float64."""
+    """Sum of the layers' contributions to log p(x): [batch], float64."""
     log_head: Tensor
     """log head(h'): [batch], float64."""
 
 
 class Part(nn.Module):
-    """A run of consecutive layers of a flow, with the prior that its latent is measured by.
+    """Layers `first` to `last` (exclusive) of a flow, with a head. The layers are the flow's own, not copies.
 
-    It shares its layers with the flow: what is trained here is trained there. Names of parameters are the flow's own.
+    index: position of the part among the flow's parts.
+    head: the local prior of the part's latent; None for the part that ends the flow, whose head is the flow's prior.
+    activations: what the forward keeps for the backward. `keep`: all activations; `recompute`: the layers' inputs, with
+        the same numbers; `invert`: the part's input and output, from which inverses recompute the rest up to rounding.
+
+    Raises ConfigError if `activations` is `invert` and a layer has no inverse.
     """
 
-    def __init__(self, flow: Flow, index: int, first: int, last: int, head: Prior | None, activations: str = "keep"):
-        """Layers first..last (exclusive); head None: the part ends the flow and takes the flow's own prior.
+    __call__: Callable[..., PartOutput]
 
-        activations: what a backward finds of its forward. `keep`: all; `recompute`: the layers' inputs, same numbers;
-        `invert`: the part's input and output, from which the inverses recover the rest, up to rounding.
-        Raises ConfigError where a layer has no inverse to do that with.
-        """
+    def __init__(self, flow: Flow, index: int, first: int, last: int, head: Prior | None, activations: str = "keep"):
         super().__init__()
         self.index = index
         self.names = flow.names[first:last]
@@ -50,53 +52,56 @@ class Part(nn.Module):
         self.nats_per_bit_per_dim = flow.num_dims * math.log(2)
         self._activations = activations
         self.reconstruction_error: Tensor | None = None
-        """With `invert`, of the last backward: by how much the input that was recovered differs from the input."""
+        """With `invert`: largest difference between the part's input and its recomputed value in the last backward."""
         if activations == "invert":
-            for name, layer in zip(self.names, self.layers):
+            for name, layer in self.named_layers():
                 if type(layer).inverse is Layer.inverse:
                     raise ConfigError(
                         f"memory.activations: invert recovers activations by inverting, but layer {name!r} "
                         f"({type(layer).__name__}) has no inverse: write one, or use recompute."
                     )
 
+    def named_layers(self) -> Iterator[tuple[str, Layer]]:
+        """The layers in order, with their names in the flow."""
+        for name, layer in zip(self.names, self.layers):
+            assert isinstance(layer, Layer)
+            yield name, layer
+
     def forward(self, latent: Tensor) -> PartOutput:
         """latent: [batch, *input_shape], float32."""
-        latent, total = self._run_layers(latent)
+        layers = [layer for _, layer in self.named_layers()]
+        if self._activations == "invert" and torch.is_grad_enabled():
+            latent, total = run_inverting(layers, latent, self._set_reconstruction_error)
+        elif self._activations == "recompute" and torch.is_grad_enabled():
+            recomputing = [functools.partial(checkpoint, layer, use_reentrant=False) for layer in layers]
+            latent, total, _ = run_layers(recomputing, latent)
+        else:
+            latent, total, _ = run_layers(layers, latent)
         return PartOutput(latent, total, self.head.log_prob(latent).double())
 
-    def _run_layers(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        with_backward = torch.is_grad_enabled()
-        if self._activations == "invert" and with_backward:
-            return run_inverting(self.layers, latent, self._measure)
-        recompute = self._activations == "recompute" and with_backward
-        total = torch.zeros(latent.shape[0], dtype=torch.float64, device=latent.device)
-        for layer in self.layers:
-            latent, contribution, *_ = checkpoint(layer, latent, use_reentrant=False) if recompute else layer(latent)
-            total = total + contribution.double()
-        return latent, total
-
-    def _measure(self, error: Tensor) -> None:
+    def _set_reconstruction_error(self, error: Tensor) -> None:
         self.reconstruction_error = error
 
     def loss(self, output: PartOutput) -> Tensor:
-        """The truncated objective, mean over the batch, in bits per dimension of the image: a scalar, float64.
+        """The truncated objective `-(contribution + log_head) / (D ln 2)`, mean over the batch: a scalar, float64.
 
-        For the last part it is the whole flow's objective but for what the parts before it contribute.
+        Its unit is bits per dimension of the image. The last part's loss is the objective of the whole flow without the
+        contributions of the earlier parts.
         """
         return -(output.contribution + output.log_head).mean() / self.nats_per_bit_per_dim
 
     def outgoing(self, output: PartOutput) -> Tensor:
-        """The latent that goes on to the next part, detached: no gradient ever comes back."""
+        """The latent for the next part, detached so that no gradient ever comes back."""
         return output.latent.detach()
 
     @torch.no_grad()
     def initialize(self, latent: Tensor, layers: bool = True, head: bool = True) -> Tensor:
-        """Data-dependent initialisation of the layers and of the head, or of one; returns the next part's latent.
+        """Data-dependent initialisation of the layers, the head or both; returns the latent for the next part.
 
-        Raises ConfigError for a layer that does not return what its contract says, before anything is trained on it.
+        Raises ConfigError if a layer's output does not have the shapes that its contract promises.
         """
         shapes = [*self._layer_shapes[1:], self.output_shape]
-        for name, layer, shape in zip(self.names, self.layers, shapes):
+        for (name, layer), shape in zip(self.named_layers(), shapes):
             if layers:
                 layer.initialize(latent)
             latent, contribution, *_ = layer(latent)
@@ -113,18 +118,18 @@ class Part(nn.Module):
 
     def multiply_adds(self) -> int:
         """Multiply-adds of one forward of one image through the layers."""
-        return sum(layer.multiply_adds(shape) for layer, shape in zip(self.layers, self._layer_shapes))
+        return sum(layer.multiply_adds(shape) for (_, layer), shape in zip(self.named_layers(), self._layer_shapes))
 
     def owners(self) -> list[str]:
-        """Names of what the part trains: its layers, and its head last."""
+        """Names of the modules that the part trains: its layers, and its head last."""
         return [*self.names, self.head_name]
 
     def _modules_by_name(self) -> Iterator[tuple[str, nn.Module]]:
-        yield from zip(self.names, self.layers)
+        yield from self.named_layers()
         yield self.head_name, self.head
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters by names that do not depend on the cuts: the flow's own, and `heads.<cut>.*`."""
+        """Parameters by names that do not depend on the cuts: the flow's names, and `heads.<cut>.*`."""
         return {
             f"{name}.{key}": parameter
             for name, module in self._modules_by_name()
@@ -139,8 +144,8 @@ class Part(nn.Module):
             for key, tensor in module.state_dict().items()
         }
 
-    def describe(self) -> dict:
-        """Layers, parameters (head apart) and forward multiply-adds an image, as `summary.json` has them."""
+    def describe(self) -> dict[str, Any]:
+        """The part's entry in `summary.json`; the head's parameters are counted apart."""
         return {
             "layers": list(self.names),
             "parameters": sum(parameter.numel() for parameter in self.layers.parameters()),

@@ -1,7 +1,4 @@
-"""What stands at the end of a flow, or of a part of it: densities of a latent.
-
-A prior, or head, is any module with `log_prob(latent) -> [batch]`, float32; the one of the whole flow can also `sample`.
-"""
+"""Densities of a latent: the prior of a flow's last latent, and the base of the heads of parts."""
 
 import math
 
@@ -10,30 +7,30 @@ from torch import Tensor, nn
 
 
 def diagonal_gaussian_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log N(x; mean, exp(log_scale)^2), summed over all but the batch: [batch]."""
+    """log N(x; mean, exp(log_scale)^2), summed over all dimensions but the batch: [batch]."""
     terms = -0.5 * math.log(2 * math.pi) - log_scale - 0.5 * (x - mean).square() * torch.exp(-2 * log_scale)
     return terms.flatten(1).sum(dim=1)
 
 
 class Prior(nn.Module):
-    """Base of priors and heads: how likely a latent is."""
+    """Base of priors and heads. A head needs only `log_prob`; the prior of a whole flow also needs `sample`."""
 
     def log_prob(self, latent: Tensor) -> Tensor:
-        """log p(latent), [batch]."""
+        """log p(latent), [batch], float32."""
         raise TypeError(f"{type(self).__name__} has no log_prob.")
 
     def sample(self, num: int, generator: torch.Generator | None, temperature: float) -> Tensor:
-        """`num` latents; temperature 0 gives the mean."""
+        """`num` latents with noise scaled by `temperature`; temperature 0 gives the mean."""
         raise TypeError(f"{type(self).__name__} cannot be sampled.")
 
     def initialize(self, latent: Tensor) -> None:
-        """Sets what is initialised from data, on the first latents that arrive here."""
+        """Sets data-dependent initial values from the first batch of latents. The default has none."""
 
 
 class GaussianPrior(Prior):
-    """A mean and a log-scale for each channel, learned, 0 at the start.
+    """A learned Gaussian with a mean and a log-scale per channel, both 0 at the start.
 
-    openai/glow writes its learned top prior as a zero convolution of a constant 0: what is left of that is this.
+    It equals the learned top prior of openai/glow, a zero convolution applied to a constant 0.
     """
 
     def __init__(self, shape: tuple[int, ...]):
@@ -56,7 +53,7 @@ class GaussianPrior(Prior):
 
 
 class StandardPrior(Prior):
-    """N(0, I), nothing learned."""
+    """N(0, I), without parameters."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""How long each layer trains, measured: what a balanced cut evens out where multiply-adds do not tell."""
+"""Measured seconds of each layer, which a balanced cut can even out where multiply-adds mislead."""
 
 import copy
 import statistics
@@ -13,14 +13,12 @@ _REPEATS = 5
 
 
 def layer_seconds(flow: Flow, device: torch.device, batch_size: int) -> list[float]:
-    """Seconds of a forward and backward of each layer on random latents, the median of a few.
+    """Seconds of a forward and backward of each layer on random latents, the median of five.
 
-    Layers are copied to the device one by one: the flow stays as it is and where it is.
+    Each layer is copied to the device in turn, so the flow neither moves nor changes.
     """
-    return [
-        _time(copy.deepcopy(layer).to(device), shape, device, batch_size)
-        for (_, layer), shape in zip(flow.named_layers(), flow.shapes)
-    ]
+    layers = (copy.deepcopy(layer).to(device) for _, layer in flow.named_layers())
+    return [_time(layer, shape, device, batch_size) for layer, shape in zip(layers, flow.shapes)]
 
 
 def _time(layer: Layer, shape: Shape, device: torch.device, batch_size: int) -> float:
@@ -29,8 +27,8 @@ def _time(layer: Layer, shape: Shape, device: torch.device, batch_size: int) -> 
     for _ in range(1 + _REPEATS):
         start = time.perf_counter()
         output, contribution, *_ = layer(latent)
-        (output.sum() + contribution.sum()).backward()
+        torch.autograd.backward([output.sum(), contribution.sum()])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])  # the first one warms up
+    return statistics.median(times[1:])  # the first repeat warms up

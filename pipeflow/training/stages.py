@@ -13,7 +13,7 @@ from pipeflow.config import Config
 from pipeflow.data import Batches
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part, split_flow
-from pipeflow.flow.cuts import balance
+from pipeflow.flow.balance import balance
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.manifest import check_tensors
 from pipeflow.training.data_parallel import DataParallelTrainer

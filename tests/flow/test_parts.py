@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeflow.errors import ConfigError
 from pipeflow.flow import ActNorm, Flow, GaussianPrior, Layer, Prior, StandardPrior, cut_names, glow, split_flow
-from pipeflow.flow.cuts import balance
+from pipeflow.flow.balance import balance
 from pipeflow.use.likelihood import bits_per_dim
 
 CUTS = {

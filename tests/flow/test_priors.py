@@ -6,7 +6,7 @@ from safetensors.torch import load, save
 from torch.distributions import Normal
 
 from pipeflow.flow import GaussianPrior, Prior, StandardPrior
-from pipeflow.flow.heads import PRIORS
+from pipeflow.flow.heads import HEADS
 from pipeflow.flow.priors import diagonal_gaussian_log_prob
 
 SHAPES = [(3, 2, 4), (5,)]
@@ -19,28 +19,28 @@ def test_diagonal_gaussian_is_the_normal_log_density(normal):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", PRIORS)
+@pytest.mark.parametrize("kind", HEADS)
 class TestEveryPrior:
     def test_starts_as_the_standard_normal(self, kind, shape, normal):
         latent = normal(4, *shape)
-        log_prob = PRIORS[kind](shape).log_prob(latent)
+        log_prob = HEADS[kind](shape).log_prob(latent)
         assert log_prob.shape == (4,) and log_prob.dtype == torch.float32
         torch.testing.assert_close(log_prob, Normal(0, 1).log_prob(latent).flatten(1).sum(dim=1))
 
     def test_samples_have_the_latents_shape_and_follow_the_seed(self, kind, shape):
-        prior = PRIORS[kind](shape)
+        prior = HEADS[kind](shape)
         draw = [prior.sample(3, torch.Generator().manual_seed(seed), 1.0) for seed in (0, 0, 1)]
         assert draw[0].shape == (3, *shape) and draw[0].dtype == torch.float32
         assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
 
     def test_temperature_scales_the_distance_from_the_mean(self, kind, shape, perturbed):
-        prior = perturbed(PRIORS[kind](shape))
+        prior = perturbed(HEADS[kind](shape))
         mean, cool, warm = (prior.sample(3, torch.Generator().manual_seed(0), each) for each in (0.0, 0.5, 1.0))
         assert torch.equal(mean[0], mean[1])
         torch.testing.assert_close(cool - mean, (warm - mean) / 2)
 
     def test_initialize_leaves_it_alone(self, kind, shape, perturbed, normal):
-        prior, latent = perturbed(PRIORS[kind](shape)), normal(4, *shape)
+        prior, latent = perturbed(HEADS[kind](shape)), normal(4, *shape)
         before = prior.log_prob(latent)
         prior.initialize(3 * latent)
         assert torch.equal(prior.log_prob(latent), before)

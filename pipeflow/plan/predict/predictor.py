@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pipeflow.config import Config
 from pipeflow.flow import Part, cut_names, split_flow
-from pipeflow.flow.cuts import balance
+from pipeflow.flow.balance import balance
 from pipeflow.plan.fake import build_without_memory
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.predict.machines import Machines
