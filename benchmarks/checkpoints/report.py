@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from statistics import median
 
-from benchmarks.machine import in_words
+from benchmarks.by_device import sections
 
-TITLES = {"cpu": "CPU", "cuda": "GPU"}
-COMMANDS = {"cpu": "python -m benchmarks.checkpoints.run", "cuda": "python -m benchmarks.checkpoints.run --device cuda"}
 GOAL = 1.05
 """A step beside a checkpoint, at most, over one without."""
 
@@ -20,10 +18,7 @@ def report(document: dict) -> str:
         "same round. With the copy: all these steps and the stall before them, over as many median steps without. Below "
         "the rounds their medians.",
     ]
-    for device in TITLES:
-        lines += ["", f"## {TITLES[device]}", ""]
-        lines += list(_device(document[device])) if device in document else [f"Not measured: `{COMMANDS[device]}`."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *sections(document, "benchmarks.checkpoints.run", _table)]) + "\n"
 
 
 def ratio(result: dict) -> float:
@@ -37,10 +32,8 @@ def ratio_with_copy(result: dict) -> float:
     return taken / (len(result["steps_s"]) * median(result["quiet_steps_s"]))
 
 
-def _device(measured: dict) -> Iterator[str]:
+def _table(measured: dict) -> Iterator[str]:
     rounds = [result for result in measured["rounds"] if result["steps_s"]]
-    yield f"`{measured['command']}` on {in_words(measured['machine'])}; {measured['threads']} CPU threads."
-    yield ""
     yield (
         f"{measured['num_parameters']:,} parameters, batch {measured['batch_size']}, {measured['bytes'] / 1e6:,.0f} MB a "
         f"checkpoint. The first copy, which also gets its memory: {measured['first_copy_s']:.2f} s."

@@ -1,7 +1,7 @@
 """Does a training step wait for a checkpoint? Steps while one is written beside the training, against steps without.
 
     python -m benchmarks.checkpoints.run [--device cpu|cuda] [--rounds 7] [--batch 4] [--num-steps 32] [--width 512]
-                                         [--threads 2] [--dir .]
+                                         [--threads 2] [--dir .] [--out FOLDER]
 
 One process trains the flow as a worker does. In each round, in turn: steps without a checkpoint; a checkpoint, and steps
 until it is whole; steps without one; a checkpoint that somebody waits for at once; one in the way of before, in which
@@ -13,6 +13,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.by_device import save
+from benchmarks.by_device import make_parser, save
 from benchmarks.checkpoints.report import report
 from pipeflow.config import Config
 from pipeflow.device import choose_device
@@ -146,31 +147,29 @@ def measure(
     }
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = make_parser(__doc__, HERE)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument(
         "--num-steps", type=int, default=32, help="flow steps a block; 32 of width 512: the published flow"
     )
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dir", default=".", help="a folder on the disk that is written to")
     return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the results."""
-    options = parse_arguments()
+    options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="checkpoints-") as folder:
         measured = measure(
             device, options.rounds, options.batch, options.num_steps, options.width, Path(folder), QUIET_STEPS
         )
-    save(HERE / "results", "benchmarks.checkpoints.run", options.device, options.threads, measured, report)
+    save(options, "results", "benchmarks.checkpoints.run", arguments, measured, report)
 
 
 if __name__ == "__main__":

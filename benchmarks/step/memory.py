@@ -6,19 +6,18 @@ A flow of one block, width 64, batch 64, each depth and way in a fresh process: 
 Writes memory.md and memory.json beside this file; what the other device gave is kept in them.
 """
 
-import argparse
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.by_device import save
-from benchmarks.machine import in_words
+from benchmarks.by_device import make_parser, save, sections
 from benchmarks.step.held import Held, OutOfMemory
-from benchmarks.step.report import TITLES
 from benchmarks.step.systems import Case
 from benchmarks.step.training import Training
 
 HERE = Path(__file__).parent
+PROGRAM = "benchmarks.step.memory"
 NUM_STEPS = (8, 32, 96, 256)
 WAYS = ("keep", "recompute", "invert")
 WIDTH, BATCH_SIZE = 64, 64
@@ -53,22 +52,15 @@ def report(document: dict) -> str:
         "process held at most above what it held before it had a flow, on a GPU tensors at most. Error: by how much what "
         "the backward got by inverting differed from what the forward had, as the part tells it.",
     ]
-    for device, title in TITLES.items():
-        lines += ["", f"## {title}", ""]
-        if device not in document:
-            lines.append(f"Not measured: `python -m benchmarks.step.memory --device {device}`.")
-            continue
-        measured = document[device]
-        lines += [
-            f"`{measured['command']}` on {in_words(measured['machine'])}; {measured['threads']} CPU threads.",
-            "",
-            "| flow steps | activations | MB | keep = 1 | MB a flow step | s a step | keep = 1 | error |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        kept = {row["num_steps"]: row for row in measured["rows"] if row["way"] == "keep" and "bytes" in row}
-        for row in measured["rows"]:
-            lines.append(_row(row, kept.get(row["num_steps"])))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *sections(document, PROGRAM, _table)]) + "\n"
+
+
+def _table(measured: dict) -> Iterator[str]:
+    yield "| flow steps | activations | MB | keep = 1 | MB a flow step | s a step | keep = 1 | error |"
+    yield "|---|---|---|---|---|---|---|---|"
+    kept = {row["num_steps"]: row for row in measured["rows"] if row["way"] == "keep" and "bytes" in row}
+    for row in measured["rows"]:
+        yield _row(row, kept.get(row["num_steps"]))
 
 
 def _row(row: dict, keep: dict | None) -> str:
@@ -83,20 +75,18 @@ def _row(row: dict, keep: dict | None) -> str:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=tuple(TITLES))
+    parser = make_parser(__doc__, HERE)
     parser.add_argument("--steps", type=int, nargs="+", default=list(NUM_STEPS))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rows = []
     for num_steps in options.steps:
         for way in options.ways:
             rows.append(measure(num_steps, way, options.device, options.threads))
             print(json.dumps(rows[-1]), flush=True)
-    save(HERE / "memory", "benchmarks.step.memory", options.device, options.threads, {"rows": rows}, report)
+    save(options, "memory", PROGRAM, arguments, {"rows": rows}, report)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from statistics import median
 
+from benchmarks.by_device import TITLES
 from benchmarks.machine import in_words
 from benchmarks.step.systems import NORMFLOWS
 
-TITLES = {"cpu": "CPU", "cuda": "GPU"}
-COMMANDS = {"cpu": "python -m benchmarks.step.run", "cuda": "python -m benchmarks.step.run --device cuda"}
+NO_BFLOAT16 = "no bfloat16 arithmetic"
 RIVAL, REFERENCE = "normflows", "reference"
 EPOCH_IMAGES = 781 * 64
 """Of CIFAR-10's 50,000, in whole batches of 64."""
@@ -45,7 +45,7 @@ def report(document: dict) -> str:
 
 
 def _not_measured(device: str) -> Iterator[str]:
-    yield f"Not measured: `{COMMANDS[device]}`."
+    yield f"Not measured: `python -m benchmarks.step.run --device {device}`."
     yield ""
     for *_, words in GOALS[device]:
         yield f"- Goal, {words}: not measured."
@@ -54,6 +54,8 @@ def _not_measured(device: str) -> Iterator[str]:
 def _device(measured: dict, device: str) -> Iterator[str]:
     yield (f"`{measured['command']}` on {in_words(measured['machine'])}; {measured['threads']} CPU threads.")
     yield ""
+    if not measured.get("bfloat16", True):
+        yield "- This processor has no bfloat16 arithmetic: nothing is measured in bfloat16."
     results = {name_of(result["case"]): result for result in measured["cases"]}
     for goal in GOALS[device]:
         yield f"- Goal, {judge(goal, results)}."
@@ -85,11 +87,13 @@ def ratio(result: dict, system: str, other: str) -> float | None:
 
 
 def limit_seconds(result: dict, dtype: str) -> float | None:
-    """Of a step, at the measured matrix rate; dtype: of the coupling nets. None where no system of ours was there."""
+    """Of a step, at the measured matrix rate; dtype: of the coupling nets. None where it was not measured, or no system of ours was."""
     counts = [each["multiply_adds"] for each in result["systems"].values() if each.get("multiply_adds")]
     if not counts:
         return None
     flops, operations = result["limits"]["flops"], 2 * 3 * result["case"]["batch_size"]
+    if dtype not in flops:
+        return None
     return operations * (counts[0]["coupling"] / flops[dtype] + counts[0]["other"] / flops["float32"])
 
 
@@ -144,11 +148,13 @@ def _met(is_met: bool) -> str:
 
 def _systems(result: dict) -> Iterator[str]:
     limits = result["limits"]
-    yield (
-        f"The device at best: {limits['flops']['float32'] / 1e12:.3g} Tflop/s in float32 "
-        f"({limits['ways']['float32']}), {limits['flops']['bfloat16'] / 1e12:.3g} in bfloat16 "
-        f"({limits['ways']['bfloat16']}), {limits['bytes'] / 1e9:.3g} GB/s ({limits['ways']['bytes']})."
-    )
+    flops = [
+        f"{value / 1e12:.3g}{' Tflop/s' * (dtype == 'float32')} in {dtype} ({limits['ways'][dtype]})"
+        for dtype, value in limits["flops"].items()
+    ]
+    if "bfloat16" not in limits["flops"]:
+        flops.append("bfloat16 not measured")
+    yield f"The device at best: {', '.join(flops)}, {limits['bytes'] / 1e9:.3g} GB/s ({limits['ways']['bytes']})."
     yield ""
     yield (
         "| system | images/s | normflows = 1 | normflows-plain = 1 | reference = 1 | share of the matrix limit "
@@ -157,8 +163,9 @@ def _systems(result: dict) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for name, system in result["systems"].items():
         found = rates(result, name)
-        if "out_of_memory" in system:
-            yield f"| {name} | out of memory | - | - | - | - | - | - | - | - | - |"
+        if "out_of_memory" in system or "not_measured" in system:
+            reason = "out of memory" if "out_of_memory" in system else f"not measured: {system['not_measured']}"
+            yield f"| {name} | {reason} | - | - | - | - | - | - | - | - | - |"
             continue
         against = [ratio(result, name, other) for other in (RIVAL, "normflows-plain", REFERENCE)]
         shares = [share(result, name), roofline_share(result, name)]

@@ -8,26 +8,27 @@ compiled code; what is compiled runs once more with the cache that it left. Writ
 this file; what the other device gave is kept in them.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 import yaml
 
-from benchmarks.by_device import save
-from benchmarks.machine import in_words
-from benchmarks.step.report import TITLES
+from benchmarks.by_device import make_parser, save, sections
 from benchmarks.step.systems import PIPEFLOW, SMALL
 from pipeflow.config import Config
 
 HERE = Path(__file__).parent
-SYSTEMS = {"cpu": ("reference", "fast", "fast-compile"), "cuda": ("reference", "fast", "fast-graphs", "fast-compile")}
+PROGRAM = "benchmarks.step.short_run"
+SYSTEMS = ("reference", "fast", "fast-compile")
+LIMIT_S = 900.0
+"""Seconds after which a run is given up."""
 AGAIN = ", compiled before"
 
 
@@ -59,7 +60,7 @@ def measure(options: dict, device: str, threads: int) -> dict[str, float]:
             path.write_text(yaml.safe_dump(config.to_dict()))
             command = [sys.executable, "-m", "pipeflow.launch", "--config", str(path)]
             start = time.perf_counter()
-            process = subprocess.run(command, capture_output=True, text=True, env=environment)
+            process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_S)
             seconds[name] = time.perf_counter() - start
             if process.returncode != 0:
                 sys.exit(f"{' '.join(command)} failed:\n{process.stderr[-3000:]}")
@@ -73,44 +74,33 @@ def report(document: dict) -> str:
         "",
         "Seconds from start to exit: median of the rounds (lowest to highest). Ratios are taken in each round.",
     ]
-    for device, title in TITLES.items():
-        lines += ["", f"## {title}", ""]
-        if device not in document:
-            lines.append(f"Not measured: `python -m benchmarks.step.short_run --device {device}`.")
-            continue
-        measured = document[device]
-        rounds = measured["rounds"]
-        lines += [
-            f"`{measured['command']}` on {in_words(measured['machine'])}; {measured['threads']} CPU threads.",
-            "",
-            f"| system | s | {next(iter(rounds[0]))} = 1 |",
-            "|---|---|---|",
-        ]
-        for name in rounds[0]:
-            seconds = [each[name] for each in rounds]
-            ratios = [each[name] / next(iter(each.values())) for each in rounds]
-            lines.append(
-                f"| {name} | {median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f}) | {median(ratios):.2f} |"
-            )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *sections(document, PROGRAM, _table)]) + "\n"
 
 
-def main() -> None:
+def _table(measured: dict) -> Iterator[str]:
+    rounds = measured["rounds"]
+    yield f"| system | s | {next(iter(rounds[0]))} = 1 |"
+    yield "|---|---|---|"
+    for name in rounds[0]:
+        seconds = [each[name] for each in rounds]
+        ratios = [each[name] / next(iter(each.values())) for each in rounds]
+        yield f"| {name} | {median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f}) | {median(ratios):.2f} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=tuple(TITLES))
+    parser = make_parser(__doc__, HERE)
     parser.add_argument("--systems", nargs="+", choices=tuple(PIPEFLOW))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rounds = []
     for number in range(options.rounds):
         rounds.append({})
-        for name in options.systems or SYSTEMS[options.device]:
+        for name in options.systems or SYSTEMS:
             seconds = measure(PIPEFLOW[name], options.device, options.threads)
             rounds[-1].update({f"{name}{behind}": each for behind, each in seconds.items()})
         print(f"round {number}: {json.dumps(rounds[-1])}", flush=True)
-    save(HERE / "short_run", "benchmarks.step.short_run", options.device, options.threads, {"rounds": rounds}, report)
+    save(options, "short_run", PROGRAM, arguments, {"rounds": rounds}, report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is compared: sizes, systems as dictionaries of options, and the training step of each of them.
 
-A system of pipeflow is sections of `pipeflow.config.Config` laid over the size's; one of normflows the arguments of
-`benchmarks.step.rival.NormflowsStep`.
+A system of pipeflow is sections of `pipeflow.config.Config` laid over the size's, and where torch.compile's mode is not the
+product's own, COMPILE_MODE; one of normflows is the arguments of `benchmarks.step.rival.NormflowsStep`.
 """
 
 import itertools
@@ -21,6 +21,9 @@ from pipeflow.workers.timeline import Timeline
 
 PUBLISHED = {"num_blocks": 3, "num_steps": 32, "width": 512}
 SMALL = {"num_blocks": 3, "num_steps": 4, "width": 64}
+TOY = {"num_blocks": 2, "num_steps": 2, "width": 8}
+"""Tells nothing; for trying the benchmark itself."""
+MODELS = {"published": PUBLISHED, "small": SMALL, "toy": TOY}
 NUM_PARTS = 3
 
 NORMFLOWS = {
@@ -38,6 +41,18 @@ PIPEFLOW = {
     "fast-bf16-compile": {"precision": {"step": "fast", "coupling": "bfloat16", "compile": True}},
 }
 
+COMPILE_MODE = "compile_mode"
+REDUCED_OVERHEAD = {
+    "fast-reduce-overhead": {"precision": {"step": "fast"}, COMPILE_MODE: "reduce-overhead"},
+    "fast-bf16-reduce-overhead": {
+        "precision": {"step": "fast", "coupling": "bfloat16"},
+        COMPILE_MODE: "reduce-overhead",
+    },
+}
+"""On a GPU: the flow steps compiled one by one as `precision.compile` does it, but launched as CUDA graphs."""
+
+SYSTEMS = {**NORMFLOWS, **PIPEFLOW, **REDUCED_OVERHEAD}
+
 CLIP_NORM = 1.0
 NUM_LATENTS = 4
 """Batches of latents that a part which is not the first trains on, in turn."""
@@ -48,7 +63,7 @@ class Case:
     """A flow and a batch: what all systems of a table compute."""
 
     size: str
-    """published, small, or part K of the published size."""
+    """A name of MODELS, or part K of the published size."""
     model: dict
     batch_size: int
     device: str
@@ -72,7 +87,7 @@ def cases(sizes: list[str], batch_sizes: dict[str, list[int]], device: str) -> l
                     for part in range(NUM_PARTS)
                 ]
             else:
-                made.append(Case(size, {"published": PUBLISHED, "small": SMALL}[size], batch_size, device))
+                made.append(Case(size, MODELS[size], batch_size, device))
     return made
 
 
@@ -86,6 +101,8 @@ def configuration(case: Case, options: dict) -> Config:
         "optim": {"batch_size": case.batch_size, "lr": 1e-4, "clip_norm": CLIP_NORM},
     }
     for section, values in options.items():
+        if section == COMPILE_MODE:
+            continue
         sections[section] = {**sections.get(section, {}), **values}
     return Config.from_dict(sections)
 
@@ -112,6 +129,9 @@ class PipeflowStep:
     def __init__(self, case: Case, options: dict, images: Images, device: torch.device):
         config = configuration(case, options)
         flow = build_flow(config, images.batches.data.shape)
+        self._records = COMPILE_MODE in options
+        if self._records:
+            _compile_steps(flow, options[COMPILE_MODE])
         cuts = cut_names(flow, config.parts.split, config.parts.num)
         parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
         latent = images.batches.initial()
@@ -125,6 +145,8 @@ class PipeflowStep:
 
     def __call__(self) -> Tensor:
         """Trains on the next batch; the loss."""
+        if self._records:
+            torch.compiler.cudagraph_mark_step_begin()
         _, loss = self.trainer.forward(self._next())
         self.trainer.update(loss)
         return loss.detach()
@@ -134,6 +156,14 @@ class PipeflowStep:
         """Of `memory.activations: invert`, where the part tells it."""
         error = self.part.reconstruction_error
         return None if error is None else float(error)
+
+
+def _compile_steps(flow: Flow, mode: str) -> None:
+    """As `precision.compile` does it, in another mode of torch.compile."""
+    torch._dynamo.config.recompile_limit = 64
+    for _, layer in flow.named_layers():
+        if isinstance(layer, FlowStep):
+            layer.compile(dynamic=False, mode=mode)
 
 
 def _multiply_adds(flow: Flow, part: Part) -> dict[str, int]:
