@@ -20,7 +20,9 @@ def make_parser(description: str, out: Path | None = None) -> argparse.ArgumentP
     parser.add_argument("--device", default="cpu", choices=tuple(TITLES))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, 2 by default")
     if out is not None:
-        parser.add_argument("--out", type=Path, default=out, help="folder of the results, by default the benchmark's own")
+        parser.add_argument(
+            "--out", type=Path, default=out, help="folder of the results, by default the benchmark's own"
+        )
     return parser
 
 
@@ -56,7 +58,7 @@ def read(path: Path) -> dict:
 
 
 def sections(document: dict, program: str, table: Callable[[dict], Iterator[str]]) -> Iterator[str]:
-    """The lines of all devices: a title, the command and the machine, and the device's table; or that nobody measured it."""
+    """The lines of all devices: a title, the command and the machine, and the table; or that nobody measured it."""
     for device, title in TITLES.items():
         yield from ["", f"## {title}", ""]
         if device not in document:

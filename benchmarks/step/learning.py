@@ -12,7 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from benchmarks.machine import describe_machine, in_words
+from pipeflow.device import has_bfloat16
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / "configs" / "cifar10" / "small_glow.yaml"
@@ -34,6 +37,9 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, list[float]] = {}
     for way, changes in WAYS.items():
+        if "bfloat16" in way and not has_bfloat16(torch.device("cpu")):
+            print(f"{way}: not measured, for this processor has no arithmetic for it")
+            continue
         for seed in SEEDS:
             folder = options.runs / f"{way.replace(',', '').replace(' ', '_')}_seed{seed}"
             found.setdefault(way, []).append(train(folder, {**changes, "run.seed": str(seed)}, options.data))

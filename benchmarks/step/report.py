@@ -87,7 +87,7 @@ def ratio(result: dict, system: str, other: str) -> float | None:
 
 
 def limit_seconds(result: dict, dtype: str) -> float | None:
-    """Of a step, at the measured matrix rate; dtype: of the coupling nets. None where it was not measured, or no system of ours was."""
+    """Of a step, at the measured matrix rate; dtype: of the coupling nets. None where nobody measured it."""
     counts = [each["multiply_adds"] for each in result["systems"].values() if each.get("multiply_adds")]
     if not counts:
         return None

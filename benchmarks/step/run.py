@@ -115,10 +115,10 @@ def in_own_process(threads: int, factory: type, arguments: tuple, name: str, *of
         process.close()
 
 
-def measure_roofline(case: Case, limits: dict, threads: int) -> dict[str, list[dict]]:
+def measure_roofline(case: Case, limits: dict, seconds: float, threads: int) -> dict[str, list[dict]]:
     """Rows of kinds of layers, by type of the coupling nets: of each type that has limits."""
     return {
-        dtype: in_own_process(threads, Roofline, (case,), "measure", dtype, limits) for dtype in limits["flops"]
+        dtype: in_own_process(threads, Roofline, (case, seconds), "measure", dtype, limits) for dtype in limits["flops"]
     }
 
 
@@ -139,7 +139,9 @@ def added(before: dict, measured: list[dict]) -> list[dict]:
         name = name_of(result["case"])
         old = kept.get(name)
         if old is not None:
-            rounds = [{key: rate for key, rate in each.items() if key not in result["systems"]} for each in old["rounds"]]
+            rounds = [
+                {key: rate for key, rate in each.items() if key not in result["systems"]} for each in old["rounds"]
+            ]
             result = {
                 **old,
                 **result,
@@ -182,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for case in cases(options.size, batch_sizes, options.device):
         result = measure(case, systems, options.rounds, options.seconds, options.threads, bfloat16)
         if case.part is None:
-            result["roofline"] = measure_roofline(case, result["limits"], options.threads)
+            result["roofline"] = measure_roofline(case, result["limits"], options.seconds, options.threads)
         measured.append(result)
         commands = [before["command"]] if before else []
         command = "; ".join([*commands, command_line(PROGRAM, arguments)])

@@ -21,7 +21,7 @@ from pipeflow.workers.timeline import Timeline
 
 PUBLISHED = {"num_blocks": 3, "num_steps": 32, "width": 512}
 SMALL = {"num_blocks": 3, "num_steps": 4, "width": 64}
-TOY = {"num_blocks": 2, "num_steps": 2, "width": 8}
+TOY = {"num_blocks": 1, "num_steps": 2, "width": 32}
 """Tells nothing; for trying the benchmark itself."""
 MODELS = {"published": PUBLISHED, "small": SMALL, "toy": TOY}
 NUM_PARTS = 3

@@ -1,8 +1,10 @@
+import pytest
 import torch
 
 from benchmarks.checkpoints.report import report
 from benchmarks.checkpoints.run import measure
 
+pytestmark = pytest.mark.slow
 MACHINE = {"cpu": "some CPU", "cores": "2", "gpu": "none", "python": "3", "torch": "2", "pipeflow": "0"}
 
 

@@ -16,6 +16,7 @@ from benchmarks.faults.trainings import HANG_SECONDS, Training, config_of, diffe
 from benchmarks.links.hosts import make_hosts
 from pipeflow import train
 
+pytestmark = pytest.mark.slow
 MODE = "brief"
 LINK_TIMEOUT = 2.0
 

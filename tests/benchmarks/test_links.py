@@ -13,6 +13,7 @@ from benchmarks.links import hosts as hosts_module
 from benchmarks.links.hosts import HostsError, make_hosts, measure_rate, measure_round_trip
 from benchmarks.links.report import falls_below, summarize
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="network namespaces need root on Linux"

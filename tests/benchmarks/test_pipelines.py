@@ -20,6 +20,7 @@ from pipeflow.config import Config, load  # noqa: E402
 from pipeflow.data import Batches, load_data  # noqa: E402
 from pipeflow.flow import build_flow, cut_names, split_flow  # noqa: E402
 
+pytestmark = pytest.mark.slow
 BATCH_SIZE, MICRO_BATCHES, STEPS, WARMUP = 8, 4, 4, 2
 PIPELINES = ["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
 RUNS = {

@@ -19,6 +19,7 @@ from pipeflow.config import load
 from pipeflow.errors import CheckpointError, ConfigError
 from tests.training.small_runs import assert_same_tensors, small_config
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 EQUAL = {
     "across2_lr1e-4": 64, "concurrent_balanced3": 90, "across3_lr1e-5": 58, "alternate_balanced3": 57,

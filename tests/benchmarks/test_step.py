@@ -1,34 +1,34 @@
 """benchmarks/step: normflows' Glow is ours, the roofline counts what the flow counts, turns are taken, tables are true."""
 
-import sys
-from pathlib import Path
+import json
+import time
 
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.step import limits, memory, short_run
+from benchmarks.machine import describe_machine
+from benchmarks.step import limits, memory, run, short_run
 from benchmarks.step.held import Held
+from benchmarks.step.limits import Limits, Work
 from benchmarks.step.report import GOALS, judge, report
 from benchmarks.step.rival import make_glow
 from benchmarks.step.roofline import layer_kinds
-from benchmarks.step.run import check_parameters, measure
-from benchmarks.step.systems import NORMFLOWS, PIPEFLOW, PUBLISHED, SMALL, Case, bits_per_dim, configuration
+from benchmarks.step.run import added, check_parameters, measure
+from benchmarks.step.systems import NORMFLOWS, PIPEFLOW, PUBLISHED, SMALL, TOY, Case, bits_per_dim, configuration
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
 from pipeflow.flow import Flow, FlowStep, glow
 
+pytestmark = pytest.mark.slow
 SHAPE = (3, 32, 32)
-TINY = {"num_blocks": 1, "num_steps": 2, "width": 32}
 
 
 def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("model", [SMALL, {**PUBLISHED, "num_steps": 4}], ids=["small", "wide"])
+@pytest.mark.parametrize("model", [SMALL, {**PUBLISHED, "num_steps": 1}], ids=["small", "wide"])
 @pytest.mark.parametrize("net_actnorm", [True, False])
 def test_parameters_agree(model, net_actnorm):
     theirs = num_parameters(make_glow(SHAPE, model, net_actnorm))
@@ -100,7 +100,7 @@ def copy_step(step: FlowStep, block: nn.Module) -> None:
         norm.t.copy_((mine.bias * torch.exp(3 * mine.log_scale)).view_as(norm.t))
 
 
-@pytest.mark.parametrize("model", [SMALL, {**PUBLISHED, "num_steps": 2}], ids=["small", "wide"])
+@pytest.mark.parametrize("model", [SMALL, {**PUBLISHED, "num_steps": 1}], ids=["small", "wide"])
 def test_kinds_of_layers_have_all_multiply_adds(model):
     flow = glow(SHAPE, **model)
     kinds = layer_kinds(flow, 8, "float32")
@@ -136,23 +136,62 @@ def test_best_limits_over_rounds():
     assert found["ways"]["float32"] == "second"
 
 
+def test_limits_grow_for_as_long_as_there_is_time():
+    """One operation takes a millisecond here at least: 8 of them, 5 times, would take more than is left."""
+
+    def works():
+        for amount in (1, 2, 4, 8, 16):
+            yield Work(str(amount), amount, lambda amount=amount: time.sleep(amount / 1000))
+
+    grown = [name for _, name in Limits("cpu", seconds=0.05)._grown(works())]
+    assert grown in (["1"], ["1", "2"], ["1", "2", "4"])
+    assert [name for _, name in Limits("cpu", seconds=0.0)._grown(works())] == ["1"]
+
+
+def test_no_bfloat16_where_the_processor_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "has_bfloat16", lambda device: False)
+    words = ["--size", "toy", "--batch", "2", "--systems", "fast", "fast-bf16", "--rounds", "1", "--seconds", "0"]
+    run.main([*words, "--threads", "1", "--out", str(tmp_path)])
+    document = json.loads((tmp_path / "results.json").read_text())["cpu"]
+    (case,) = document["cases"]
+    assert set(case["limits"]["flops"]) == {"float32"} == set(case["roofline"])
+    assert set(case["rounds"][0]) == {"fast"}
+    text = (tmp_path / "results.md").read_text()
+    assert "This processor has no bfloat16 arithmetic: nothing is measured in bfloat16." in text
+    assert "| fast-bf16 | not measured: no bfloat16 arithmetic |" in text
+    assert "bfloat16 not measured, " in text and "limit, coupling nets in bfloat16" not in text
+
+
+def test_what_is_added_stands_beside_what_was_measured_before():
+    old = synthetic(16, {"a": [1.0, 2.0], "b": [3.0, 4.0]}, {"a": {"n": 1}, "b": {"n": 1}})
+    new = synthetic(16, {"b": [5.0], "c": [6.0]}, {"b": {"n": 2}, "c": {"n": 2}})
+    other = synthetic(64, {"a": [7.0]}, {"a": {"n": 3}})
+    before = {"machine": describe_machine(), "cases": [old]}
+    first, second = added(before, [new, other])
+    assert first["rounds"] == [{"a": 1.0}, {"a": 2.0}, {"b": 5.0, "c": 6.0}]
+    assert first["systems"] == {"a": {"n": 1}, "b": {"n": 2}, "c": {"n": 2}} and second == other
+    with pytest.raises(ValueError, match="another machine"):
+        added({**before, "machine": MACHINE}, [new])
+
+
 def test_two_systems_take_turns():
-    case = Case("tiny", TINY, 8, "cpu")
+    case = Case("toy", TOY, 8, "cpu")
     systems = {"normflows": NORMFLOWS["normflows"], "plain": {}}
-    found = measure(case, systems, rounds=2, seconds=0.01, threads=1)
+    found = measure(case, systems, rounds=2, seconds=0, threads=1, bfloat16=False)
     assert [set(each) for each in found["rounds"]] == [set(systems)] * 2
     assert all(rate > 0 for each in found["rounds"] for rate in each.values())
     for name in systems:
         started = found["systems"][name]
         assert started["first_step_s"] > 0 and started["bytes"] > 0
         assert started["reconstruction_error"] is None
-    assert sum(found["systems"]["plain"]["multiply_adds"].values()) == glow(SHAPE, **TINY).multiply_adds()
+    assert sum(found["systems"]["plain"]["multiply_adds"].values()) == glow(SHAPE, **TOY).multiply_adds()
     assert found["limits"]["bytes"] > 0
 
 
 def test_a_part_is_trained_alone():
     case = Case("part 1 of 3", {"num_blocks": 2, "num_steps": 2, "width": 8}, 8, "cpu", part=1)
-    found = measure(case, {"normflows": NORMFLOWS["normflows"], "plain": {}}, rounds=1, seconds=0.01, threads=1)
+    systems = {"normflows": NORMFLOWS["normflows"], "plain": {}}
+    found = measure(case, systems, rounds=1, seconds=0, threads=1, bfloat16=False)
     assert set(found["systems"]) == {"plain"}
     assert found["rounds"][0]["plain"] > 0
 
