@@ -1,12 +1,19 @@
-"""What all tests share: one thread, a cache folder of their own, and one small run that has ended."""
+"""What all tests share: one thread, a cache folder of their own, workers that end with the test, and one small run."""
 
-from collections.abc import Iterator
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import pytest
 import torch
 
 import pipeflow
+from tests.launching import Launch
+from tests.small_runs import torchrun as start_torchrun
 
 torch.set_num_threads(1)
 
@@ -17,6 +24,37 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Launch]]:
+    """`launch(num_workers, *arguments)` starts workers as torchrun would; those that are left end after the test."""
+    started: list[Launch] = []
+
+    def start(num_workers: int | None, *arguments: str, **settings) -> Launch:
+        started.append(Launch(num_workers, *arguments, **settings))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+@pytest.fixture
+def torchrun() -> Iterator[Callable[..., subprocess.Popen]]:
+    """`torchrun(num_workers, *arguments)` for tests that are about torchrun itself; what is left ends after the test."""
+    started: list[subprocess.Popen] = []
+
+    def start(num_workers: int, *arguments: str, **settings) -> subprocess.Popen:
+        started.append(start_torchrun(num_workers, *arguments, **settings))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@ import math
 
 import pytest
 from rich.console import Console
-from run_records import ALTERNATE, GATHER, epochs, summary, write
 
 from pipeflow.report.figures import bytes_by_phase, plots
 from pipeflow.report.table import report
 from pipeflow.rundir.reading import read_run
+from tests.run_records import ALTERNATE, GATHER, epochs, summary, write
 
 
 def test_bytes_by_phase_count_everything_once(tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from run_records import ALTERNATE, GATHER, summary, write, write_log
 
 from pipeflow.errors import CheckpointError, PipeflowError
 from pipeflow.report.curves import AXES, exit_curves, spans
@@ -14,6 +13,7 @@ from pipeflow.report.curves import test_curve as whole_flow_curve
 from pipeflow.report.table import phases, report
 from pipeflow.rundir.reading import read_run
 from pipeflow.rundir.records import to_json
+from tests.run_records import ALTERNATE, GATHER, summary, write, write_log
 
 
 def printed(run_dirs, width: int = 160, **options) -> str:

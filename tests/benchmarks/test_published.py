@@ -17,7 +17,7 @@ from benchmarks.published.rows import CONFIGS, ROWS, Settings, equal_epochs, lau
 from benchmarks.published.slices import Leg, Slice
 from pipeflow.config import load
 from pipeflow.errors import CheckpointError, ConfigError
-from tests.training.small_runs import assert_same_tensors, small_config
+from tests.small_runs import assert_same_tensors, small_config
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

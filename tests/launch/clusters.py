@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
-from tests.training.small_runs import read_until
+from tests.small_runs import read_until
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

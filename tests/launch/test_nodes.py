@@ -13,7 +13,7 @@ from torch.distributed.run import get_args_parser
 from benchmarks.links.hosts import Hosts, make_hosts
 from pipeflow.config import load, parse_arguments
 from pipeflow.training.run import train
-from tests.training.small_runs import assert_same_tensors, learned, options, small_config
+from tests.small_runs import assert_same_tensors, learned, options, small_config
 
 ROOT = Path(__file__).parents[2]
 RECIPE = (ROOT / "launch" / "README.md").read_text()

@@ -14,7 +14,7 @@ import ray.train
 
 from pipeflow import train
 from tests.launch.clusters import RAY, Cluster, lose, processes_of
-from tests.training.small_runs import (
+from tests.small_runs import (
     assert_same_tensors,
     errors_in,
     finish,

@@ -9,7 +9,7 @@ from pipeflow.errors import ConfigError, DataError, WorkerError
 from pipeflow.ray.errors import NoRetryOfMistakes, in_words
 from pipeflow.ray.train import main, train_on_ray
 from pipeflow.ray.worker import metrics_of
-from tests.training.small_runs import small_config
+from tests.small_runs import small_config
 
 
 def said(capsys, *arguments: str) -> str:

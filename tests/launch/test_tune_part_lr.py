@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pipeflow.errors import ConfigError
 from pipeflow.ray.tune import _trial, search
-from tests.training.small_runs import small_config
+from tests.small_runs import small_config
 
 SEQUENTIAL = {"mode": "sequential", "local_epochs": 6, "finetune_epochs": 0}
 

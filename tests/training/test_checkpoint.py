@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_runs import write_file
 
 import pipeflow
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.checkpoint import FORMAT, Checkpoints
 from pipeflow.training import checkpoint
+from tests.small_runs import write_file
 
 MORE = {"stage": "local", "counts": {"blocks.0.steps.1": [3, 7]}, "history": [{"epoch": 0, "loss": 0.1 + 0.2}]}
 
@@ -272,7 +272,7 @@ class TestFullDisk:
         program = """
 import json, os, sys, torch
 from pathlib import Path
-from small_runs import write_file
+from tests.small_runs import write_file
 from pipeflow.errors import CheckpointError
 from pipeflow.training.checkpoint import Checkpoints
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=9)
@@ -300,7 +300,7 @@ print(json.dumps([no_room, no_room_for_manifest, checkpoints.newest()]))
         folder.mkdir()
         script = 'mount -t tmpfs -o size=300k tmpfs "$0" && exec "$@"'
         command = ["unshare", "-rm", "sh", "-c", script, str(folder), sys.executable, "-c", program, str(folder)]
-        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
         result = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
         assert result.returncode == 0, result.stderr

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_runs import PROGRAMS, errors_in, finish
 
 from pipeflow.errors import WorkerError
 from pipeflow.links.link import EVALUATION, TRAINING, Channel, LocalLink
 from pipeflow.workers.traffic import Traffic
+from tests.small_runs import errors_in, finish
 
 
 def local_link(dtype="float32") -> tuple[LocalLink, Traffic]:
@@ -50,7 +50,7 @@ def test_a_latent_with_a_gradient_cannot_be_sent():
 def test_between_processes(launch):
     """One after the other in the same two processes; the last one loses one of them."""
     programs = ["order", "depth", "wrong_step", "late", "lost"]
-    process = launch(2, str(PROGRAMS / "links.py"), *programs)
+    process = launch(2, *programs, entry="tests.training.programs.links:main")
     output = finish(process)
     assert process.returncode == 0, output
     for program in programs:

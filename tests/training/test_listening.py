@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import finish, options, read_until, small_config
+
+from tests.small_runs import finish, options, read_until, small_config
 
 ADDRESS = "192.0.2.7"
 MACHINE = f"""

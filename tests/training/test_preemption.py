@@ -9,7 +9,6 @@ import threading
 
 import pytest
 import torch
-from small_runs import assert_same_tensors, finish, learned, options, read_until, small_config, train_in_turn
 
 from pipeflow import train
 from pipeflow.config import Config
@@ -18,6 +17,7 @@ from pipeflow.flow import Flow, build_flow
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.training.saver import Saver
 from pipeflow.training.worker import Worker
+from tests.small_runs import assert_same_tensors, finish, learned, options, read_until, small_config, train_in_turn
 
 SHAPE = (3, 32, 32)
 MODES = {
@@ -113,7 +113,7 @@ def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
     """The launcher passes the signal on to all workers; two of them resume what three have saved."""
     data, schedule = {"num_train": 640, "num_test": 40}, {"mode": "concurrent", "local_epochs": 3, "finetune_epochs": 1}
     config = small_config(tmp_path / "run", data=data, schedule=schedule)
-    process = launch(3, "-m", "pipeflow.launch", *options(config))
+    process = launch(3, *options(config))
     seen = read_until(process, lambda line: line.startswith("epoch 1/"))
     process.send_signal(signal.SIGTERM)
     output = seen + finish(process)
@@ -121,7 +121,7 @@ def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
     assert "error:" not in output
     undisturbed = small_config(tmp_path / "undisturbed", data=data, schedule=schedule)
     train(undisturbed)
-    process = launch(2, "-m", "pipeflow.launch", *options(config))
+    process = launch(2, *options(config))
     output = finish(process)
     assert process.returncode == 0 and "resuming after 1 epochs" in output, output
     for path in (tmp_path / "run/checkpoints").glob("*-step-*"):
@@ -134,7 +134,7 @@ def test_data_parallel_workers_stop_at_one_batch(tmp_path, launch):
     data, schedule = {"num_train": 640, "num_test": 40}, {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 3}
     sections = {"data": data, "schedule": schedule, "finetune": {"parallel": "ddp"}}
     configs = [small_config(tmp_path / name, **sections) for name in ("run", "undisturbed")]
-    process = launch(2, "-m", "pipeflow.launch", *options(configs[0]))
+    process = launch(2, *options(configs[0]))
     seen = read_until(process, lambda line: line.startswith("epoch 1/"))
     process.send_signal(signal.SIGTERM)
     output = seen + finish(process)

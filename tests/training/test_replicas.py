@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import (
+
+from pipeflow import train
+from pipeflow.config import Config
+from pipeflow.errors import ConfigError
+from pipeflow.plan.plan import make_plan
+from pipeflow.plan.traffic import replica_bytes
+from pipeflow.workers.replicas import Replicas, share_of
+from tests.small_runs import (
     assert_same_tensors,
     checkpoint_tensors,
     errors_in,
@@ -18,13 +25,6 @@ from small_runs import (
     small_config,
     train_in_turn,
 )
-
-from pipeflow import train
-from pipeflow.config import Config
-from pipeflow.errors import ConfigError
-from pipeflow.plan.plan import make_plan
-from pipeflow.plan.traffic import replica_bytes
-from pipeflow.workers.replicas import Replicas, share_of
 
 CLOSE = 1e-4
 """By how much parameters and moments of a tensor may differ, of its norm: sums of gradients are rounded otherwise, and Adam
@@ -158,7 +158,7 @@ def test_a_checkpoint_goes_on_with_other_parts_and_replicas(runs, tmp_path, laun
     train(config_of(tmp_path / "one", "concurrent", 1))
     assert_close(tmp_path / "one/concurrent", runs[1, 1] / "concurrent")
     other = small_config(tmp_path / "cut/concurrent", parts={"split": "blocks", "num": 2, "replicas": 2})
-    process = launch(4, "-m", "pipeflow.launch", *options(other))
+    process = launch(4, *options(other))
     output = finish(process)
     assert process.returncode == 0 and "resuming after 1 epochs" in output, output
     assert (
@@ -169,7 +169,7 @@ def test_a_checkpoint_goes_on_with_other_parts_and_replicas(runs, tmp_path, laun
 def test_preempted_replicas_go_on_where_they_were(runs, tmp_path, launch):
     """The first of the first part's replicas stops handing out images, and its word follows the latents in each line."""
     config = long_enough_to_preempt(tmp_path / "run")
-    process = launch(4, "-m", "pipeflow.launch", *options(config))
+    process = launch(4, *options(config))
     seen = read_until(process, lambda line: line.startswith("epoch 1/"))
     process.send_signal(signal.SIGTERM)
     output = seen + finish(process)
@@ -194,7 +194,7 @@ def test_what_cannot_be_is_said(workers, sections, said):
 
 
 def test_workers_that_are_no_multiple_of_the_replicas_are_told_once(tmp_path, launch):
-    process = launch(3, "-m", "pipeflow.launch", "--run.dir", str(tmp_path / "run"), "--parts.replicas", "2")
+    process = launch(3, "--run.dir", str(tmp_path / "run"), "--parts.replicas", "2")
     output = finish(process)
     assert process.returncode != 0
     (error,) = errors_in(output)

@@ -1,14 +1,14 @@
 """What `train` reports to its caller, and that nothing changes where nobody asks for it."""
 
 import pytest
-from small_runs import PROGRAMS, assert_same_tensors, finish, learned, small_config
 
 from pipeflow import train
+from tests.small_runs import assert_same_tensors, finish, learned, small_config
 
 
 def test_every_worker_is_told_at_the_same_points(launch, tmp_path):
     """Two that wait out the fine-tuning too; rank 0 is told of the epochs, and the run is the same."""
-    process = launch(3, str(PROGRAMS / "reports.py"), str(tmp_path / "told"))
+    process = launch(3, str(tmp_path / "told"), entry="tests.training.programs.reports:main")
     output = finish(process)
     assert process.returncode == 0, output
     assert all(f"worker {rank} was told 4 times" in output for rank in range(3)), output

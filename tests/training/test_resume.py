@@ -6,7 +6,10 @@ import shutil
 
 import pytest
 import torch
-from small_runs import (
+
+from pipeflow import train
+from pipeflow.errors import CheckpointError
+from tests.small_runs import (
     SMALL,
     assert_same_tensors,
     checkpoint_tensors,
@@ -17,9 +20,6 @@ from small_runs import (
     small_config,
     train_in_turn,
 )
-
-from pipeflow import train
-from pipeflow.errors import CheckpointError
 
 SCHEDULE = {"mode": "alternate", "local_epochs": 3, "finetune_epochs": 2, "alternate_every": "2 steps"}
 
@@ -58,7 +58,7 @@ def test_resuming_after_any_epoch_gives_the_same_run(undisturbed, tmp_path, epoc
 def test_killed_in_the_middle_and_resumed_by_another_number_of_workers(undisturbed, tmp_path, launch):
     """Killed without notice while it trains under torchrun, then resumed alone."""
     config = small_config(tmp_path / "run", schedule=SCHEDULE)
-    process = launch(3, "-m", "pipeflow.launch", *options(config))
+    process = launch(3, *options(config))
     read_until(process, lambda line: line.startswith("epoch 2/5"))
     process.kill()
     finish(process)
@@ -177,7 +177,7 @@ def test_timed_cuts_stay_when_a_run_is_resumed(tmp_path, monkeypatch, launch):
         schedule=SCHEDULE,
         optim={"ema": 0.0},
     )
-    process = launch(2, "-m", "pipeflow.launch", *options(config))
+    process = launch(2, *options(config))
     output = finish(process)
     assert process.returncode == 0, output
     summary = json.loads((tmp_path / "run/summary.json").read_text())

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_runs import small_config, write_file
 
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.folder import RunFolder
 from tests.run_records import epochs
+from tests.small_runs import small_config, write_file
 
 
 def manifest_of(num_epochs: int) -> dict:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from small_runs import assert_same_tensors, checkpoint_tensors, learned, small_config, train_in_turn
 
 from pipeflow import Config, train
+from tests.small_runs import assert_same_tensors, checkpoint_tensors, learned, small_config, train_in_turn
 
 SCHEDULES = {
     "sequential": {"mode": "sequential", "local_epochs": 3},

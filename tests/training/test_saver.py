@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import assert_same_tensors, errors_in, finish, learned, options, read_until, small_config
 
 from pipeflow import train
 from pipeflow.errors import CheckpointError, Preempted
@@ -22,6 +21,7 @@ from pipeflow.training.saver import Saver
 from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.entries import Entries
 from pipeflow.workers.traffic import Traffic
+from tests.small_runs import assert_same_tensors, errors_in, finish, learned, options, read_until, small_config
 
 SCHEDULE = {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1}
 
@@ -211,7 +211,7 @@ LONG = {"mode": "concurrent", "local_epochs": 12, "finetune_epochs": 1}
 def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before(tmp_path, launch):
     """Worker 1's file is a pipe that nobody reads: its write never ends. One epoch more is trained, then all wait."""
     config = small_config(tmp_path / "run", schedule=LONG, checkpoint={"keep": 99})
-    process = launch(2, "-m", "pipeflow.launch", *options(config))
+    process = launch(2, *options(config))
     read_until(process, lambda line: line.startswith("epoch 1/"))
     partial = tmp_path / "run/checkpoints/epoch-000008.partial"
     partial.mkdir(parents=True)
@@ -230,7 +230,7 @@ def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before
 
 def test_a_worker_that_cannot_write_ends_all_and_says_it_once(tmp_path, launch):
     config = small_config(tmp_path / "run", schedule={**LONG, "local_epochs": 400}, checkpoint={"keep": 9})
-    process = launch(3, "-m", "pipeflow.launch", *options(config))
+    process = launch(3, *options(config))
     read_until(process, lambda line: line.startswith("epoch 1/"))
     (tmp_path / "run/checkpoints/epoch-000008.partial/worker-2.safetensors").mkdir(parents=True)
     output = finish(process)

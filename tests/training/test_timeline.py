@@ -3,10 +3,10 @@
 import json
 
 import torch
-from small_runs import finish, options, small_config
 
 from pipeflow.config import TimelineConfig
 from pipeflow.workers.timeline import COMPUTE, LOAD, RECEIVE, SEND, WAIT, Timeline
+from tests.small_runs import finish, options, small_config
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def test_only_the_batches_asked_for():
 
 def test_three_workers_leave_a_trace_and_a_picture(tmp_path, launch):
     config = small_config(tmp_path / "run", data={"num_train": 320}, timeline={"steps": 4, "epoch": 1, "first_step": 3})
-    process = launch(3, "-m", "pipeflow.launch", *options(config))
+    process = launch(3, *options(config))
     output = finish(process)
     assert process.returncode == 0, output
     events = json.loads((tmp_path / "run/timeline.json").read_text())["traceEvents"]

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from small_runs import small_config
 
 from pipeflow.config import Config, OptimConfig, PrecisionConfig
 from pipeflow.flow import glow, split_flow
 from pipeflow.training import run, stages
 from pipeflow.training.trainer import PartTrainer, learning_rate
+from tests.small_runs import small_config
 
 SHAPE = (3, 8, 8)
 CUTS = {1: [], 2: ["blocks.1.squeeze"], 3: ["blocks.0.steps.1", "blocks.1.steps.1"]}

@@ -1,10 +1,9 @@
-"""Both ends of a real link over gloo: links.py NAME..., of order, depth, wrong_step, late and, as the last, lost.
+"""Both ends of a real link over gloo, for two workers: their arguments are functions of this file, `lost` as the last.
 
 Prints 'NAME passed on rank R'.
 """
 
 import os
-import sys
 import threading
 import time
 
@@ -139,10 +138,9 @@ def lost(rank: int) -> None:
     os._exit(0)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
     dist.init_process_group("gloo")
-    for name in sys.argv[1:]:
+    for name in arguments:
         globals()[name](dist.get_rank())
         print(f"{name} passed on rank {dist.get_rank()}\n", end="", flush=True)
         dist.barrier()
-    os._exit(0)

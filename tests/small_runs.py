@@ -1,4 +1,4 @@
-"""Small real runs, in this process and under torchrun."""
+"""Small real runs, in this process and in several: their configurations, and how two of them are compared."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from pipeflow import train
 from pipeflow.config import Config
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.training.snapshot import Snapshot
-
-PROGRAMS = Path(__file__).parent / "programs"
+from tests.launching import Launch
 
 SMALL = {
     "data": {"num_train": 96, "num_test": 40},
@@ -58,22 +58,31 @@ def torchrun(num_workers: int, *arguments: str, **settings) -> subprocess.Popen:
 
 
 def train_in_turn(num_workers: int, configs: Sequence[Config]) -> str:
-    """These runs one after the other, in the same workers; what they print. One launch: starting takes the longest."""
-    path = Path(configs[0].run.dir).with_suffix(".json")
-    path.write_text(json.dumps([config.to_dict() for config in configs]))
-    process = torchrun(num_workers, str(PROGRAMS / "in_turn.py"), str(path))
-    output = finish(process)
+    """These runs one after the other, in the same workers; what they print."""
+    settings = json.dumps([config.to_dict() for config in configs])
+    process = Launch(num_workers, settings, entry="tests.small_runs:train_each")
+    try:
+        output = finish(process)
+    finally:
+        process.close()
     assert process.returncode == 0, output
     return output
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> str:
+def train_each(arguments: list[str]) -> None:
+    """What each worker of `train_in_turn` does."""
+    torch.set_num_threads(1)
+    for settings in json.loads(arguments[0]):
+        train(Config.from_dict(settings))
+
+
+def finish(process: subprocess.Popen | Launch, timeout: float = 120) -> str:
     """Waits for the end of a process; its output."""
     output, _ = process.communicate(timeout=timeout)
     return output
 
 
-def read_until(process: subprocess.Popen, holds: Callable[[str], bool]) -> str:
+def read_until(process: subprocess.Popen | Launch, holds: Callable[[str], bool]) -> str:
     """Reads lines of output until one for which `holds`; fails where the process ends before."""
     lines = []
     for line in process.stdout:
