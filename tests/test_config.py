@@ -269,6 +269,7 @@ class TestRanges:
             ("optim.ema", 1, 0.9999),
             ("optim.ema", math.nan, 0.5),
             ("link.depth", 0, 1),
+            ("run.heartbeat_timeout_s", 0, 0.1),
             ("link.timeout_s", 0, 0.1),
             ("link.timeout_s", math.inf, 1),
             ("finetune.lr", 0, 1),

@@ -27,10 +27,10 @@ from pipeflow.config import Config
 from pipeflow.device import choose_device
 from pipeflow.flow import build_flow, split_flow
 from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.training.entries import Entries
 from pipeflow.training.saver import Saver
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.workers.alarm import Alarm
-from pipeflow.workers.entries import Entries
 from pipeflow.workers.traffic import Traffic
 
 HERE = Path(__file__).parent

@@ -32,6 +32,7 @@ class RunConfig:
     resume: Literal["auto", "never", "must"] = option("auto", "continue from run.dir's newest good checkpoint")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA where there is a GPU")
     figures: bool = option(True, "draw the figures of a run that has ended")
+    heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat after which a worker counts as lost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +324,7 @@ def describe_options() -> str:
     for name, section in SECTIONS.items():
         lines.append(f"\n{name}: {section.__doc__}")
         for each in dataclasses.fields(section):
-            lines.append(f"  --{name}.{each.name:<18} {each.metadata['help']}  [{show(each.default)}]")
+            lines.append(f"  --{name}.{each.name:<20} {each.metadata['help']}  [{show(each.default)}]")
     return "\n".join(lines).lstrip("\n")
 
 
@@ -359,7 +360,9 @@ def _check_ranges(config: Config) -> None:
     }  # fmt: skip
     if config.data.name == "dead_leaves":
         at_most |= {"data.num_train": 1_000_000, "data.num_test": 1_000_000}
-    positive = ["optim.lr", "finetune.lr", "link.timeout_s", "memory.max_error", "checkpoint.grace_s"]
+    positive = [
+        "run.heartbeat_timeout_s", "optim.lr", "finetune.lr", "link.timeout_s", "memory.max_error", "checkpoint.grace_s",
+    ]  # fmt: skip
     values = {
         f"{s}.{key}": value for s, section in dataclasses.asdict(config).items() for key, value in section.items()
     }

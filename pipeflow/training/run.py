@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.data.random import generator
 from pipeflow.device import peak_memory
-from pipeflow.errors import CheckpointError, ConfigError, PipeflowError, Preempted, TrainingStopped
+from pipeflow.errors import CheckpointError, ConfigError, Preempted, TrainingStopped
 from pipeflow.flow import Flow, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import NoInverse
 from pipeflow.flow.timing import layer_seconds
@@ -29,6 +29,7 @@ from pipeflow.links.link import Stopped
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.model import save_flow
+from pipeflow.training.entries import Entries
 from pipeflow.training.losses import Losses
 from pipeflow.training.recorder import Recorder
 from pipeflow.training.saver import Saver
@@ -36,8 +37,7 @@ from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
 from pipeflow.use.likelihood import exit_bits_per_dim
 from pipeflow.use.sample import to_images
-from pipeflow.workers.alarm import is_broken_connection
-from pipeflow.workers.world import World
+from pipeflow.workers.world import World, join_workers
 
 SAMPLE_TEMPERATURE = 0.7
 """Of the grid of samples that a run leaves."""
@@ -57,40 +57,26 @@ def train(
     `{"event": "epoch", **record}` and `{"event": "end", **summary}`, as they stand in `summary.json`, elsewhere with an
     empty dict. It may wait for the other workers' calls; nothing is sent for it.
 
-    Raises PipeflowError for whatever the user can mend; `said` tells whether another worker has reported it. On SIGTERM the
-    run is saved, and Preempted raised; a process that has not come so far after `checkpoint.grace_s` is ended.
+    Raises PipeflowError for whatever the user can mend; `reported` tells whether another worker has reported it. On
+    SIGTERM the run is saved, and Preempted raised; a process that has not come so far after `checkpoint.grace_s` is ended.
     """
     config = _name_what_is_given(config, flow, data)
-    world = World()
+    with join_workers(config) as world, _disk_errors_in_words(config), Run(world, config, flow, data) as run:
+        return run.execute(report or (lambda event: None))
+
+
+@contextlib.contextmanager
+def _disk_errors_in_words(config: Config) -> Iterator[None]:
+    """Raises a full, broken or read-only disk as a CheckpointError."""
     try:
-        world.equip(config)
-        with Run(world, config, flow, data) as run:
-            summary = run.execute(report or (lambda event: None))
-        world.close()
-        return summary
-    except Preempted as error:
-        error.reported = world.rank != 0
-        raise
-    except PipeflowError as error:
-        error.reported = world.fail(error)
-        raise
+        yield
     except (OSError, SafetensorError) as error:
         if not _is_of_the_disk(error):
             raise
-        stop = CheckpointError(
+        raise CheckpointError(
             f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume: "
             f"{Checkpoints(config.run.dir, config.checkpoint.keep).last_good()}."
-        )
-        stop.reported = world.fail(stop)
-        raise stop from None
-    except RuntimeError as error:
-        if not is_broken_connection(error):
-            raise
-        stop = world.cause_of(error)
-        stop.reported = world.fail(stop)
-        raise stop from None
-    finally:
-        world.unwatch()
+        ) from None
 
 
 def _is_of_the_disk(error: Exception) -> bool:
@@ -149,7 +135,8 @@ class Run:
             )
             self._set_up(flow, data)
             resources.callback(self.recorder.close)
-            self.saver = Saver(self.folder.checkpoints, world.rank, world.entries, world.alarm)
+            entries = Entries(world.connect_store(), world.rank, world.traffic)
+            self.saver = Saver(self.folder.checkpoints, world.rank, entries, world.alarm)
             resources.callback(self.saver.close)
             self._resources = resources.pop_all()
 
@@ -489,6 +476,7 @@ class Run:
         """The last evaluation, the model, samples, plots and the summary, unless they are there already."""
         done = self.control.broadcast(self.is_main and self.recorder.is_finished(), "the end of the run")
         if done:
+            self.stages.close_links()
             self.recorder.say(f"the run in {self.folder.path} has ended already: nothing to do")
             return self.folder.summary() if self.is_main else None
         start = time.perf_counter()

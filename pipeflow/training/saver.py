@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.training.entries import Entries
 from pipeflow.training.snapshot import Snapshot
 from pipeflow.workers.alarm import Alarm, is_broken_connection
-from pipeflow.workers.entries import Entries
 
 _LOWEST_PRIORITY = 19
 """Nice value of the writing threads: where all cores compute, hashing gets about a hundredth of one of them."""

@@ -14,6 +14,7 @@ from pipeflow.data import Batches
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part, split_flow
 from pipeflow.flow.balance import balance
+from pipeflow.links.connect import connect
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.manifest import check_tensors
 from pipeflow.training.data_parallel import DataParallelTrainer
@@ -75,11 +76,16 @@ class Stages:
 
     def gather(self) -> None:
         """From the local stage into the whole one: parts, optimizer states and averages go to rank 0."""
-        self.world.close_links()
+        self.close_links()
         mine = without_heads(self.state()) if self.takes_part else ({}, {})
         tensors, counts = gather(mine, self.world.control)
         # A new stage begins: warm-up and decay start over, while the optimizer's own counts go on.
         self._start_whole((tensors, {owner: [0, count[1]] for owner, count in counts.items()}))
+
+    def close_links(self) -> None:
+        """Ends this worker's links; the workers at their other ends do so at the same point of the run."""
+        for link in self.worker.links.values():
+            link.close()
 
     def start(self, next_is_local: bool) -> None:
         """Into the stage of the checkpoint, or the first one, with everything loaded or initialised."""
@@ -104,7 +110,7 @@ class Stages:
             if owner == world.stage:
                 lr = config.optim.part_lr[part.index] if config.optim.part_lr else config.optim.lr
                 trainers.append(self._make_trainer(part, lr, self.schedule.num_updates(part.index)))
-        links = world.make_links(self.parts, owners, config)
+        links = connect(world, self.parts, owners, config)
         self.worker = self._make_worker(trainers, links, self._images() if world.stage == 0 else None)
         self.name = "local"
         self._load_or_initialize(trainers)

@@ -23,7 +23,6 @@ from pipeflow.workers.preemption import Notice
 from pipeflow.workers.processes import Siblings
 from pipeflow.workers.traffic import Traffic
 
-LOST_AFTER_SECONDS = 25.0
 CAUSE_SECONDS = 3.0
 """In which the monitor hears what is behind a connection that broke inside torch."""
 _LAUNCHER_SECONDS = 1.0
@@ -34,7 +33,17 @@ _ENDED = "ended"
 class Monitor:
     """This worker's heartbeat and its watch over others', in a thread with a store connection of its own."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, alarm: Alarm, notice: Notice, traffic: Traffic):
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        world_size: int,
+        timeout: float,
+        alarm: Alarm,
+        notice: Notice,
+        traffic: Traffic,
+    ):
+        """timeout: seconds without a heartbeat after which a worker counts as lost, `run.heartbeat_timeout_s`."""
         self.status: Callable[[], dict] = dict
         """Gives what the beat carries: rank 0 shows it as the progress of the others."""
         self.statuses: dict[int, dict] = {}
@@ -43,6 +52,8 @@ class Monitor:
         self._traffic = traffic
         self._store = store
         self._rank = rank
+        self._timeout = timeout
+        self._pause = min(BEAT_SECONDS, timeout / 5)
         self._alarm = alarm
         self._notice = notice
         alarm.doing_of = self._doing_of
@@ -80,15 +91,15 @@ class Monitor:
                 for other in self._watched:
                     self._watch(other)
                 self._answered = time.monotonic()
-                self._stopped.wait(BEAT_SECONDS)
+                self._stopped.wait(self._pause)
         except Exception as error:  # any: a worker must not go on unwatched
             self._lose_store(first_line(error))
 
     def _guard(self) -> None:
         """Watches the watch, for a store on a machine that is gone does not fail, it never answers."""
-        while not self._closed.wait(BEAT_SECONDS):
+        while not self._closed.wait(self._pause):
             silent = time.monotonic() - self._answered
-            if silent > LOST_AFTER_SECONDS and not self.store_lost:
+            if silent > self._timeout and not self.store_lost:
                 self._lose_store(f"silent for {silent:.0f} s")
 
     def quiet(self) -> str:
@@ -179,7 +190,7 @@ class Monitor:
             self._last[other] = (value, now)
             if value != _ENDED:
                 self.statuses[other] = json.loads(value)
-        elif value != _ENDED and now - since > LOST_AFTER_SECONDS:
+        elif value != _ENDED and now - since > self._timeout:
             self._alarm.trip(
                 WorkerError(
                     f"worker {other} was lost{self.about(other)}: worker {self._rank} has not heard its heartbeat for "

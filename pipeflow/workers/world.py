@@ -9,23 +9,19 @@ import itertools
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipeflow.config import Config, TimelineConfig
+from pipeflow.config import Config
 from pipeflow.device import choose_device
-from pipeflow.errors import ConfigError, PipeflowError, WorkerError
-from pipeflow.flow.part import Part
-from pipeflow.links.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd
-from pipeflow.links.wire import make_wire
-from pipeflow.workers.alarm import Alarm, first_line, guard
+from pipeflow.errors import ConfigError, PipeflowError, Preempted, WorkerError
+from pipeflow.workers.alarm import Alarm, first_line, guard, is_broken_connection
 from pipeflow.workers.control import Control
-from pipeflow.workers.entries import Entries
-from pipeflow.workers.heartbeat import CAUSE_SECONDS, LOST_AFTER_SECONDS, Monitor, claim_failure
+from pipeflow.workers.heartbeat import CAUSE_SECONDS, Monitor, claim_failure
 from pipeflow.workers.network import stay_on_this_machine
 from pipeflow.workers.preemption import Notice
 from pipeflow.workers.replicas import Replicas
@@ -34,7 +30,7 @@ from pipeflow.workers.traffic import Traffic
 
 _START_TIMEOUT = timedelta(minutes=10)
 _FAIL_SECONDS = 5.0
-_NO_TIMEOUT = timedelta(days=365)
+NO_TIMEOUT = timedelta(days=365)
 """Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
 
 _OF_A_MACHINE = ("run.dir", "run.device", "data.path")
@@ -42,14 +38,45 @@ _OF_A_MACHINE = ("run.dir", "run.device", "data.path")
 _RUNS = itertools.count()
 
 
-class World:
-    """This worker among the others. Close it at the end; `fail` tells the others of an error."""
+@contextlib.contextmanager
+def join_workers(config: Config) -> Iterator["World"]:
+    """Joins the workers that the launcher started, for the block, whose end all of them reach together.
 
-    def __init__(self) -> None:
-        """Connects to the other workers that the launcher started, if any."""
+    An error in the block is told to the others: `reported` tells whether another worker's came first and has been reported
+    there. A connection that breaks inside torch becomes a WorkerError that names what is behind it.
+
+    Raises ConfigError for a device or a backend that cannot be, for more workers than parts, and where workers were
+    started with different options.
+    """
+    world = World(config)
+    try:
+        world.join()
+        yield world
+        world.close()
+    except Preempted as notice:
+        notice.reported = world.rank != 0
+        raise
+    except PipeflowError as error:
+        error.reported = world.fail(error)
+        raise
+    except RuntimeError as error:
+        if not is_broken_connection(error):
+            raise
+        loss = world.cause_of(error)
+        loss.reported = world.fail(loss)
+        raise loss from None
+    finally:
+        # Nobody waits for the others any more: what they do next is no reason to end this process.
+        world.closed.set()
+
+
+class World:
+    """This worker among the others, for as long as `join_workers` lasts."""
+
+    def __init__(self, config: Config) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
-        self.num_replicas = 1
+        self.num_replicas = config.parts.replicas
         """Workers that hold the same parts, before the gather."""
         self.mesh: DeviceMesh | None = None
         """All workers by `part` and `replica`, where parts have replicas and train by themselves."""
@@ -58,18 +85,15 @@ class World:
         self.traffic = Traffic()
         self.device = torch.device("cpu")
         self.backend = "gloo"
-        self.timeline = Timeline(TimelineConfig(), self.device)
+        self.timeline: Timeline
+        self.control: Control
         self.monitor: Monitor | None = None
+        self.closed = threading.Event()
+        self._config = config
         self._store: dist.Store | None = None
-        self._link_timeout = _NO_TIMEOUT
-        self._links: list[Link] = []
-        self._closed = threading.Event()
-        watch = (self.rank, self.alarm, self._closed)
+        self._attempt = ""
+        watch = (self.rank, self.alarm, self.closed)
         threading.Thread(target=guard, args=watch, name="pipeflow-guard", daemon=True).start()
-        self.entries = Entries(None, self.rank, self.traffic)
-        group = self._connect() if self.size > 1 else None
-        about = self.monitor.about if self.monitor is not None else lambda other: ""
-        self.control = Control(self.rank, self.size, group, self.traffic, self.alarm, about)
 
     @property
     def stage(self) -> int:
@@ -81,16 +105,14 @@ class World:
         """Workers in that line."""
         return self.size // self.num_replicas
 
-    def equip(self, config: Config) -> None:
-        """Chooses this worker's device and the backend of its links.
-
-        Raises ConfigError for a device or a backend that cannot be, for more workers than parts, and where workers were
-        started with different options.
-        """
+    def join(self) -> None:
+        """Meets the other workers, if any, and chooses this one's device and the backend of its links."""
+        config = self._config
+        group = self._connect() if self.size > 1 else None
+        about = self.monitor.about if self.monitor is not None else lambda other: ""
+        self.control = Control(self.rank, self.size, group, self.traffic, self.alarm, about)
         self._check_same(config)
         config.check_world_size(self.size)
-        self.num_replicas = config.parts.replicas
-        self._link_timeout = timedelta(seconds=config.link.timeout_s)
         self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
         self.backend = self._choose_backend(config)
         self.timeline = Timeline(config.timeline, self.device)
@@ -124,21 +146,22 @@ class World:
         Keys in the store carry the launcher's attempt and the number of this process's run: a restart, or a second
         `train` in the same workers, must not meet the keys of the one before.
         """
-        attempt = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
+        self._attempt = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
         stay_on_this_machine()
         store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
-        self._store = dist.PrefixStore(attempt, store)
-
-        def connect() -> dist.Store:
-            """For a thread of its own: a connection serves one at a time."""
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            own = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
-            return dist.PrefixStore(attempt, own)
-
-        self.monitor = Monitor(connect(), self.rank, self.size, self.alarm, self.notice, self.traffic)
-        self.entries = Entries(connect(), self.rank, self.traffic)
+        self._store = dist.PrefixStore(self._attempt, store)
+        store, timeout = self.connect_store(), self._config.run.heartbeat_timeout_s
+        self.monitor = Monitor(store, self.rank, self.size, timeout, self.alarm, self.notice, self.traffic)
         dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
-        return dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
+        return dist.new_group(backend="gloo", timeout=NO_TIMEOUT)
+
+    def connect_store(self) -> dist.Store | None:
+        """A connection to the launcher's store for one thread, since each serves one at a time; None for one worker."""
+        if self.size == 1:
+            return None
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+        return dist.PrefixStore(self._attempt, store)
 
     def _choose_backend(self, config: Config) -> str:
         """NCCL where each worker has a GPU to itself, unless asked otherwise."""
@@ -160,6 +183,11 @@ class World:
             raise ConfigError("link.backend: nccl needs a GPU for each worker, here some share one: use auto or gloo.")
         return "gloo" if shared or asked == "gloo" else "nccl"
 
+    def watch(self, peer: int) -> None:
+        """Has this worker follow the heartbeat of another one, with which it shares a link."""
+        if self.monitor is not None:
+            self.monitor.watch([peer])
+
     def tell_parts(self, owners: Sequence[int]) -> None:
         """Which worker holds which parts, for messages about one that is lost before it has told so itself.
 
@@ -168,43 +196,6 @@ class World:
         if self.monitor is not None:
             stages = [[part for part, owner in enumerate(owners) if owner == stage] for stage in range(self.num_stages)]
             self.monitor.parts = {rank: stages[rank // self.num_replicas] for rank in range(self.size)}
-
-    def make_links(self, parts: Sequence[Part], owners: Sequence[int], config: Config) -> dict[int, Link]:
-        """This worker's ends of the links between parts, by the index of the part in front.
-
-        owners: the stage that holds each part. All workers call this together, as making groups asks for.
-        """
-        links: dict[int, Link] = {}
-        replica = self.rank % self.num_replicas
-        for part, source, target in zip(parts, owners, owners[1:]):
-            channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed, replica)
-            if source != target:
-                for each in range(self.num_replicas):
-                    ends = (source * self.num_replicas + each, target * self.num_replicas + each)
-                    link = self._make_link(channel, *ends, config)
-                    if link is not None:
-                        links[part.index] = link
-            elif source == self.stage:
-                links[part.index] = LocalLink(channel, self.traffic)
-        self._links = list(links.values())
-        return links
-
-    def _make_link(self, channel: Channel, source: int, target: int, config: Config) -> Link | None:
-        """The end of a link between two ranks that is this worker's, if one is."""
-        group = dist.new_group([source, target], backend="gloo", timeout=_NO_TIMEOUT)
-        nccl = None
-        if self.backend == "nccl":
-            nccl = dist.new_group([source, target], backend="nccl", timeout=_NO_TIMEOUT)
-        if self.rank not in (source, target):
-            return None
-        peer = target if self.rank == source else source
-        if self.monitor is not None:
-            self.monitor.watch([peer])
-        wire = make_wire(group, nccl, peer, self.device)
-        depth, timeout = config.link.depth, config.link.timeout_s
-        if self.rank == source:
-            return SendingEnd(channel, wire, depth, timeout, self.traffic, self.alarm, self.timeline, self.rank)
-        return ReceivingEnd(channel, wire, depth, timeout, self.alarm, self.timeline, self.rank)
 
     def replicas_of_parts(self) -> Replicas:
         """The workers that hold this one's parts. All workers call this together."""
@@ -226,11 +217,11 @@ class World:
 
     def _gradient_group(self, ranks: list[int]) -> dist.ProcessGroup:
         """For those who wait for each other in every batch."""
-        return dist.new_group(ranks, backend=self.backend, timeout=self._link_timeout)
+        return dist.new_group(ranks, backend=self.backend, timeout=timedelta(seconds=self._config.link.timeout_s))
 
     def fail(self, error: PipeflowError) -> bool:
         """Tells the others of this worker's error. True where another worker's came first and has been said there."""
-        if self._store is None or error.reported or self.monitor.store_lost:
+        if self.monitor is None or error.reported or self.monitor.store_lost:
             return error.reported
         answer: list[bool] = []
 
@@ -256,24 +247,13 @@ class World:
             f"{self.alarm.doing} ({first_line(error)}){quiet}. Start the same command again to resume."
         )
 
-    def unwatch(self) -> None:
-        """Nobody waits for the others any more: what they do next is no reason to end this process."""
-        self._closed.set()
-
-    def close_links(self) -> None:
-        """Ends this worker's links; those at their other ends do the same at the same point of the run."""
-        for link in self._links:
-            link.close()
-        self._links = []
-
     def close(self) -> None:
-        """Ends links, heartbeat and groups, after all workers have come to the same end."""
-        self.close_links()
+        """Ends heartbeat and groups, after all workers have come to the same end."""
         if self.monitor is not None:
             self.control.share("closing", "the end of the run")  # watched still, for as long as rank 0 draws its plots
             self.monitor.close()
             late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
-            unwatched = threading.Timer(LOST_AFTER_SECONDS, self.alarm.trip, [late])
+            unwatched = threading.Timer(self._config.run.heartbeat_timeout_s, self.alarm.trip, [late])
             unwatched.daemon = True
             unwatched.start()
             # After this nobody needs the store, which may end with rank 0's process.

@@ -17,9 +17,9 @@ from pipeflow import train
 from pipeflow.errors import CheckpointError, Preempted
 from pipeflow.flow import build_flow
 from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.training.entries import Entries
 from pipeflow.training.saver import Saver
 from pipeflow.workers.alarm import Alarm
-from pipeflow.workers.entries import Entries
 from pipeflow.workers.traffic import Traffic
 from tests.small_runs import assert_same_tensors, errors_in, finish, learned, options, read_until, small_config
 

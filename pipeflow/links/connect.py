@@ -1,0 +1,55 @@
+"""Connects the parts of a run: this worker's ends of the links between them."""
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from pipeflow.config import Config
+from pipeflow.flow.part import Part
+from pipeflow.links.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd
+from pipeflow.links.wire import make_wire
+from pipeflow.workers.world import NO_TIMEOUT, World
+
+
+def connect(world: World, parts: Sequence[Part], owners: Sequence[int], config: Config) -> dict[int, Link]:
+    """This worker's ends of the links between parts, by the index of the part in front.
+
+    All workers call this together, as making groups asks for, and close the links at the same point of the run.
+
+    Args:
+        world: this worker among the others.
+        parts: all parts of the flow.
+        owners: the stage that holds each part.
+        config: the run.
+    """
+    links: dict[int, Link] = {}
+    replica = world.rank % world.num_replicas
+    for part, source, target in zip(parts, owners, owners[1:]):
+        channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed, replica)
+        if source != target:
+            for each in range(world.num_replicas):
+                ranks = (source * world.num_replicas + each, target * world.num_replicas + each)
+                link = _connect_ranks(world, channel, ranks, config)
+                if link is not None:
+                    links[part.index] = link
+        elif source == world.stage:
+            links[part.index] = LocalLink(channel, world.traffic)
+    return links
+
+
+def _connect_ranks(world: World, channel: Channel, ranks: tuple[int, int], config: Config) -> Link | None:
+    """This worker's end of the link from the first rank to the second, or None where it is neither."""
+    group = dist.new_group(list(ranks), backend="gloo", timeout=NO_TIMEOUT)
+    nccl = None
+    if world.backend == "nccl":
+        nccl = dist.new_group(list(ranks), backend="nccl", timeout=NO_TIMEOUT)
+    if world.rank not in ranks:
+        return None
+    source, target = ranks
+    peer = target if world.rank == source else source
+    world.watch(peer)
+    wire = make_wire(group, nccl, peer, world.device)
+    depth, timeout = config.link.depth, config.link.timeout_s
+    if world.rank == source:
+        return SendingEnd(channel, wire, depth, timeout, world.traffic, world.alarm, world.timeline, world.rank)
+    return ReceivingEnd(channel, wire, depth, timeout, world.alarm, world.timeline, world.rank)
