@@ -1,13 +1,14 @@
 """Files that somebody else may have written: what is read of them has a bound, and is data.
 
-A pipe in the place of a file would be waited for without end; a few kilobytes of JSON or YAML can nest deeper than the
-stack, or name each other until they fill the memory.
+A pipe in the place of a file would be waited for without end; a few kilobytes of JSON can nest deeper than the stack.
 """
 
 import errno
 import json
 import os
 import stat
+from collections import Counter
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,36 +71,22 @@ def read_json(path: str | Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.safe_load`, but what is written twice, or as a reference to another place, is an error.
+    """`yaml.safe_load`, but a key that is written twice is an error, and so is a reference to another place.
 
-    Of a key written twice the last one would win unseen. References can double in each line.
+    The last of two equal keys would win unseen. References to references double the size with each line.
     """
-
-    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.YAMLError(f"*{event.anchor} in line {event.start_mark.line + 1}: write out what it stands for")
-        if self.depth == MAX_DEPTH:
-            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+            raise yaml.YAMLError("a reference (*name) is not followed: write out what it stands for")
+        return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: there should be a mapping")
-        seen: set = set()
-        for name, _ in node.value:
-            key = self.construct_object(name, deep=True)
-            if isinstance(key, list | dict | set):
-                raise yaml.YAMLError(f"unhashable key in line {name.start_mark.line + 1}")
-            if key in seen:
-                raise yaml.YAMLError(f"{key!r} is written twice (line {node.start_mark.line + 1} and after)")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            ((key, _),) = Counter(key.value for key, _ in node.value).most_common(1)
+            raise yaml.YAMLError(f"{key!r} is written twice (line {node.start_mark.line + 1} and after)")
+        return mapping
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -107,7 +94,7 @@ def read_yaml(path: str | Path) -> Any:
     content = read_bytes(path, MAX_YAML_BYTES)
     try:
         return yaml.load(content.decode(), _Loader)
-    # Of a hostile file, the constructors of PyYAML raise anything: `!!int ''` an IndexError, `!!bool x` a KeyError.
+    # PyYAML's constructors raise many kinds of errors: `!!int ''` an IndexError, `!!bool x` a KeyError.
     except Exception as error:
         raise ValueError(brief(" ".join(str(error).split()), str)) from None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeflow.config import Config, load, option_names, parse_arguments, turn_length
+from pipeflow.config import Config, ScheduleConfig, load, option_names, parse_arguments
 from pipeflow.errors import ConfigError, PipeflowError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -84,7 +84,7 @@ class TestFilesThatComeAlong:
         assert (config.data.name, config.data.num_train, config.data.num_test) == ("cifar10", None, None)
         assert (config.optim.name, config.optim.decay, config.optim.part_lr) == ("adam", "none", None)
         assert (config.parts.split, config.finetune.lr) == ("across", None)
-        assert turn_length(config.schedule.alternate_every) == (1, "epochs")
+        assert config.schedule.turn == (1, "epochs")
 
     @pytest.mark.parametrize("file", [file for file in FILES if file.stem.startswith("small_")], ids=lambda f: f.stem)
     def test_small_runs_are_the_prototype_s_size(self, file):
@@ -379,7 +379,7 @@ class TestTurns:
         ],
     )
     def test_forms(self, text, turn):
-        assert turn_length(text) == turn
+        assert ScheduleConfig(alternate_every=text).turn == turn
         assert Config.from_dict({"schedule": {"alternate_every": text}}).schedule.alternate_every == text
 
     @pytest.mark.parametrize("text", ["epoch", "1", "0 steps", "-1 steps", "1.5 epochs", "1epoch", "2 days", "² steps"])

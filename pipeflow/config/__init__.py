@@ -3,9 +3,9 @@
 Nothing here imports torch or numpy, so that a mistyped option is reported before anything slow happens.
 """
 
+from pipeflow.config.command_line import describe_options, load, parse_arguments
 from pipeflow.config.options import (
     FINETUNE,
-    SECTIONS,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -20,15 +20,11 @@ from pipeflow.config.options import (
     RunConfig,
     ScheduleConfig,
     TimelineConfig,
-    describe_options,
-    load,
     option_names,
-    parse_arguments,
-    turn_length,
 )
 
 __all__ = [
-    "FINETUNE", "SECTIONS", "CheckpointConfig", "Config", "DataConfig", "EvalConfig", "FinetuneConfig", "LinkConfig",
-    "MemoryConfig", "ModelConfig", "OptimConfig", "PartsConfig", "PrecisionConfig", "RunConfig", "ScheduleConfig",
-    "TimelineConfig", "describe_options", "load", "option_names", "parse_arguments", "turn_length",
+    "FINETUNE", "CheckpointConfig", "Config", "DataConfig", "EvalConfig", "FinetuneConfig", "LinkConfig", "MemoryConfig",
+    "ModelConfig", "OptimConfig", "PartsConfig", "PrecisionConfig", "RunConfig", "ScheduleConfig", "TimelineConfig",
+    "describe_options", "load", "option_names", "parse_arguments",
 ]  # fmt: skip

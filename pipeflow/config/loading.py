@@ -1,22 +1,27 @@
-"""Text and YAML into typed values, with errors that name the option: what `config` is filled from."""
+"""YAML and command lines as typed values, with errors that name the option."""
 
 import difflib
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal
 
-from pipeflow import safe_files as untrusted
+from pipeflow import safe_files
+from pipeflow.config.removed import REMOVED
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief
 
+EXAMPLES = Path(__file__).parents[1] / "configs"
+"""Configurations that come along: in a checkout a link to its folder configs/."""
 
-def read_yaml(path: Path) -> dict:
-    """The sections in a file. Raises ConfigError where there is none, or it is not YAML, or no mapping."""
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections in a file. Raises ConfigError where there is no file, or it is not YAML, or no mapping."""
     try:
-        settings = untrusted.read_yaml(path)
+        settings = safe_files.read_yaml(path)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}. See configs/ for the files that come along.") from None
+        raise ConfigError(f"--config {path}: {error.strerror}. Examples are in {EXAMPLES.resolve()}/.") from None
     except ValueError as error:
         raise ConfigError(f"--config {path} is not YAML: {error}.") from None
     if settings is None:
@@ -31,8 +36,9 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if NoneType in kinds and (value is None or value in ("null", "none", "None")):
         return None
-    listed = isinstance(value, str) and ("," in value or value.startswith("["))
-    if listed and any(typing.get_origin(kind) is tuple for kind in kinds):
+    kinds = tuple(kind for kind in kinds if kind is not NoneType)
+    is_list = isinstance(value, str) and ("," in value or value.startswith("["))
+    if is_list and any(typing.get_origin(kind) is tuple for kind in kinds):
         kinds = tuple(kind for kind in kinds if kind is not str)
     for kind in kinds:
         converted = _as_kind(kind, value)
@@ -41,36 +47,40 @@ def convert(name: str, hint: Any, value: Any) -> Any:
     advice = ""
     if str in kinds and value is not None and not isinstance(value, str | list | dict):
         advice = ": YAML does not read it as text, quote it as you mean it, '...'"
-    wanted = " or ".join(_describe(kind) for kind in kinds if kind is not NoneType)
-    raise ConfigError(f"{name}: expected {wanted}, got {brief(value)}{advice}.")
+    raise ConfigError(f"{name}: expected {' or '.join(map(_describe, kinds))}, got {brief(value)}{advice}.")
 
 
 def _as_kind(kind: Any, value: Any) -> Any:
     """`value` as one type of a field, None where it is not of that type."""
     if typing.get_origin(kind) is Literal:
-        return value if value in typing.get_args(kind) and isinstance(value, str) else None
+        return value if isinstance(value, str) and value in typing.get_args(kind) else None
     if typing.get_origin(kind) is tuple:
         return _as_tuple(typing.get_args(kind)[0], value)
     if kind is bool:
         return {"true": True, "false": False}.get(str(value).lower())
     if kind is str:
         return value if isinstance(value, str) and value and "\0" not in value else None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    # A number: int takes a float for a whole number, which would hide a slip.
+    if (
+        not isinstance(value, int | float | str)
+        or isinstance(value, bool)
+        or (kind is int and isinstance(value, float))
+    ):
         return None
     try:
-        number = int(value) if kind is int and not isinstance(value, float) else kind(value) if kind is float else None
+        number = kind(value)
     except (ValueError, OverflowError):
         return None
-    return None if kind is int and number is not None and abs(number) >= 2**64 else number
+    return None if kind is int and abs(number) >= 2**64 else number
 
 
-def _as_tuple(kind: Any, value: Any) -> tuple | None:
+def _as_tuple(kind: Any, value: Any) -> tuple[Any, ...] | None:
     if isinstance(value, str):
         value = [each.strip() for each in value.strip("[]").split(",")]
     if not isinstance(value, list | tuple):
         return None
-    items = [_as_kind(kind, each) for each in value]
-    return None if not items or None in items else tuple(items)
+    items = tuple(_as_kind(kind, each) for each in value)
+    return None if not items or None in items else items
 
 
 def _describe(kind: Any) -> str:
@@ -86,7 +96,21 @@ def show(value: Any) -> str:
     return "null" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the one that was meant, or all there are."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def unknown_option(name: str, known: list[str]) -> ConfigError:
+    """The error for a `section.name` that is not among the known ones, with the one that was meant."""
+    if name in REMOVED:
+        return ConfigError(f"unknown option {name!r}: it is gone, {REMOVED[name][1]}.")
+    section, _, key = name.rpartition(".")
+    close = difflib.get_close_matches(name, known, n=1) or [each for each in known if each.split(".")[1] == key]
+    if close:
+        return ConfigError(f"unknown option {name!r}: did you mean {close[0]!r}?")
+    inside = [each for each in known if each.split(".")[0] == section]
+    return ConfigError(
+        f"unknown option {name!r}: there are {', '.join(inside or dict.fromkeys(each.split('.')[0] for each in known))}."
+    )

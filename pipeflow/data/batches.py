@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from pipeflow.config.checks import check_batch_size
 from pipeflow.data.random import generator
 from pipeflow.data.sources import ImageData
 from pipeflow.errors import ConfigError, DataError
@@ -59,11 +60,7 @@ class Batches:
     """
 
     def __init__(self, data: ImageData, seed: int, batch_size: int, flip: bool) -> None:
-        if not 1 <= batch_size <= len(data.train):
-            raise ConfigError(
-                f"optim.batch_size is {batch_size}, but there are {len(data.train)} training images ({data.name}): "
-                f"it must be from 1 to {len(data.train)}."
-            )
+        check_batch_size(batch_size, len(data.train), data.name)
         if flip and len(data.shape) != 3:
             raise DataError(
                 f"data.flip is on, but an image of {data.name} has the shape {list(data.shape)}, which has no left and "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeflow.config import Config
+from pipeflow.config.checks import check_batch_size
 from pipeflow.data import load_data
 from pipeflow.data.image_folder import measure_images
 from pipeflow.data.sources import DEAD_LEAVES_NUM
@@ -105,11 +106,7 @@ def make_plan(config: Config, images: Images | None = None) -> Plan:
         DataError: the images are not there, or fewer than asked for.
     """
     shape, num_train, num_test = images or _measure_data(config)
-    if config.optim.batch_size > num_train:
-        raise ConfigError(
-            f"optim.batch_size is {config.optim.batch_size}, but there are {num_train} training images: it must be "
-            f"from 1 to {num_train}."
-        )
+    check_batch_size(config.optim.batch_size, num_train, config.data.name)
     if config.model.name == "python":
         raise ConfigError("model.name is python: a flow given from Python cannot be planned from a configuration.")
 

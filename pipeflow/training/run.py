@@ -257,14 +257,7 @@ class Run:
     def _split(self) -> list:
         config = self.config
         cuts = self._cuts()
-        num_parts = len(cuts) + 1
-        rates = config.optim.part_lr
-        if rates is not None and len(rates) != num_parts:
-            raise ConfigError(f"optim.part_lr: {len(rates)} rates for {num_parts} parts: give one for each part.")
-        is_shared = config.finetune.parallel == "ddp" and not config.num_local_epochs
-        if self.world.num_stages > num_parts and not is_shared:
-            most = num_parts * self.world.num_replicas
-            raise ConfigError(f"{self.world.size} workers for {num_parts} parts: start at most {most} workers.")
+        config.check_world_size(self.world.size, num_parts=len(cuts) + 1)
         return split_flow(self.flow, cuts, config.parts.head, config.memory.activations)
 
     def _cuts(self) -> list[str]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeflow.config import FINETUNE, Config, turn_length
+from pipeflow.config import FINETUNE, Config
 from pipeflow.flow import Part
 
 DIVERGED_BY = 5.0
@@ -169,7 +169,7 @@ class Schedule:
 
     def _alternate(self, epoch: int) -> tuple[int, int]:
         """Length of a turn in batches, and where in the rotation the epoch begins: the last turn is the last part's."""
-        number, unit = turn_length(self.config.schedule.alternate_every)
+        number, unit = self.config.schedule.turn
         turn_steps = number * self.steps_per_epoch if unit == "epochs" else number
         num_turns = math.ceil(self.config.num_local_epochs * self.steps_per_epoch / turn_steps)
         first_turn = -num_turns % self.num_parts

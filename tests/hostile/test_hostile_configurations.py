@@ -32,7 +32,7 @@ def test_yaml_that_is_no_file(make, read, tmp_path):
 MACHINES = {
     "call": ("workers: !!python/object/apply:os.mkdir [was_run]", "python/object"),
     "billion laughs": (laughs(), "write out what it stands for"),
-    "nesting": ("[" * 250_000, "nested more than 50 deep"),
+    "nesting": ("[" * 250_000, "recursion"),
     "so many workers": ("workers: 1000000000000", "1,000,000 or fewer"),
     "a number beyond floats": (f"flops: 0x{'f' * 1000}", "flops"),
     "a long text": (f"flops: {'9' * 200_000} x", "flops"),

@@ -1,0 +1,153 @@
+"""Values that their types allow and the run does not: out of bounds, or in conflict with other options."""
+
+import dataclasses
+import math
+import operator
+from typing import TYPE_CHECKING, Any
+
+from pipeflow.config.loading import show
+from pipeflow.errors import ConfigError
+from pipeflow.safe_files import brief
+
+if TYPE_CHECKING:
+    from pipeflow.config.options import Config
+
+_BOUNDS = {
+    "at_least": (operator.ge, "{:,} or more"),
+    "at_most": (operator.le, "{:,} or less"),
+    "above": (lambda value, bound: bound < value < math.inf, "a number above {:,}"),
+    "below": (operator.lt, "below {:,}"),
+}
+_MOST_DEAD_LEAVES = 1_000_000
+"""Images that are drawn when the run starts."""
+
+
+def check(config: "Config") -> None:
+    """Raises ConfigError for the first value that is out of bounds or in conflict with another."""
+    for section in dataclasses.fields(config):
+        options = getattr(config, section.name)
+        for option in dataclasses.fields(options):
+            _check_bounds(f"{section.name}.{option.name}", getattr(options, option.name), option.metadata)
+    if config.num_epochs == 0:
+        raise ConfigError("schedule.local_epochs and schedule.finetune_epochs are both 0: nothing would train.")
+    _ = config.schedule.turn
+    _check_names(config)
+    _check_parts(config)
+    if config.num_parts is not None:
+        check_part_rates(config, config.num_parts)
+    if config.parts.replicas > 1:
+        _check_replicas(config)
+
+
+def _check_bounds(name: str, value: Any, bounds: Any) -> None:
+    for each in value if isinstance(value, tuple) else [value]:
+        for bound, (holds, words) in _BOUNDS.items():
+            if each is not None and bound in bounds and not holds(each, bounds[bound]):
+                raise ConfigError(f"{name}: must be {words.format(bounds[bound])}, got {each}.")
+
+
+def _check_names(config: "Config") -> None:
+    """Raises ConfigError where data or model are neither known nor a function, or the data lacks what it needs."""
+    data = config.data
+    for option, name, known in [
+        ("data.name", data.name, ("cifar10", "images", "dead_leaves")),
+        ("model.name", config.model.name, ("glow",)),
+    ]:
+        module, _, function = name.partition(":")
+        # A module in front of which dots stand would be looked for beside pipeflow's own.
+        is_function = all(module.split(".")) and function and ":" not in function
+        if name not in (*known, "python") and not is_function:
+            raise ConfigError(f"{option}: expected {', '.join(known)} or module:function, got {brief(name)}.")
+    if data.name == "images" and data.path is None:
+        raise ConfigError("data.path: data.name 'images' needs a folder or a zip with train/ and test/ in it.")
+    if data.name == "dead_leaves":
+        for option, num in [("data.num_train", data.num_train), ("data.num_test", data.num_test)]:
+            _check_bounds(option, num, {"at_most": _MOST_DEAD_LEAVES})
+
+
+def _check_parts(config: "Config") -> None:
+    """Raises ConfigError where the number of parts is in conflict with the split, as far as options tell."""
+    split, num, num_blocks = config.parts.split, config.parts.num, config.model.num_blocks
+    if isinstance(split, str) and split not in ("blocks", "across", "balanced"):
+        raise ConfigError(f"parts.split: expected blocks, across, balanced or names of layers, got {brief(split)}.")
+    if num is None:
+        if split in ("across", "balanced"):
+            raise ConfigError(f"parts.num: a split {split!r} needs the number of parts, such as 3.")
+    elif config.num_parts not in (None, num):
+        raise ConfigError(
+            f"parts.num: {num} does not agree with parts.split {brief(split, show)}, which gives {config.num_parts} parts: "
+            f"set parts.num to {config.num_parts} or null."
+        )
+    elif split == "across" and config.model.name == "glow" and num - 1 > num_blocks:
+        raise ConfigError(
+            f"parts.num: {num} parts across blocks need {num - 1} blocks to cut in, model.num_blocks is "
+            f"{num_blocks}: at most {num_blocks + 1} parts, or split 'balanced'."
+        )
+
+
+def check_part_rates(config: "Config", num_parts: int) -> None:
+    """Raises ConfigError where there is not one learning rate for each part."""
+    rates = config.optim.part_lr
+    if rates is not None and len(rates) != num_parts:
+        raise ConfigError(
+            f"optim.part_lr: {len(rates)} rates ({brief(rates, show)}) for {num_parts} parts: give one for each part."
+        )
+
+
+def _check_replicas(config: "Config") -> None:
+    """Raises ConfigError where there is nothing that several workers could share on one part."""
+    replicas, batch_size = config.parts.replicas, config.optim.batch_size
+    if config.num_local_epochs == 0:
+        raise ConfigError(
+            f"parts.replicas: {replicas}, but no part trains by itself (schedule.mode {config.schedule.mode}, "
+            f"schedule.local_epochs {config.schedule.local_epochs}): set it to 1, and finetune.parallel to ddp."
+        )
+    if batch_size < replicas:
+        raise ConfigError(
+            f"parts.replicas: {replicas} workers cannot share {batch_size} images (optim.batch_size): use fewer replicas, "
+            f"or a larger batch."
+        )
+
+
+def check_world_size(config: "Config", world_size: int, num_parts: int | None) -> None:
+    """Raises ConfigError where there are more workers than parts or images, or not as many replicas of each part.
+
+    num_parts: None where only the flow will tell.
+    """
+    replicas, batch_size = config.parts.replicas, config.optim.batch_size
+    if world_size % replicas:
+        raise ConfigError(
+            f"{world_size} worker{'s' * (world_size > 1)} for {replicas} replicas of each part (parts.replicas): "
+            f"start a multiple of {replicas} workers, or set parts.replicas to 1."
+        )
+    is_ddp = config.finetune.parallel == "ddp"
+    if is_ddp and config.num_epochs > config.num_local_epochs and world_size > batch_size:
+        raise ConfigError(
+            f"finetune.parallel: ddp shares a batch of {batch_size} images (optim.batch_size) among {world_size} workers: "
+            f"start fewer workers, take larger batches, or set finetune.parallel to single."
+        )
+    if num_parts is None:
+        return
+    check_part_rates(config, num_parts)
+    if is_ddp and config.num_local_epochs == 0:
+        return
+    most = num_parts * replicas
+    if world_size > most:
+        raise ConfigError(
+            f"{world_size} workers for {num_parts} parts (parts.split {brief(config.parts.split, show)}, parts.num "
+            f"{show(config.parts.num)}, parts.replicas {replicas}): a worker needs a part. Start at most {most} workers "
+            f"(torchrun --nproc_per_node={most}), cut into more parts, or train several workers on each part "
+            f"(parts.replicas)."
+        )
+
+
+def check_batch_size(batch_size: int, num_images: int, source: str) -> None:
+    """Raises ConfigError where a batch would hold more images than there are to train on.
+
+    source: of the images, for the message.
+    """
+    if not 1 <= batch_size <= num_images:
+        raise ConfigError(
+            f"optim.batch_size is {batch_size}, but there are {num_images} training images ({source}): "
+            f"it must be from 1 to {num_images}."
+        )

@@ -1,0 +1,49 @@
+"""Options of earlier versions. Run folders list every option, so old ones must still be read."""
+
+import functools
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pipeflow.errors import ConfigError
+from pipeflow.safe_files import brief
+
+_NO_KEPT_LATENTS = "since 0.2.0 the latents of every epoch are computed anew"
+REMOVED: dict[str, tuple[Any, str]] = {
+    "link.cache_draws": (0, _NO_KEPT_LATENTS),
+    "link.cache_gb": (4.0, _NO_KEPT_LATENTS),
+    "link.cache_dir": (None, _NO_KEPT_LATENTS),
+    "precision.graphs": (False, "since 0.2.0 no step is recorded as a CUDA graph; see precision.compile"),
+}
+"""Each option's old default, and what is done in its place."""
+
+
+def without_removed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections without the options that are gone, which is logged once.
+
+    Raises ConfigError where such an option has another value than its old default, since it changed the run.
+    """
+    kept, ignored = dict(settings), []
+    for name, (default, instead) in REMOVED.items():
+        section, _, key = name.partition(".")
+        values = kept.get(section)
+        if not isinstance(values, dict) or key not in values:
+            continue
+        if values[key] != default:
+            raise ConfigError(
+                f"{name}: is gone, {instead}. It is ignored only with its old default {default}, got "
+                f"{brief(values[key])}: remove it."
+            )
+        kept[section] = {other: value for other, value in values.items() if other != key}
+        ignored.append(f"{name} (was {default})")
+    if ignored:
+        _log_ignored(", ".join(ignored))
+    return kept
+
+
+@functools.cache
+def _log_ignored(names: str) -> None:
+    """Says it once a process, and in a run of several workers by the first of them."""
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("pipeflow").warning("options that are gone are ignored: %s", names)
