@@ -1,4 +1,4 @@
-"""Which device a process computes on."""
+"""The device that a process computes on, and how it computes there."""
 
 import ctypes
 import resource
@@ -10,21 +10,21 @@ import torch
 from pipeflow.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Names of glibc's options in malloc.h."""
+"""Options of glibc's `mallopt`, from malloc.h."""
 
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""Instruction sets with products of bfloat16 numbers, as Linux names them: two of x86, one of Arm."""
+"""Instruction sets that multiply bfloat16 numbers, as Linux names them: two of x86, one of Arm."""
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device for `run.device` or `--device`; a GPU becomes torch's current one.
+    """The device for `run.device` or `--device`, which is made ready; a GPU becomes torch's current one.
 
     Args:
-        name: auto (a GPU where there is one), cpu or cuda.
-        local_rank: of this worker among those of its machine, which share the GPUs in turn.
+        name: auto (a GPU if there is one), cpu or cuda.
+        local_rank: rank of this worker among those of its machine, which share the GPUs in turn.
 
     Raises:
-        ConfigError: cuda is asked for and there is none.
+        ConfigError: the name is cuda, but there is no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device: cuda, but torch finds no GPU here: use auto or cpu, or check the driver.")
@@ -33,8 +33,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
-    # TF32 keeps 10 bits of mantissa: the log-determinant would be that of another W than the one applied. float32 must
-    # mean float32.
+    # TF32 keeps only 10 bits of mantissa, so the W applied would not be the W of the log-determinant.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return device
@@ -52,7 +51,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def instruction_sets() -> frozenset[str]:
-    """What /proc/cpuinfo lists of the processor (`avx2`, `avx512_bf16`, ...); empty where there is no such file."""
+    """Instruction sets that /proc/cpuinfo lists (`avx2`, `avx512_bf16`, ...); empty if there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -62,10 +61,10 @@ def instruction_sets() -> frozenset[str]:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library use freed memory again instead of giving it back to the system and asking for it anew.
+    """Makes the C library reuse freed memory instead of returning it to the system. Does nothing if it is not glibc.
 
-    Each step frees and allocates the same large tensors. Given back, their pages are zeroed by the system at every step:
-    half of the time, with batches of hundreds of images. Does nothing where the library is not glibc.
+    Each step frees and allocates the same large tensors. The system would zero returned pages again at every step, which
+    takes half of the time with batches of hundreds of images.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -74,7 +73,7 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most: of tensors on a GPU, on the CPU of everything, torch itself included."""
+    """Most bytes that this process has held so far: those of tensors on a GPU, all of the process's on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -4,13 +4,14 @@ A pipe in the place of a file would be waited for without end; a few kilobytes o
 """
 
 import errno
+import io
 import json
 import os
 import stat
 from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -26,7 +27,7 @@ MAX_DEPTH = 50
 _MAX_SHOWN = 200
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> io.BufferedReader:
     """Opens a regular file for reading. Raises OSError where there is none, such as at a pipe."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(handle).st_mode

@@ -1,4 +1,4 @@
-"""Image data: where it comes from, and the batches that training and evaluation see."""
+"""Images: their sources, and the batches of training and evaluation."""
 
 from pipeflow.data.batches import Batches, dequantization_noise, dequantize
 from pipeflow.data.dead_leaves import dead_leaves

@@ -1,7 +1,7 @@
-"""The batches a run sees: their order, flips and noise derive from (seed, purpose, epoch, step), never from who asks.
+"""Batches of images, whose order, flips and noise depend on (seed, purpose, epoch, step) alone.
 
-So a worker that holds no images can still make the noise of any batch, and any number of workers trains on the same
-numbers as one process.
+So a worker without images can make the noise of any batch, and any number of workers trains on the same numbers as one
+process.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,34 +13,31 @@ from pipeflow.data.random import generator
 from pipeflow.data.sources import ImageData
 from pipeflow.errors import ConfigError, DataError
 
-# The noise of evaluation is the same in every run, so that bits/dim of different runs compare.
 TEST_NOISE_SEED = 0
+"""Seed of evaluation's noise. It is not the run's, so that bits/dim of different runs compare."""
 
 
 def dequantization_noise(seed: int, purpose: str, epoch: int, step: int, shape: Sequence[int]) -> torch.Tensor:
-    """The uniform noise of one global batch, float32 in [0, 1), for `dequantize`.
+    """Uniform noise for `dequantize` of one global batch, float32 in [0, 1).
 
-    Needs no images: a worker that got images a..b of a global batch takes `[a:b]` of the global batch's noise.
+    A worker with images a..b of a global batch takes `[a:b]` of the global batch's noise.
 
     Args:
         purpose: `train` for the noise that `Batches.train` adds.
-        shape: of the global batch, [batch, channels, height, width].
+        shape: shape of the global batch, [batch, channels, height, width].
     """
     return torch.rand(tuple(shape), generator=generator(seed, f"noise of {purpose}", epoch, step))
 
 
 def dequantize(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """`x/256 - 1/2 + u/256` as in openai/glow, a new tensor.
+    """A new tensor `x/256 - 1/2 + u/256`, as in openai/glow: float32 in [-0.5, 0.5), the shape of `images`.
 
-    The noise is cut to multiples of 2^-17, so that every operation is exact in float32: no value is rounded up to 0.5
-    or into the next of the 256 bins, which plain float32 arithmetic does for u close to 1.
+    The noise is truncated to multiples of 2^-17, which makes every operation exact in float32. Otherwise float32 would
+    round a u close to 1 up to 0.5 or into the next of the 256 bins.
 
     Args:
-        images: uint8, [batch, ...].
+        images: x, uint8, [batch, ...].
         noise: u, float32 in [0, 1), the shape of `images`.
-
-    Returns:
-        float32 in [-0.5, 0.5), the shape of `images`.
     """
     return images.to(torch.float32).sub_(128).div_(256).add_(torch.floor(noise * 2**17).mul_(2**-25))
 
@@ -49,10 +46,10 @@ class Batches:
     """The batches of one run.
 
     Args:
-        data: the images.
+        data: training and test images.
         seed: the run's seed.
-        batch_size: images in a training batch, over all workers.
-        flip: whether training images are mirrored left to right, each with probability 1/2.
+        batch_size: images in a global training batch.
+        flip: mirror each training image left to right with probability 1/2.
 
     Raises:
         ConfigError: `batch_size` is below 1 or above the number of training images.
@@ -75,11 +72,11 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training batches in an epoch; the last incomplete one is dropped."""
+        """Training batches in an epoch, without a last incomplete one."""
         return len(self.data.train) // self.batch_size
 
     def train_images(self, epoch: int, step: int) -> torch.Tensor:
-        """Training batch `step` of `epoch`, flipped where it is to be: uint8, [batch, ...].
+        """Training batch `step` of `epoch` after flips: uint8, [batch, ...].
 
         Raises:
             IndexError: `step` is not in 0 .. steps_per_epoch - 1.
@@ -104,7 +101,7 @@ class Batches:
         return dequantize(self.train_images(epoch, step), self.train_noise(epoch, step))
 
     def initial(self) -> torch.Tensor:
-        """The one batch that layers are initialised on: training images, not flipped, float32 in [-0.5, 0.5)."""
+        """The batch that layers are initialised on: training images without flips, float32 in [-0.5, 0.5)."""
         chosen = torch.randperm(len(self.data.train), generator=generator(self.seed, "initial"))[: self.batch_size]
         shape = (self.batch_size, *self.data.shape)
         return dequantize(self.data.train[chosen], dequantization_noise(self.seed, "initial", 0, 0, shape))
@@ -112,7 +109,7 @@ class Batches:
     def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[torch.Tensor]:
         """The first `num_images` test images (None: all), dequantized: float32 in [-0.5, 0.5), [<= batch, ...].
 
-        The last incomplete batch is kept. An image has the same noise whatever the run's seed, `num_images` and
+        The last batch may be incomplete. The noise of an image depends neither on the run's seed nor on `num_images` or
         `batch_size`.
 
         Raises:
@@ -128,7 +125,7 @@ class Batches:
         return self._test_batches(num_images, batch_size)
 
     def _test_batches(self, num_images: int, batch_size: int) -> Iterator[torch.Tensor]:
-        # One generator read on and on: what an image gets does not depend on where the batches are cut.
+        # One generator serves all batches, so the noise of an image does not depend on where batches are cut.
         numbers = generator(TEST_NOISE_SEED, "noise of test")
         for start in range(0, num_images, batch_size):
             images = self.data.test[start : min(start + batch_size, num_images)]

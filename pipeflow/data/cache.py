@@ -1,7 +1,7 @@
-"""Decoded images kept between runs: one .npy and a JSON that says whether it can be trusted.
+"""Decoded images kept between runs, as a .npy file and a JSON file that tells whether the .npy file is intact.
 
-They lie in the user's cache folder, not beside the source, which may be read-only. A cache that is missing, damaged or
-cannot be written is no error: the images are decoded again.
+Both lie in the user's cache folder, since the source may be read-only. A cache that is missing, damaged or not writable is
+no error: the images are then decoded again.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -18,24 +18,27 @@ from pipeflow.safe_files import open_file, read_json
 
 
 def read_cache(fingerprint: str, num_train: int) -> np.ndarray | None:
-    """The images stored under `fingerprint`, `num_train` for training before those for testing; None if not intact."""
+    """The images stored under `fingerprint`, uint8, [images, channels, height, width]; None if they are not intact.
+
+    num_train: number of training images, which come before the test images.
+    """
     try:
         folder = _folder(fingerprint)
         about = read_json(folder / "images.json")
         with open_file(folder / "images.npy") as file:
-            # The file as a whole is checked before it is parsed: a damaged header may ask for any amount of memory.
+            # The checksum comes before the parsing, because a damaged header may ask for any amount of memory.
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             if about != {"fingerprint": fingerprint, "num_train": num_train, "sha256": sha256}:
                 return None
             file.seek(0)
             images = np.load(file, allow_pickle=False)
-    except (OSError, RuntimeError, ValueError, MemoryError):  # a header may ask for more than there is
+    except (OSError, RuntimeError, ValueError, MemoryError):
         return None
     return images if images.dtype == np.uint8 and images.ndim == 4 and len(images) > num_train else None
 
 
 def write_cache(fingerprint: str, images: np.ndarray, num_train: int) -> None:
-    """Store `images`, uint8, train before test, under `fingerprint`; where that is not possible, nothing happens."""
+    """Stores images, uint8, training before test images, under `fingerprint`, or does nothing if that is impossible."""
     try:
         folder = _folder(fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,22 +50,21 @@ def write_cache(fingerprint: str, images: np.ndarray, num_train: int) -> None:
 
 
 def _folder(fingerprint: str) -> Path:
-    """Raises RuntimeError where the user has no home."""
+    """The cache folder of a source. Raises RuntimeError if the user has no home folder."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "pipeflow" / fingerprint
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> str:
-    """Write a file so that others see all of it or nothing; returns its sha256.
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> str:
+    """Writes a file so that others see all of it or nothing; returns its sha256.
 
-    Workers that start together may write the same file: each has its own temporary one.
+    Workers that start together may write the same file, so each writes a temporary file of its own.
     """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             write(file)
-            file.flush()
-            with open(file.name, "rb") as written:
-                sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)

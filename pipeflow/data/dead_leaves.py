@@ -1,7 +1,7 @@
-"""The embedded data: the dead-leaves model of natural images, so that a first run needs no download.
+"""The embedded images, made by the dead-leaves model of natural images, so that a first run needs no download.
 
-Leaves (discs) with radii of density r^-3 fall on each other until nothing is left open. What is seen from above has
-the edges, occlusions and scale invariance of photographs: Lee, Mumford, Huang, 'Occlusion Models for Natural Images'
+Leaves are discs whose radii have the density r^-3. They fall on each other until they cover everything. The view from above
+has the edges, occlusions and scale invariance of photographs: Lee, Mumford, Huang, 'Occlusion Models for Natural Images'
 (2001).
 """
 
@@ -10,8 +10,9 @@ import torch
 
 SUPERSAMPLING = 2
 LEAVES_PER_DRAW = 512
-TRIED_PER_ROUND = 2**15  # pairs of a leaf and a pixel
-# Opponent colours, in parts of luminance: natural scenes vary more from blue to yellow than from red to green.
+TRIED_PER_ROUND = 2**15
+"""Pairs of a leaf and a pixel that are tried at a time."""
+# Opponent colours, as fractions of luminance. Natural scenes vary more from blue to yellow than from red to green.
 BLUE_YELLOW = np.array([0.6, 0.4, -1.0], np.float32)
 RED_GREEN = np.array([1.0, -0.7, 0.1], np.float32)
 
@@ -19,7 +20,7 @@ RED_GREEN = np.array([1.0, -0.7, 0.1], np.float32)
 def dead_leaves(num_images: int, seed: int, size: int = 32) -> torch.Tensor:
     """Images of the dead-leaves model, uint8, [num_images, 3, size, size].
 
-    Image i depends on `seed`, `size` and i alone, so fewer images are the first ones of more.
+    Image i depends on `seed`, `size` and i alone, so a smaller `num_images` gives the first of the same images.
     """
     images = np.empty((num_images, 3, size, size), np.uint8)
     for index in range(num_images):
@@ -32,9 +33,15 @@ def _image(rng: np.random.Generator, size: int) -> np.ndarray:
     """One image, uint8, [3, size, size]."""
     fine = size * SUPERSAMPLING
     leaves, leaf_of = _fall(rng, fine)
-    scene = _Scene(rng)
-    colours = scene.colours(rng, len(leaves))
-    # A leaf is lit from one side: brightness changes linearly over it, and more slowly the larger it is.
+    # The leaves of an image share exposure, contrast, the colour of the light and the noise of the camera.
+    exposure, contrast = rng.uniform(0.3, 0.6), rng.uniform(0.12, 0.28)
+    light = rng.normal(0, 0.07) * BLUE_YELLOW + rng.normal(0, 0.02) * RED_GREEN
+    sensor_noise = np.float32(rng.uniform(0.004, 0.01))
+    luminance = np.clip(rng.normal(exposure, contrast, len(leaves)), 0.03, 0.97)
+    blue_yellow, red_green = rng.normal(0, [[0.11], [0.05]], (2, len(leaves)))
+    chroma = np.multiply.outer(BLUE_YELLOW, blue_yellow) + np.multiply.outer(RED_GREEN, red_green)
+    colours = (luminance * (1 + light[:, None] + chroma)).astype(np.float32)
+    # A leaf is lit from one side, so its brightness changes linearly, and more slowly the larger it is.
     slopes = rng.normal(0, 0.12, (len(leaves), 2)).astype(np.float32) / leaves[:, 2:]
     levels = 1 - (slopes * leaves[:, :2]).sum(1)
 
@@ -42,23 +49,23 @@ def _image(rng: np.random.Generator, size: int) -> np.ndarray:
     shade = levels[leaf_of] + slopes[leaf_of, 0] * x + slopes[leaf_of, 1] * y
     pixels = colours[:, leaf_of] * shade
     pixels = pixels.reshape(3, size, SUPERSAMPLING, size, SUPERSAMPLING).mean((2, 4))
-    pixels += rng.standard_normal(pixels.shape, np.float32) * scene.sensor_noise
-    return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+    pixels += rng.standard_normal(pixels.shape, np.float32) * sensor_noise
+    image: np.ndarray = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+    return image
 
 
 def _fall(rng: np.random.Generator, fine: int) -> tuple[np.ndarray, np.ndarray]:
-    """Leaves, front to back, until every pixel of a fine x fine picture is covered.
+    """Lets leaves fall, front to back, until they cover every pixel of a fine x fine picture.
 
-    Returns:
-        The leaves, float32, [leaves, 3] (centre x, centre y, radius in fine pixels), and the leaf seen at each pixel,
-        int64, [fine * fine].
+    Returns the leaves, float32, [leaves, 3] (centre x, centre y, radius in fine pixels), and the index of the leaf seen at
+    each pixel, int64, [fine * fine].
     """
     leaves = _draw_leaves(rng, fine)
     seen = np.empty(fine * fine, np.int64)
     open_pixels = np.arange(fine * fine)
     next_leaf = 0
     while len(open_pixels):
-        # The fewer pixels are open, the more leaves are tried at a time: about the same work in each round.
+        # The fewer pixels are open, the more leaves are tried at a time, so that each round is about as much work.
         end = next_leaf + int(np.clip(TRIED_PER_ROUND // len(open_pixels), 8, 128))
         while len(leaves) < end:
             leaves = np.concatenate([leaves, _draw_leaves(rng, fine)])
@@ -76,29 +83,13 @@ def _fall(rng: np.random.Generator, fine: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_leaves(rng: np.random.Generator, fine: int) -> np.ndarray:
-    """Some leaves that touch the picture, float32, [leaves, 3] as in `_fall`."""
+    """Draws leaves that touch the picture, float32, [leaves, 3] as in `_fall`."""
     smallest, largest = fine / 21, fine * 0.7
     u = rng.random((3, LEAVES_PER_DRAW), np.float32)
-    # The inverse of the distribution function of the density r^-3 on [smallest, largest].
+    # This is the inverse of the distribution function of the density r^-3 on [smallest, largest].
     radius = 1 / np.sqrt(smallest**-2 - u[2] * (smallest**-2 - largest**-2))
-    # Centres may lie outside by the largest radius, or the border would see too few large leaves.
+    # Centres may lie outside by up to the largest radius. Otherwise large leaves would be too rare at the border.
     centre = u[:2] * (fine + 2 * largest) - largest
     touching = (np.abs(centre - fine / 2) - fine / 2 < radius).all(0)
-    return np.stack([*centre, radius], axis=1)[touching]
-
-
-class _Scene:
-    """What the leaves of one image share: exposure, contrast, the colour of the light, the camera's noise."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.exposure = rng.uniform(0.3, 0.6)
-        self.contrast = rng.uniform(0.12, 0.28)
-        self.light = rng.normal(0, 0.07) * BLUE_YELLOW + rng.normal(0, 0.02) * RED_GREEN
-        self.sensor_noise = np.float32(rng.uniform(0.004, 0.01))
-
-    def colours(self, rng: np.random.Generator, num_leaves: int) -> np.ndarray:
-        """A colour for each leaf, float32, [3, leaves], mostly within [0, 1]."""
-        luminance = np.clip(rng.normal(self.exposure, self.contrast, num_leaves), 0.03, 0.97)
-        blue_yellow, red_green = rng.normal(0, [[0.11], [0.05]], (2, num_leaves))
-        chroma = np.multiply.outer(BLUE_YELLOW, blue_yellow) + np.multiply.outer(RED_GREEN, red_green)
-        return (luminance * (1 + self.light[:, None] + chroma)).astype(np.float32)
+    leaves: np.ndarray = np.stack([*centre, radius], axis=1)[touching]
+    return leaves

@@ -1,5 +1,10 @@
-"""Images of the user's own: a folder or a zip with `train/<any depth>/<name>.png` and `test/...`, read in place."""
+"""A user's images: a folder or a zip with `train/<any depth>/<name>.png` and `test/...`, read in place.
 
+The source may be hostile, since a few kilobytes can announce gigabytes. Every read has a bound, far above what a flow
+trains on.
+"""
+
+import contextlib
 import errno
 import hashlib
 import io
@@ -10,8 +15,8 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +30,16 @@ from pipeflow.units import bytes_text
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 LAYOUT = "a folder or a zip with images in train/ and test/ (train/<class>/<name>.png)"
-# A file may be hostile: a few kilobytes can announce gigabytes. The limits are far above what a flow trains on.
 MAX_PIXELS = 16_000_000
+"""Most pixels of an image."""
 MAX_FILE_BYTES = 64_000_000
+"""Most bytes of an image file."""
 MAX_BYTES = 32_000_000_000
-"""Of all images decoded, as they lie in memory and in the cache: twice the 64 x 64 images of ImageNet."""
+"""Most bytes of all images in memory and in the cache, twice the size of ImageNet at 64 x 64."""
 MAX_LISTING_BYTES = 128_000_000
-"""Of a zip's list of its members: of more than a million."""
+"""Most bytes of a zip's directory, enough for more than a million files."""
 MAX_SCANS = 100
-"""Of a JPEG; a progressive one has about ten, and each of thousands would be decoded at full size."""
+"""Most scans of a JPEG. A progressive one has about ten, and each is decoded at full size."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +47,19 @@ class Member:
     """An image file of a source."""
 
     path: str
-    """Inside the source, with forward slashes."""
+    """Path inside the source, with forward slashes."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
     stamp: int
-    """Changes when the file does: its CRC in a zip, its modification time in nanoseconds in a folder."""
+    """Number that changes with the file: its CRC in a zip, its modification time in nanoseconds in a folder."""
     read: Callable[[], bytes]
-    """Its contents."""
+    """Returns the file's content."""
 
 
 def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
     """The training and the test images of a folder or a zip, each uint8, [images, 3, height, width], sorted by path.
 
-    They are decoded once and then come from the user's cache folder for as long as the source does not change.
+    They are decoded once. As long as the source does not change, they then come from the user's cache folder.
 
     Raises:
         DataError: there is no such source, it has another layout, or a file in it is no usable image.
@@ -62,7 +68,8 @@ def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"data.path is not set: with data.name 'images' it is {LAYOUT}.")
     with _open(Path(path)) as members:
         train, test = _split(members, path)
-        fingerprint = _fingerprint(train + test)
+        listing = json.dumps([[member.path, member.size, member.stamp] for member in train + test])
+        fingerprint = hashlib.sha256(listing.encode()).hexdigest()
         images = read_cache(fingerprint, len(train))
         if images is None:
             images = _decode(train + test, path)
@@ -70,40 +77,39 @@ def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
     return images[: len(train)], images[len(train) :]
 
 
-def measure_images(path: str) -> tuple[tuple[int, int, int], int, int]:
-    """Shape of an image, number of training and of test images of a source, of which only the first is decoded.
+def measure_images(path: str) -> tuple[tuple[int, ...], int, int]:
+    """Shape of an image, number of training and number of test images of a source. Only the first image is decoded.
 
     Raises:
-        DataError: what `load_images` raises of the source and of that image.
+        DataError: as `load_images` does, for the source and its first image.
     """
     with _open(Path(path)) as members:
         train, test = _split(members, path)
         return _decode_one(train[0], path).shape, len(train), len(test)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _open(path: Path) -> Iterator[list[Member]]:
-    """The image files of a source; they can be read for as long as the context is open."""
+    """The image files of a source, which can be read while the context is open."""
     if path.is_dir():
         yield list(_walk(path))
         return
     if not path.exists():
         raise DataError(f"data.path: there is no {path}; it must be {LAYOUT}.")
-    try:
-        archive = zipfile.ZipFile(_Source(open_file(path)))
-    except (OSError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
-        raise DataError(f"data.path: {path} is not a zip that can be read ({error}); it must be {LAYOUT}.") from error
-    with archive, archive.fp:
+    with contextlib.ExitStack() as stack:
+        try:
+            archive = zipfile.ZipFile(stack.enter_context(_BoundedReader(open_file(path).detach())))
+        except (OSError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
+            raise DataError(
+                f"data.path: {path} is not a zip that can be read ({error}); it must be {LAYOUT}."
+            ) from error
         infos = [info for info in archive.infolist() if not info.is_dir() and _is_image(info.filename)]
         _check_members(archive, infos, path)
-        yield [Member(i.filename, i.file_size, i.CRC, lambda i=i: _read_member(archive, i)) for i in infos]
+        yield [Member(info.filename, info.file_size, info.CRC, partial(_unpack, archive, info)) for info in infos]
 
 
-class _Source(io.BufferedReader):
-    """A zip of which no more is read at once than a listing may have, whatever size it announces."""
-
-    def __init__(self, file: io.BufferedReader):
-        super().__init__(file.detach())
+class _BoundedReader(io.BufferedReader):
+    """A zip file that refuses to read a directory larger than the limit, whatever size the zip announces."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_LISTING_BYTES:
@@ -112,9 +118,9 @@ class _Source(io.BufferedReader):
 
 
 def _check_members(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], path: Path) -> None:
-    """Raises DataError for names and sizes that no packing program makes. Nothing is unpacked, but who made it meant harm.
+    """Raises DataError for names and sizes that no packing program writes, a sign that the zip was made to do harm.
 
-    infos: of the images.
+    infos: the images in the archive.
     """
     for name in archive.namelist():
         if name.startswith("/") or "\\" in name or name[1:2] == ":" or ".." in name.split("/"):
@@ -128,17 +134,13 @@ def _check_members(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], path:
         )
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """What a member holds, at most as much as it says. Raises ValueError for methods that unpack without a bound."""
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member's content. Raises ValueError for compression methods that unpack without a bound."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("it is packed with another method than deflate")
     with archive.open(info) as file:
-        # Asked for so much, the decompressor stops there; `archive.read` would have it unpack all and cut that.
+        # A bounded read stops the decompressor there. `archive.read` would unpack everything first.
         return file.read(min(info.file_size, MAX_FILE_BYTES) + 1)
-
-
-def _read_file(file: Path) -> bytes:
-    return read_bytes(file, MAX_FILE_BYTES)
 
 
 def _walk(folder: Path) -> Iterator[Member]:
@@ -155,8 +157,7 @@ def _walk(folder: Path) -> Iterator[Member]:
             raise DataError(
                 f"data.path: {printable(parent)} is the same folder as {printable(before)}, by a symbolic link: remove it."
             )
-        for name in names:
-            file = Path(parent, name)
+        for file in (Path(parent, name) for name in names):
             inside = file.relative_to(folder).as_posix()
             if _is_image(inside):
                 try:
@@ -165,17 +166,17 @@ def _walk(folder: Path) -> Iterator[Member]:
                     fail(error)
                 if not stat.S_ISREG(status.st_mode):
                     raise DataError(f"data.path: {printable(str(file))} is a pipe or a device and no file: remove it.")
-                yield Member(inside, status.st_size, status.st_mtime_ns, lambda file=file: _read_file(file))
+                yield Member(inside, status.st_size, status.st_mtime_ns, partial(read_bytes, file, MAX_FILE_BYTES))
 
 
 def _is_image(path: str) -> bool:
-    # macOS puts a hidden twin of every file into the zips it makes.
+    # macOS adds a hidden twin of every file to the zips that it makes.
     hidden = any(name.startswith((".", "__MACOSX")) for name in path.split("/"))
     return path.lower().endswith(SUFFIXES) and not hidden
 
 
 def _split(members: list[Member], source: str) -> tuple[list[Member], list[Member]]:
-    """The members in train/ and in test/, each sorted by path; one folder in front that all have in common is fine."""
+    """The members in train/ and in test/, each sorted by path. Both may lie in one common folder."""
     members = sorted(members, key=lambda member: member.path)
     tops = {member.path.split("/")[0] for member in members}
     front = "" if len(tops) != 1 or tops & {"train", "test"} else f"{tops.pop()}/"
@@ -187,29 +188,19 @@ def _split(members: list[Member], source: str) -> tuple[list[Member], list[Membe
     return train, test
 
 
-def _fingerprint(members: list[Member]) -> str:
-    listing = json.dumps([[member.path, member.size, member.stamp] for member in members])
-    return hashlib.sha256(listing.encode()).hexdigest()
-
-
 def _decode(members: list[Member], source: str) -> np.ndarray:
     """All images, uint8, [images, 3, height, width]."""
-    images: np.ndarray | None = None
-    with warnings.catch_warnings():
-        # Pillow only warns of an image that is large but not enormous; here it is as unusable.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for index, member in enumerate(members):
-            pixels = _decode_one(member, source)
-            if images is None:
-                images = _allocate(len(members), pixels.shape, source)
-            elif pixels.shape != images.shape[1:]:
-                raise DataError(
-                    f"data.path: {printable(member.path)} in {source} is {_size(pixels.shape)}, but "
-                    f"{printable(members[0].path)} is {_size(images.shape[1:])}; all images must have one size: resize or "
-                    f"remove the odd ones."
-                )
-            images[index] = pixels
-    assert images is not None, "_split lets no empty source pass"
+    shape = _decode_one(members[0], source).shape
+    images = _allocate(len(members), shape, source)
+    for index, member in enumerate(members):
+        pixels = _decode_one(member, source)
+        if pixels.shape != shape:
+            raise DataError(
+                f"data.path: {printable(member.path)} in {source} is {_size(pixels.shape)}, but "
+                f"{printable(members[0].path)} is {_size(shape)}; all images must have one size: resize or remove the "
+                f"odd ones."
+            )
+        images[index] = pixels
     return images
 
 
@@ -220,28 +211,32 @@ def _decode_one(member: Member, source: str) -> np.ndarray:
         raise DataError(f"{where} is a file of {member.size:,} bytes; the limit is {MAX_FILE_BYTES:,}: remove it.")
     try:
         content = member.read()
-        # Only the header is read here; the pixels are not decoded before their number is known.
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            too_large = image.width * image.height > MAX_PIXELS
-            deep = image.mode.startswith(("I", "F"))
+        with warnings.catch_warnings():
+            # Pillow only warns of an image that is large but not enormous.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        # So far only the header was read. The pixels are decoded once their number is known.
+        with opened as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{where} has more than 8 bits a channel; save it with 8 bits.")
             if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
                 raise ValueError(f"it has more than {MAX_SCANS} scans")
-            if not too_large and not deep:
-                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    except DataError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        too_large = True
+        raise DataError(f"{where} has more than {MAX_PIXELS:,} pixels; resize or remove it.") from None
     # A broken file can make a decoder or the zip reader raise anything.
     except Exception as error:
         raise DataError(f"{where} cannot be decoded ({error}); replace or remove it.") from error
-    if too_large:
-        raise DataError(f"{where} has more than {MAX_PIXELS:,} pixels; resize or remove it.")
-    raise DataError(f"{where} has more than 8 bits a channel; save it with 8 bits.")
 
 
 def _allocate(num_images: int, shape: tuple[int, ...], source: str) -> np.ndarray:
     needed = num_images * math.prod(shape)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # A training subset is a copy beside them.
+    # The other half of the memory is for a training subset, which is a copy.
     if needed > min(MAX_BYTES, memory // 2):
         raise DataError(
             f"data.path: the {num_images:,} images of {_size(shape)} in {source} take {bytes_text(needed)}; the limit is "

@@ -1,4 +1,4 @@
-"""Random numbers that derive from (seed, purpose, position), never from who draws them."""
+"""Random numbers that depend on (seed, purpose, position) alone, never on the worker that draws them."""
 
 import zlib
 
@@ -11,10 +11,10 @@ def generator(seed: int, purpose: str, *position: int, device: torch.device | st
 
     Args:
         seed: the run's seed, >= 0.
-        purpose: what the numbers are for; different purposes are independent of each other.
+        purpose: use of the numbers, such as `order`; the numbers of different purposes are independent.
         position: any number of integers >= 0.
-        device: on which it draws; a GPU draws other numbers than the CPU.
+        device: device of the generator; a GPU draws other numbers than the CPU.
     """
-    # The purpose goes in by its CRC because Python's own hash of a string differs from process to process.
+    # A CRC stands for the purpose because Python's own hash of a string differs from process to process.
     mixed = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), *position))
     return torch.Generator(device).manual_seed(int(mixed.generate_state(1, np.uint64)[0]))

@@ -1,4 +1,4 @@
-"""Samples of a trained flow, and images as one PNG."""
+"""Samples of a trained flow, and a grid of images as one PNG."""
 
 import math
 from pathlib import Path
@@ -16,31 +16,32 @@ from pipeflow.rundir.model import load_flow
 
 
 def to_images(samples: Tensor) -> Tensor:
-    """Values in [-0.5, 0.5) back to uint8: the bin they fall into, clamped."""
+    """Maps values in [-0.5, 0.5) back to the uint8 of their bin, on the CPU; other values are clamped, NaN becomes 0."""
     return torch.nan_to_num((samples + 0.5) * 256).clamp(0, 255).to(torch.uint8).cpu()
 
 
 def draw_samples(flow: Flow, num: int, temperature: float, seed: int, batch_size: int = 64) -> Tensor:
-    """Samples, uint8, [num, *flow.shape], drawn `batch_size` at a time on the flow's device.
+    """Draws samples, uint8, [num, *flow.shape], on the flow's device.
 
-    Which noise sample i gets depends on the seed, the batch size and i: a smaller `num` gives the first of the same
-    samples, another batch size gives others. The first 64 of batches of 64, with the seed of a run and its
-    temperature, are those of the run's own `samples.png`. Devices share the noise, not the last bits.
+    The noise of sample i depends on the seed, the batch size and i, so a smaller `num` gives the first of the same samples.
+    With a run's seed and temperature and batches of 64, the first 64 samples are those of the run's own `samples.png`. All
+    devices draw the same noise, but their last bits may differ.
 
     Args:
-        temperature: scale of the noise, >= 0; 0 gives `num` times the same sample.
+        temperature: scale of the noise, >= 0; 0 gives the same sample `num` times.
+        batch_size: number of samples drawn at a time.
     """
     noise = generator(seed, "samples")
-    # The last batch is drawn whole and cut afterwards: of fewer samples, each would get other numbers.
+    # The last batch is drawn whole and then cut, because the noise of a sample depends on the size of its batch.
     batches = [to_images(flow.sample(batch_size, noise, temperature)) for _ in range(0, num, batch_size)]
     return torch.cat(batches)[:num]
 
 
 def sample(run_dir: str | Path, num: int, temperature: float, seed: int, out: str | Path | None = None) -> Path:
-    """Writes samples of a run's flow as one PNG, and returns where: `out`, or a file in the run folder.
+    """Writes samples of a run's flow as one PNG and returns its path: `out`, or by default a file in the run folder.
 
     Raises:
-        CheckpointError: the folder is no run's, or the run has not ended.
+        CheckpointError: the folder is not a run's, or the run has not ended.
         DataError: the flow's images cannot be drawn.
     """
     flow = load_flow(run_dir).to(choose_device("auto"))
@@ -55,13 +56,13 @@ def sample(run_dir: str | Path, num: int, temperature: float, seed: int, out: st
 
 
 def sample_grid(images: Tensor | np.ndarray, path: str | Path, columns: int = 8) -> None:
-    """Write images as one PNG, row by row, three times as large and 2 pixels apart, on white.
+    """Writes images as one PNG on white, row by row, enlarged three times and 2 pixels apart.
 
     Args:
         images: uint8, [batch, channels, height, width] with 1 or 3 channels.
 
     Raises:
-        ValueError: `images` is anything else.
+        ValueError: `images` has another type or shape, or is empty.
     """
     pixels = torch.as_tensor(images).cpu().numpy()
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or len(pixels) == 0:

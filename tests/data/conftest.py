@@ -1,20 +1,11 @@
-"""Data options, and a cache folder of each test's own."""
+"""Data options, and a cache folder for each test."""
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-
-@dataclass
-class Options:
-    """The section `data` of a configuration."""
-
-    name: str = "images"
-    path: str | None = None
-    num_train: int | None = None
-    num_test: int | None = None
-    flip: bool = False
+from pipeflow.config import DataConfig
 
 
 @pytest.fixture(autouse=True)
@@ -25,5 +16,5 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def options() -> type[Options]:
-    return Options
+def options() -> partial[DataConfig]:
+    return partial(DataConfig, name="images")
