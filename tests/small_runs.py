@@ -12,8 +12,6 @@ from safetensors.torch import load_file
 
 from pipeflow import train
 from pipeflow.config import Config
-from pipeflow.rundir.checkpoint import Checkpoints
-from pipeflow.training.snapshot import Snapshot
 from tests.launching import Launch
 
 SMALL = {
@@ -127,15 +125,3 @@ def assert_same_tensors(left: Path, right: Path) -> None:
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different, f"{len(different)} of {len(ours)} tensors differ, first {different[:3]}"
-
-
-def write_file(checkpoints: Checkpoints, epoch: int, rank: int, tensors: dict[str, torch.Tensor]) -> dict:
-    """One worker's file of a checkpoint; its entry for the manifest."""
-    snapshot = Snapshot()
-    snapshot.take(tensors)
-    writing = checkpoints.write(epoch, rank, snapshot.chunks())
-    while True:
-        try:
-            next(writing)
-        except StopIteration as written:
-            return written.value

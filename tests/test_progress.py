@@ -1,21 +1,27 @@
 import io
+import math
 import threading
 
 import pytest
 from rich.console import Console
 
+from pipeflow.rundir.records import Epoch, EpochBytes
 from pipeflow.training import progress
 from pipeflow.training.progress import Progress
+from tests.run_records import epoch
 
 
-def record(number: int = 3, phase: str = "alternate", trained: tuple[int, ...] = (1,), **changes) -> dict:
-    return {
-        "epoch": number, "phase": phase, "trained": list(trained), "steps": 78,
-        "train_loss": {str(part): 5.1 for part in trained}, "test_bpd": 4.52, "exit_bpd": [5.13, 4.62, 4.52],
-        "seconds": 11.6, "images": 4988, "macs": 1e12,
-        "bytes": {"latents": [[0, 1, 20_000_000], [1, 2, 4_600_000]], "eval": 9, "gradients": 0, "control": 120},
-        **changes,
-    }  # fmt: skip
+def record(number: int = 3, phase: str = "alternate", trained: tuple[int, ...] = (1,), **changes) -> Epoch:
+    sent = EpochBytes(latents=((0, 1, 20_000_000), (1, 2, 4_600_000)), eval=9, gradients=0, control=120)
+    losses = {"flow" if phase == "finetune" else str(part): 5.1 for part in trained}
+    described = {
+        "train_loss": losses,
+        "test_bpd": 4.52,
+        "exit_bpd": (5.13, 4.62, 4.52),
+        "seconds": 11.6,
+        "images": 4988,
+    }
+    return epoch(number, phase, trained, **{**described, "bytes": sent, **changes})
 
 
 def begin(number: int = 3, phase: str = "alternate", trained: tuple[int, ...] = (1,)) -> dict:
@@ -65,7 +71,7 @@ def test_the_line_of_an_epoch_without_evaluation_says_nothing_of_it(now):
 def test_the_line_of_a_finetune_epoch_names_no_part(now):
     console = plain()
     with Progress(4, 2, console=console) as display:
-        display.epoch(record(3, "finetune", (0, 1), train_loss={"0": "nan"}, exit_bpd=None))
+        display.epoch(record(3, "finetune", (0, 1), train_loss={"flow": math.nan}, exit_bpd=None))
     line = console.file.getvalue().splitlines()[1]
     assert line.startswith("epoch 4/4 finetune | loss nan | test 4.52 bits/dim | ")
 

@@ -27,6 +27,7 @@ from pipeflow.config import Config
 from pipeflow.device import choose_device
 from pipeflow.flow import build_flow, split_flow
 from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.rundir.records import Manifest, RunSeconds, Totals
 from pipeflow.training.entries import Entries
 from pipeflow.training.saver import Saver
 from pipeflow.training.trainer import PartTrainer
@@ -82,7 +83,9 @@ def beside(training: Training, saver: Saver, epoch: int, folder: Path) -> dict:
 def begin(training: Training, saver: Saver, epoch: int) -> None:
     """As a run of one worker begins a checkpoint."""
     saver.take(training.trainer.tensors())
-    saver.save(epoch, 0, [0], {"history": []})
+    totals = Totals(seconds=RunSeconds(), bytes={}, macs=0, initial_bpd=8.0, exit_bpd=None)
+    manifest = Manifest(epoch=epoch, files=(), stage="whole", counts={}, history=(), state=totals, log_position=0)
+    saver.save(epoch, 0, [0], manifest)
 
 
 def is_whole(folder: Path, epoch: int) -> bool:

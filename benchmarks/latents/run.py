@@ -15,13 +15,14 @@ from pathlib import Path
 
 from benchmarks.machine import command_line, describe_machine, in_words
 from pipeflow.rundir.reading import read_run
+from pipeflow.rundir.records import Summary
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / "configs" / "cifar10" / "small_concurrent3.yaml"
 DTYPES = ("float32", "bfloat16", "int8")
 
 
-def run(dtype: str, arguments: argparse.Namespace) -> dict:
+def run(dtype: str, arguments: argparse.Namespace) -> Summary:
     """Trains the run, or the rest of it; its summary."""
     folder = arguments.runs / f"types_{dtype}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={arguments.workers}"]
@@ -29,23 +30,23 @@ def run(dtype: str, arguments: argparse.Namespace) -> dict:
     command += ["--data.name", "images", "--data.path", arguments.data] if arguments.data else []
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return read_run(folder)
+    return read_run(folder).summary
 
 
-def row(dtype: str, summary: dict) -> str:
+def row(dtype: str, summary: Summary) -> str:
     """A line of the table."""
-    exits = ", ".join(f"{value:.3f}" for value in summary["exit_bpd"])
-    local = [epoch for epoch in summary["epochs"] if epoch["phase"] != "finetune"]
-    losses = [epoch["train_loss"] for epoch in local]
+    exits = ", ".join(f"{value:.3f}" for value in summary.exit_bpd or ())
+    local = [epoch for epoch in summary.epochs if epoch.is_local]
+    losses = [epoch.train_loss for epoch in local]
     trained = ", ".join(f"{[each[part] for each in losses if part in each][-1]:.3f}" for part in "012")
-    cpu = [sum(epoch["cpu_seconds"]) for epoch in local if "cpu_seconds" in epoch]
+    cpu = [sum(epoch.cpu_seconds) for epoch in local if epoch.cpu_seconds is not None]
     return (
-        f"| {dtype} | {exits} | {trained} | {summary['test_bpd']:.3f} | {sum(summary['bytes']['forward']) / 1e6:,.0f} "
-        f"| {sum(epoch['macs'] for epoch in local):.2e} | {f'{sum(cpu):.0f}' if len(cpu) == len(local) else '-'} |"
+        f"| {dtype} | {exits} | {trained} | {summary.test_bpd:.3f} | {sum(summary.bytes.forward) / 1e6:,.0f} "
+        f"| {sum(epoch.macs for epoch in local):.2e} | {f'{sum(cpu):.0f}' if len(cpu) == len(local) else '-'} |"
     )
 
 
-def table(summaries: dict[str, dict], machine: dict, command: str) -> str:
+def table(summaries: dict[str, Summary], machine: dict, command: str) -> str:
     """results.md."""
     lines = [
         "# Cheaper latents",
@@ -74,7 +75,8 @@ def main() -> None:
     machine, command = describe_machine(), command_line("benchmarks.latents.run")
     kept = ("test_bpd", "exit_bpd", "bytes", "seconds", "world_size")
     document = {
-        f"types_{dtype}": {key: summary[key] for key in kept if key in summary} for dtype, summary in summaries.items()
+        f"types_{dtype}": {key: value for key, value in summary.to_json().items() if key in kept}
+        for dtype, summary in summaries.items()
     }
     (HERE / "results.json").write_text(
         json.dumps({"machine": machine, "command": command, "runs": document}, indent=1) + "\n"

@@ -11,6 +11,7 @@ from benchmarks.published.results import (
     on_gpu,
     ratio,
     rival_of,
+    run_of_curve,
     time_of,
     verdicts,
 )
@@ -45,7 +46,7 @@ def write_report(
     (folder / "results.md").write_text(table(lines, measured, equal, settings))
     trained = {name: curves[name] for name in ROWS if curves.get(name, {}).get("epochs")}
     for whole in _rows_end_to_end(trained):
-        family = {name: curve for name, curve in trained.items() if whole in (name, ROWS[name].rival)}
+        family = {name: run_of_curve(curve) for name, curve in trained.items() if whole in (name, ROWS[name].rival)}
         for figure in comparison(family, folder / whole):
             if figure.stem not in FIGURES:
                 figure.unlink()

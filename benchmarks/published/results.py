@@ -14,7 +14,8 @@ from benchmarks.published.rows import ROWS, Line, Row, Settings, stop_name
 from benchmarks.published.slices import kept_summary
 from pipeflow.errors import CheckpointError
 from pipeflow.report.curves import AXES, spans
-from pipeflow.rundir.reading import read_run
+from pipeflow.rundir.reading import SavedRun, read_run
+from pipeflow.rundir.records import Summary
 
 WITHIN = 0.02
 """Bits/dim by which a by-parts row may end above its row end to end and count as reproduced."""
@@ -47,26 +48,27 @@ def measure(lines: Sequence[Line], settings: Settings, runs: Path) -> tuple[dict
     notes = [json.loads(note) for note in _lines_of(runs / "slices.jsonl")]
     measured, curves = {}, {}
     for line in lines:
-        run = _run_of(line, runs)
-        if run is None:
+        saved = _run_of(line, runs)
+        if saved is None:
             continue
+        run, ended = saved.summary, saved.ended
         of_row = [note for note in notes if note["row"] == line.row.name]
         measured[line.name] = {
-            "num_epochs": run["num_epochs"],
-            "ended": run["ended"],
-            "test_bpd": float(run["test_bpd"]),
-            "num_images": None if run["ended"] else settings.config(line.row).eval.num_images,
-            "exit_bpd": run["exit_bpd"],
-            "macs": run["train_macs"],
+            "num_epochs": run.num_epochs,
+            "ended": ended,
+            "test_bpd": run.test_bpd,
+            "num_images": None if ended else settings.config(line.row).eval.num_images,
+            "exit_bpd": run.exit_bpd,
+            "macs": run.train_macs,
             "seconds": spans(run, AXES["seconds"])[-1][2],
-            "cpu_seconds": sum(sum(record["cpu_seconds"]) for record in run["epochs"]),
-            "forward": run["bytes"]["forward"],
+            "cpu_seconds": sum(sum(record.cpu_seconds or ()) for record in run.epochs),
+            "forward": run.bytes.forward,
             "jobs": max(note["jobs"] for note in of_row),
             "threads": of_row[-1]["threads"],
             "machine": of_row[-1]["machine"],
         }
         if not line.is_control:
-            curves[line.name] = _curve(run)
+            curves[line.name] = _curve(saved)
     return measured, curves
 
 
@@ -74,22 +76,23 @@ def _lines_of(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.is_file() else []
 
 
-def _run_of(line: Line, runs: Path) -> dict | None:
+def _run_of(line: Line, runs: Path) -> SavedRun | None:
     """The run at the line's end, or of a row as far as it has come."""
     folder = runs / line.row.name
     kept = kept_summary(folder, line.epochs)
     if kept.is_file():
-        return {**json.loads(kept.read_text()), "ended": True}
+        return SavedRun(summary=Summary.from_json(json.loads(kept.read_text())), ended=True)
     if line.is_control:
         return None
     try:
-        return {**read_run(folder), "ended": False}
+        return SavedRun(summary=read_run(folder).summary, ended=False)
     except CheckpointError:  # not begun, or not initialised yet
         return None
 
 
-def _curve(run: dict) -> dict:
+def _curve(saved: SavedRun) -> dict:
     """What `pipeflow.report.figures.comparison` reads of a run."""
+    run = saved.summary.to_json()
     records = [
         {
             **{key: record[key] for key in RECORD},
@@ -98,11 +101,24 @@ def _curve(run: dict) -> dict:
         for record in run["epochs"]
     ]
     return {
-        **{key: run[key] for key in ("name", "ended", "num_epochs", "test_bpd", "initial_bpd")},
+        "name": run["name"],
+        "ended": saved.ended,
+        **{key: run[key] for key in ("num_epochs", "test_bpd", "initial_bpd")},
         "seconds": {"gather": run["seconds"]["gather"]},
         "bytes": {"gather": run["bytes"]["gather"]},
         "epochs": records,
     }
+
+
+def run_of_curve(curve: Mapping) -> SavedRun:
+    """The run that a curve is of. Counts that a curve leaves out are 0 in it."""
+    epochs = [
+        {"steps": 0, "images": 0, **record, "bytes": {"eval": 0, "control": 0, **record["bytes"]}}
+        for record in curve["epochs"]
+    ]
+    sent = {"forward": [], "backward": [], "finetune": 0, "total": 0, **curve["bytes"]}
+    run = {"exit_bpd": None, "train_macs": 0, "parts": [], **curve, "epochs": epochs, "bytes": sent}
+    return SavedRun(summary=Summary.from_json(run), ended=curve["ended"])
 
 
 def merge(before: Mapping[str, dict], now: Mapping[str, dict]) -> dict[str, dict]:

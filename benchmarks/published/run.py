@@ -25,6 +25,7 @@ from benchmarks.published.results import SettingsDiffer, check_settings, measure
 from benchmarks.published.rows import ROWS, SIZES, Line, Row, Settings, equal_epochs, launch_arguments, table_lines
 from benchmarks.published.slices import Leg, Slice
 from pipeflow.errors import PipeflowError
+from pipeflow.rundir.typed_json import dumps
 
 HERE = Path(__file__).parent
 
@@ -97,7 +98,7 @@ def _rows(options: argparse.Namespace, part: Slice) -> dict[str, str]:
     measured, curves = merge(before, measured), merge(curves, curves_now)
     document = {"settings": settings.to_json(), "equal_epochs": equal, "lines": measured}
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
-    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(curve)}" for name, curve in curves.items())
+    rows = ",\n".join(f"{json.dumps(name)}: {dumps(curve)}" for name, curve in curves.items())
     (out / "curves.json").write_text(f"{{\n{rows}\n}}\n")  # a line a row
     write_report(lines, measured, curves, equal, settings, out)
     _say_what_is_left(legs, measured, out)

@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine, in_words
 from pipeflow.report.figures import comparison
 from pipeflow.rundir.reading import read_run
+from pipeflow.rundir.records import Summary
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "cifar10"
@@ -46,15 +47,15 @@ def main() -> None:
         command += ["--data.name", "images", "--data.path", options.data] if options.data else []
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    summaries = {name: read_run(folder) for name, folder in zip(RUNS, folders)}
-    write_results(summaries)
-    comparison({RUNS[name]: summary for name, summary in summaries.items()}, HERE)
+    runs = {name: read_run(folder) for name, folder in zip(RUNS, folders)}
+    write_results({name: run.summary for name, run in runs.items()})
+    comparison({RUNS[name]: run for name, run in runs.items()}, HERE)
 
 
-def write_results(summaries: dict[str, dict]) -> None:
+def write_results(summaries: dict[str, Summary]) -> None:
     """results.md and results.json."""
     machine = describe_machine()
-    end_to_end = summaries["small_glow"]["train_macs"]
+    end_to_end = summaries["small_glow"].train_macs
     lines = [
         "# Schedules",
         "",
@@ -71,15 +72,15 @@ def write_results(summaries: dict[str, dict]) -> None:
     ]
     results = {}
     for name, summary in summaries.items():
-        sent, seconds = summary["bytes"], summary["seconds"]
-        exits = ", ".join(f"{value:.3f}" for value in summary["exit_bpd"] or []) or "-"
+        sent, seconds = summary.bytes, summary.seconds
+        exits = ", ".join(f"{value:.3f}" for value in summary.exit_bpd or ()) or "-"
         lines.append(
-            f"| {RUNS[name]} | {summary['test_bpd']:.3f} | {exits} | {summary['train_macs'] / end_to_end:.2f} "
-            f"| {sum(sent['forward']) / 1e6:.0f} | {sum(sent['backward']) / 1e6:.0f} "
-            f"| {sum(sent['gather'].values()) / 1e6:.1f} | {seconds['local']:.0f} + {seconds['finetune']:.0f} |"
+            f"| {RUNS[name]} | {summary.test_bpd:.3f} | {exits} | {summary.train_macs / end_to_end:.2f} "
+            f"| {sum(sent.forward) / 1e6:.0f} | {sum(sent.backward) / 1e6:.0f} "
+            f"| {sum(sent.gather.values()) / 1e6:.1f} | {seconds.local:.0f} + {seconds.finetune:.0f} |"
         )
-        results[name] = {key: value for key, value in summary.items() if key not in ("epochs", "parts")}
-        results[name]["curve"] = [[each["epoch"], each["phase"], each["test_bpd"]] for each in summary["epochs"]]
+        results[name] = {key: value for key, value in summary.to_json().items() if key not in ("epochs", "parts")}
+        results[name]["curve"] = [[each.epoch, each.phase, each.test_bpd] for each in summary.epochs]
     (HERE / "results.json").write_text(json.dumps({"machine": machine, "runs": results}, indent=1) + "\n")
     (HERE / "results.md").write_text("\n".join(lines) + "\n")
 

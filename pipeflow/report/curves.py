@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeflow.rundir.records import training_bytes
+from pipeflow.rundir.records import Epoch, Summary
 from pipeflow.units import BYTE_UNITS, TIME_UNITS
 
 # ------------------------------------------------------------------------------------------------ what a run costs
@@ -20,8 +20,8 @@ class Axis:
     name: str
     label: str
     """`{unit}` stands for the unit that suits the largest value."""
-    of_epoch: Callable[[dict], float]
-    of_gather: Callable[[dict], float]
+    of_epoch: Callable[[Epoch], float]
+    of_gather: Callable[[Summary], float]
     units: tuple[tuple[float, str], ...] = ((1, ""),)
     """Size and name of each unit, ascending."""
 
@@ -37,32 +37,32 @@ AXES = {
         Axis(
             name="seconds",
             label="training time with the gather, without evaluation ({unit})",
-            of_epoch=lambda record: record["seconds"],
-            of_gather=lambda run: run["seconds"]["gather"],
+            of_epoch=lambda record: record.seconds,
+            of_gather=lambda run: run.seconds.gather,
             units=TIME_UNITS,
         ),
         Axis(
             name="macs",
             label="training multiply-adds{unit}",
-            of_epoch=lambda record: record["macs"],
+            of_epoch=lambda record: record.macs,
             of_gather=lambda run: 0,
             units=((1, ""), *((10.0**power, f" ($10^{{{power}}}$)") for power in range(3, 25, 3))),
         ),
         Axis(
             name="bytes",
             label="sent in training and the gather, without evaluation and control ({unit})",
-            of_epoch=training_bytes,
-            of_gather=lambda run: sum(run["bytes"]["gather"].values()),
+            of_epoch=lambda record: record.training_bytes,
+            of_gather=lambda run: sum(run.bytes.gather.values()),
             units=BYTE_UNITS,
         ),
     )
 }
 
 
-def spans(run: dict, axis: Axis) -> list[tuple[dict | None, float, float]]:
+def spans(run: Summary, axis: Axis) -> list[tuple[Epoch | None, float, float]]:
     """Where each epoch begins and ends on an axis: `(record, begin, end)`; the gather's record is None."""
-    records: list[dict | None] = list(run["epochs"])
-    first_finetune = next((i for i, record in enumerate(records) if record["phase"] == "finetune"), len(records))
+    records: list[Epoch | None] = list(run.epochs)
+    first_finetune = next((i for i, record in enumerate(run.epochs) if record.phase == "finetune"), len(records))
     records.insert(first_finetune, None)
     result, begin = [], 0.0
     for record in records:
@@ -72,24 +72,21 @@ def spans(run: dict, axis: Axis) -> list[tuple[dict | None, float, float]]:
     return result
 
 
-def _number(value: float | str) -> float:
-    """A logged number; one that is not finite (the log writes it as a word) leaves a gap in a curve."""
-    value = float(value)
+def _number(value: float) -> float:
+    """A number for a curve; one that is not finite leaves a gap."""
     return value if math.isfinite(value) else math.nan
 
 
-def test_curve(run: dict, axis: Axis) -> tuple[list[float], list[float]]:
+def test_curve(run: Summary, axis: Axis) -> tuple[list[float], list[float]]:
     """The whole flow's test bits/dim over an axis, from before training on; epochs without evaluation are left out."""
-    points = [(0.0, run["initial_bpd"])]
-    points += [
-        (end, record["test_bpd"]) for record, _, end in spans(run, axis) if record and record["test_bpd"] is not None
-    ]
+    points = [(0.0, run.initial_bpd)]
+    points += [(end, record.test_bpd) for record, _, end in spans(run, axis) if record and record.test_bpd is not None]
     return [x for x, _ in points], [_number(bpd) for _, bpd in points]
 
 
-def exit_curves(run: dict, axis: Axis) -> list[tuple[list[float], list[float]]]:
+def exit_curves(run: Summary, axis: Axis) -> list[tuple[list[float], list[float]]]:
     """The exit bits/dim of all parts but the last (whose exit is the whole flow), while there are heads."""
-    points = [(end, record["exit_bpd"]) for record, _, end in spans(run, axis) if record and record["exit_bpd"]]
+    points = [(end, record.exit_bpd) for record, _, end in spans(run, axis) if record and record.exit_bpd]
     num_parts = max((len(exits) for _, exits in points), default=0)
     return [
         (

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeflow.config import FINETUNE
 from pipeflow.report.curves import AXES, Axis, exit_curves, spans, test_curve
-from pipeflow.rundir.reading import read_run
+from pipeflow.rundir.reading import SavedRun, read_run
+from pipeflow.rundir.records import Epoch, Summary
 from pipeflow.units import bytes_text
 
 PART_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
@@ -29,11 +29,11 @@ def plots(run_dir: str | Path, out: str | Path | None = None) -> list[Path]:
     run = read_run(run_dir)
     folder = Path(run_dir if out is None else out)
     figures = {f"bpd_by_{name}.png": _learning_curve(run, AXES[name]) for name in ("epoch", "seconds", "bytes")}
-    figures["bytes_by_phase.png"] = _bytes_by_phase(run)
+    figures["bytes_by_phase.png"] = _bytes_by_phase(run.summary)
     return _save(figures, folder)
 
 
-def comparison(runs: dict[str, dict], folder: Path) -> list[Path]:
+def comparison(runs: Mapping[str, SavedRun], folder: Path) -> list[Path]:
     """Draw several runs, by name, into a folder: `compare_by_{epoch,seconds,macs,bytes}.png`."""
     return _save({f"compare_by_{name}.png": _compare(runs, axis) for name, axis in AXES.items()}, folder)
 
@@ -49,29 +49,29 @@ def _part_color(part: int) -> str:
     return PART_COLORS[part % len(PART_COLORS)]
 
 
-def _band(record: dict | None) -> tuple[str, str]:
+def _band(record: Epoch | None) -> tuple[str, str]:
     """What trains in an epoch (None: the gather), in words and as a colour."""
     if record is None:
         return "gather", GATHER_COLOR
-    if record["phase"] in FINETUNE:
-        return {"finetune": "fine-tuning", "end_to_end": "end to end"}[record["phase"]], WHOLE_COLOR
-    trained = record["trained"]
+    if not record.is_local:
+        return {"finetune": "fine-tuning", "end_to_end": "end to end"}[record.phase], WHOLE_COLOR
+    trained = record.trained
     if len(trained) == 1:
-        return f"{record['phase']}: part {trained[0]}", _part_color(trained[0])
-    run_of_parts = len(trained) > 2 and trained == list(range(trained[0], trained[-1] + 1))
+        return f"{record.phase}: part {trained[0]}", _part_color(trained[0])
+    run_of_parts = len(trained) > 2 and trained == tuple(range(trained[0], trained[-1] + 1))
     parts = f"{trained[0]} to {trained[-1]}" if run_of_parts else ", ".join(map(str, trained))
-    return f"{record['phase']}: parts {parts}", JOINT_COLOR
+    return f"{record.phase}: parts {parts}", JOINT_COLOR
 
 
-def _bands(run: dict, axis: Axis) -> Iterator[tuple[str, str, float, float]]:
+def _bands(run: Summary, axis: Axis) -> Iterator[tuple[str, str, float, float]]:
     """Stretches of the same training on an axis: label, colour, begin and end."""
     for (label, color), group in groupby(spans(run, axis), key=lambda span: _band(span[0])):
         stretch = list(group)
         yield label, color, stretch[0][1], stretch[-1][2]
 
 
-def _title(run: dict, text: str) -> str:
-    return textwrap.fill(f"{run['name']}: {text}", width=55)
+def _title(run: Summary, text: str) -> str:
+    return textwrap.fill(f"{run.name}: {text}", width=55)
 
 
 def _style(axes: Axes) -> None:
@@ -100,7 +100,8 @@ def _marker(num_points: int) -> dict[str, Any]:
     return {"marker": "o", "markersize": 3.5} if num_points <= 40 else {}
 
 
-def _learning_curve(run: dict, axis: Axis) -> Figure:
+def _learning_curve(saved: SavedRun, axis: Axis) -> Figure:
+    run = saved.summary
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     axes = figure.add_subplot()
     largest = spans(run, axis)[-1][2]
@@ -132,8 +133,8 @@ def _learning_curve(run: dict, axis: Axis) -> Figure:
     _set_limits(axes, axis, largest / scale, [bpd, *(curve for _, curve in exits)], bpd[0])
     axes.set_xlabel(axis.label.format(unit=unit))
     axes.set_ylabel("test bits/dim")
-    ending = "at the end" if run["ended"] else "so far"
-    axes.set_title(_title(run, f"{float(run['test_bpd']):.3f} bits/dim {ending}"), loc="left", fontsize=10)
+    ending = "at the end" if saved.ended else "so far"
+    axes.set_title(_title(run, f"{run.test_bpd:.3f} bits/dim {ending}"), loc="left", fontsize=10)
     _style(axes)
     handles, texts = axes.get_legend_handles_labels()
     order = sorted(range(len(texts)), key=lambda i: texts[i] in labels)  # lines first, then bands
@@ -143,17 +144,15 @@ def _learning_curve(run: dict, axis: Axis) -> Figure:
     return figure
 
 
-def _compare(runs: dict[str, dict], axis: Axis) -> Figure:
+def _compare(runs: Mapping[str, SavedRun], axis: Axis) -> Figure:
     """Test bits/dim of several runs over one cost: the whole of it, and closer where the runs end."""
-    labels = [
-        f"{name}: {float(run['test_bpd']):.3f}" + ("" if run["ended"] else " so far") for name, run in runs.items()
-    ]
+    labels = [f"{name}: {run.summary.test_bpd:.3f}" + ("" if run.ended else " so far") for name, run in runs.items()]
     num_columns = max(1, min(4, len(runs), 110 // (max(map(len, labels)) + 6)))
     legend_height = 0.2 * math.ceil(len(runs) / num_columns)
     figure = Figure(figsize=(9, 4.4 + legend_height), layout="constrained")
     whole, close = figure.subplots(1, 2)
-    curves = [test_curve(run, axis) for run in runs.values()]
-    largest = max(spans(run, axis)[-1][2] for run in runs.values())
+    curves = [test_curve(run.summary, axis) for run in runs.values()]
+    largest = max(spans(run.summary, axis)[-1][2] for run in runs.values())
     scale, unit = axis.unit(largest)
     for index, (x, bpd) in enumerate(curves):
         style = ("-", "--", ":", "-.")[index // len(PART_COLORS) % 4]
@@ -190,22 +189,22 @@ def _compare(runs: dict[str, dict], axis: Axis) -> Figure:
     return figure
 
 
-def bytes_by_phase(run: dict) -> dict[str, Counter]:
+def bytes_by_phase(run: Summary) -> dict[str, Counter[str]]:
     """Bytes by phase (as the bands of the figures name them) and by kind; only what is not zero."""
-    result: dict[str, Counter] = {}
+    result: dict[str, Counter[str]] = {}
     for record, _, _ in spans(run, AXES["epoch"]):
         counts = result.setdefault(_band(record)[0], Counter())
         if record is None:
-            counts.update({f"gather: {kind}": count for kind, count in run["bytes"]["gather"].items()})
+            counts.update({f"gather: {kind}": count for kind, count in run.bytes.gather.items()})
             continue
-        sent = record["bytes"]
-        counts.update({f"latents {source} → {target}": count for source, target, count in sent["latents"]})
-        counts.update({"gradients": sent["gradients"], "evaluation": sent["eval"], "control": sent["control"]})
-        if record["phase"] not in FINETUNE:
-            counts["images handed out"] += sent.get("images", 0)
-    whole = [record for record in run["epochs"] if record["phase"] in FINETUNE]
+        sent = record.bytes
+        counts.update({f"latents {source} → {target}": count for source, target, count in sent.latents})
+        counts.update({"gradients": sent.gradients, "evaluation": sent.eval, "control": sent.control})
+        if record.is_local:
+            counts["images handed out"] += sent.images
+    whole = [record for record in run.epochs if not record.is_local]
     if whole:
-        images = run["bytes"]["finetune"] - sum(record["bytes"]["gradients"] for record in whole)
+        images = run.bytes.finetune - sum(record.bytes.gradients for record in whole)
         result[_band(whole[-1])[0]]["images handed out"] += images
     return {phase: +counts for phase, counts in result.items() if phase != "gather" or +counts}
 
@@ -224,25 +223,25 @@ def _kind_color(kind: str) -> str:
     }[kind]
 
 
-def _bytes_by_phase(run: dict) -> Figure:
+def _bytes_by_phase(run: Summary) -> Figure:
     by_phase = bytes_by_phase(run)
     figure = Figure(figsize=(7.6 + 0.85 * max(0, len(by_phase) - 5), 4.4), layout="constrained")
     axes = figure.add_subplot()
-    totals: Counter = sum(by_phase.values(), Counter())
-    between = "workers" if run.get("wire", True) else "parts, all in one process"
+    totals: Counter[str] = sum(by_phase.values(), Counter())
+    between = "parts, all in one process" if run.wire is False else "workers"
     scale, unit = AXES["bytes"].unit(max((counts.total() for counts in by_phase.values()), default=0))
     heights = np.zeros(len(by_phase))
     for kind in sorted(totals, key=lambda kind: (not kind.startswith("latents"), kind)):
-        counts = np.array([counts[kind] for counts in by_phase.values()]) / scale
+        bars = np.array([counts[kind] for counts in by_phase.values()]) / scale
         axes.bar(
             range(len(by_phase)),
-            counts,
+            bars,
             bottom=heights,
             width=0.6,
             color=_kind_color(kind),
             label=f"{kind}: {bytes_text(totals[kind])}",
         )
-        heights += counts
+        heights += bars
     for index, counts in enumerate(by_phase.values() if totals else ()):
         axes.annotate(
             bytes_text(counts.total()),

@@ -10,29 +10,30 @@ from rich.text import Text
 
 from pipeflow.report.curves import AXES, spans
 from pipeflow.report.figures import comparison, plots
-from pipeflow.rundir.reading import read_run
+from pipeflow.rundir.reading import SavedRun, read_run
+from pipeflow.rundir.records import Summary
 from pipeflow.units import duration_text, megabytes_text
 
 
-def phases(run: dict) -> str:
+def phases(run: Summary) -> str:
     """A run's phases in words: `12 concurrent + 6 finetune`."""
-    groups = groupby(record["phase"] for record in run["epochs"])
+    groups = groupby(record.phase for record in run.epochs)
     return " + ".join(f"{len(list(group))} {phase}" for phase, group in groups) or "none yet"
 
 
-def _row(name: str, run: dict) -> dict[str, str]:
-    sent = run["bytes"]
+def _row(name: str, saved: SavedRun) -> dict[str, str]:
+    run, sent = saved.summary, saved.summary.bytes
     return {
         "run": name,
         "phases": phases(run),
-        "test\nbits/dim": f"{float(run['test_bpd']):.3f}" + ("" if run["ended"] else "*"),
-        "exit bits/dim\nof the parts": " ".join(f"{float(bpd):.3f}" for bpd in run["exit_bpd"] or []) or "-",
+        "test\nbits/dim": f"{run.test_bpd:.3f}" + ("" if saved.ended else "*"),
+        "exit bits/dim\nof the parts": " ".join(f"{bpd:.3f}" for bpd in run.exit_bpd or ()) or "-",
         "training\ntime": duration_text(spans(run, AXES["seconds"])[-1][2]),
-        "training\nmultiply-adds": f"{run['train_macs']:.2e}".replace("e+", "e"),
-        "MB\nforward": megabytes_text(sum(sent["forward"])),
-        "MB\nbackward": megabytes_text(sum(sent["backward"])),
-        "MB\ngather": megabytes_text(sum(sent["gather"].values())),
-        "MB\nall": megabytes_text(sent["total"]),
+        "training\nmultiply-adds": f"{run.train_macs:.2e}".replace("e+", "e"),
+        "MB\nforward": megabytes_text(sum(sent.forward)),
+        "MB\nbackward": megabytes_text(sum(sent.backward)),
+        "MB\ngather": megabytes_text(sum(sent.gather.values())),
+        "MB\nall": megabytes_text(sent.total),
     }
 
 
@@ -71,7 +72,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, consol
 
     run_dirs = [Path(run_dir) for run_dir in run_dirs]
     read = [read_run(run_dir) for run_dir in run_dirs]
-    names = [run["name"] for run in read]
+    names = [run.summary.name for run in read]
     if len(set(names)) < len(names):  # folders of the same name in different places
         names = [str(run_dir) for run_dir in run_dirs]
     runs = dict(zip(names, read))
@@ -80,7 +81,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, consol
         if not console.is_terminal:
             console = Console(width=1000)  # a file has no width to fit the table into
     _print_table([_row(name, run) for name, run in runs.items()], console)
-    if not all(run["ended"] for run in read):
+    if not all(run.ended for run in read):
         console.print("* has not ended: the last evaluated epoch")
     if len(runs) == 1:
         paths = plots(run_dirs[0], out)

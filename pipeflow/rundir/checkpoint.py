@@ -8,12 +8,13 @@
 All is written in a folder with another name, which becomes `epoch-...` once the manifest is on the disk.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,10 +22,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeflow.errors import CheckpointError
-from pipeflow.safe_files import brief, printable, read_json
+from pipeflow.flow import Part
+from pipeflow.rundir.records import File, Manifest, checkpoint_name
+from pipeflow.safe_files import MAX_JSON_BYTES, brief, parse_json, read_bytes
 
 _MANIFEST = "manifest.json"
 FORMAT = 1
+_MOMENTS: dict[str, set[str]] = {"adam": {"exp_avg", "exp_avg_sq"}, "adamax": {"exp_avg", "exp_inf"}}
+"""Names of what each optimizer keeps for a parameter."""
 
 
 class Checkpoints:
@@ -36,7 +41,7 @@ class Checkpoints:
 
     def write(
         self, epoch: int, rank: int, chunks: Iterable[bytes | memoryview], step: int = 0
-    ) -> Generator[None, None, dict]:
+    ) -> Generator[None, None, File]:
         """Writes one worker's file, with a pause after each chunk; returns its entry for the manifest.
 
         Raises CheckpointError where the disk does not let it.
@@ -57,14 +62,14 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
                 path.parent.rmdir()
             raise self.not_written(epoch, error) from None
-        return {"file": path.name, "bytes": size, "sha256": sha256.hexdigest()}
+        return File(file=path.name, bytes=size, sha256=sha256.hexdigest())
 
-    def commit(self, epoch: int, files: Sequence[dict], manifest: dict, step: int = 0) -> Path:
-        """Makes the workers' files a checkpoint, and removes those that are too old."""
-        partial = self._partial(epoch, step)
-        final = partial.with_suffix("")
+    def commit(self, files: Sequence[File], manifest: Manifest) -> Path:
+        """Makes the workers' files a checkpoint, and removes checkpoints that are too old."""
+        final = self.folder / manifest.folder
+        partial = final.with_suffix(".partial")
         try:
-            content = {"epoch": epoch, "files": list(files), **manifest}
+            content = dataclasses.replace(manifest, files=tuple(files)).to_json()
             document = {"format": FORMAT, "sha256": _sha256_of_json(content), "content": content}
             (partial / _MANIFEST).write_text(json.dumps(document))
             _sync(partial / _MANIFEST)
@@ -75,7 +80,7 @@ class Checkpoints:
             _sync(self.folder)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise self.not_written(epoch, error) from None
+            raise self.not_written(manifest.epoch, error) from None
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -85,24 +90,21 @@ class Checkpoints:
         for partial in self.folder.glob("*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
-    def newest(self) -> tuple[dict | None, list[str]]:
-        """The newest undamaged checkpoint's manifest (None: there is none), and what was wrong with newer ones.
-
-        The manifest gets `folder`, the name of the checkpoint's folder.
-        """
-        complaints = []
+    def newest(self) -> tuple[Manifest | None, list[str]]:
+        """The newest undamaged checkpoint's manifest (None: there is none), and what was wrong with newer ones."""
+        complaints: list[str] = []
         for folder in reversed(self._folders()):
             try:
-                return {**_verified(folder), "folder": folder.name}, complaints
+                return _verified(folder), complaints
             except CheckpointError as error:
                 complaints.append(str(error))
         return None, complaints
 
-    def read(self, manifest: dict, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def read(self, manifest: Manifest, wanted: Sequence[str]) -> dict[str, Tensor]:
         """The tensors whose names begin with one of the wanted layers or heads, from whichever files hold them."""
         tensors = {}
-        for entry in manifest["files"]:
-            path = self.folder / manifest["folder"] / entry["file"]
+        for entry in manifest.files:
+            path = self.folder / manifest.folder / entry.file
             try:
                 with safe_open(path, framework="pt") as file:
                     for key in file.keys():
@@ -125,44 +127,77 @@ class Checkpoints:
         )
 
     def _partial(self, epoch: int, step: int) -> Path:
-        return self.folder / f"epoch-{epoch:06d}{f'-step-{step:06d}' if step else ''}.partial"
+        return self.folder / f"{checkpoint_name(epoch, step)}.partial"
 
     def _folders(self) -> list[Path]:
         found = [*self.folder.glob("epoch-??????"), *self.folder.glob("epoch-??????-step-??????")]
         return sorted(path for path in found if path.is_dir())
 
 
-def _verified(folder: Path) -> dict:
-    """The manifest of a checkpoint whose files are all there and unchanged."""
+def check_tensors(tensors: Mapping[str, Tensor], manifest: Manifest, parts: Sequence[Part], optimizer: str) -> None:
+    """Raises CheckpointError where a checkpoint has other tensors of these parts than they have.
+
+    A new head has none. Layers and heads that `manifest` counts updates for have all. A checksum does not tell who wrote a
+    file, so names, types and shapes are compared one by one.
+    """
+    where = f"checkpoint {manifest.folder}"
+    sections = {"model", "ema", *(f"optim.{key}" for key in _MOMENTS[optimizer])}
+    for part in parts:
+        parameters, state = part.global_parameters(), part.global_state()
+        for name, expected in state.items():
+            is_known = any(name.startswith(f"{owner}.") for owner in part.owners() if owner in manifest.counts)
+            if f"model/{name}" not in tensors and is_known:
+                raise CheckpointError(f"{where}: has no {name}, which this flow has: it is of another model.")
+            moments = {key for key in _MOMENTS[optimizer] if f"optim.{key}/{name}" in tensors}
+            if moments and moments != _MOMENTS[optimizer]:
+                raise CheckpointError(f"{where}: the optimizer's state of {name} is not whole: it is of another run.")
+            for section in ("model", "ema", *(f"optim.{key}" for key in moments)):
+                found = tensors.get(f"{section}/{name}")
+                if found is not None and (found.shape != expected.shape or found.dtype != expected.dtype):
+                    raise CheckpointError(
+                        f"{where}: {section}/{name} is {found.dtype} {list(found.shape)}, this flow has {expected.dtype} "
+                        f"{list(expected.shape)}: it is of another model."
+                    )
+        for key in tensors:
+            section, _, name = key.partition("/")
+            is_of_part = any(name.startswith(f"{owner}.") for owner in part.owners())
+            if is_of_part and (section not in sections or name not in (state if section == "model" else parameters)):
+                raise CheckpointError(f"{where}: {key} is no tensor of this flow: it is of another model.")
+
+
+def _verified(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are all there and unchanged. Raises CheckpointError."""
     try:
-        document = read_json(folder / _MANIFEST)
+        text = read_bytes(folder / _MANIFEST, MAX_JSON_BYTES)
+        document = parse_json(text)
         if document["format"] != FORMAT:
             raise CheckpointError(
                 f"checkpoint {folder}: has format {brief(document['format'])}, this version reads {FORMAT}."
             )
-        manifest = document["content"]
-        # The text itself, too: a digit can change in it that makes no other number.
-        is_whole = (folder / _MANIFEST).read_text() == json.dumps(document)
-        if not is_whole or _sha256_of_json(manifest) != document["sha256"]:
-            raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged (its sha256 does not fit its content).")
-        files = {str(entry["file"]): entry["sha256"] for entry in manifest["files"]}
+        # The text itself is compared too: a digit can change in it without changing a number.
+        is_whole = text == json.dumps(document).encode()
+        if not is_whole or _sha256_of_json(document["content"]) != document["sha256"]:
+            raise ValueError("its sha256 does not fit its content")
+        manifest = Manifest.from_json(document["content"])
+        if manifest.folder != folder.name:
+            raise ValueError(f"it is of {manifest.folder}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged ({error}).") from None
-    for name, expected in files.items():
-        path = folder / name
-        if Path(name).name != name or not name.isprintable() or len(name) > 255 or not path.is_file():
-            raise CheckpointError(f"checkpoint {folder}: {printable(brief(name, str))} is missing.")
+    for file in manifest.files:
+        path = folder / file.file
+        if path.name != file.file or not path.is_file():
+            raise CheckpointError(f"checkpoint {folder}: {file.file} is missing.")
         try:
             found = _sha256(path)
         except OSError as error:
-            raise CheckpointError(f"checkpoint {folder}: {name} is damaged ({error}).") from None
-        if found != expected:
-            raise CheckpointError(f"checkpoint {folder}: {name} is damaged (its sha256 is not the manifest's).")
+            raise CheckpointError(f"checkpoint {folder}: {file.file} is damaged ({error}).") from None
+        if found != file.sha256:
+            raise CheckpointError(f"checkpoint {folder}: {file.file} is damaged (its sha256 is not the manifest's).")
     return manifest
 
 
-def _sha256_of_json(content: dict) -> str:
-    """Of the text that json makes of it, which is the same before it was written and after it was read."""
+def _sha256_of_json(content: object) -> str:
+    """Hash of the content's JSON, which is the same before it is written and after it is read."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

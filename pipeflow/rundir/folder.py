@@ -13,9 +13,10 @@ from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.lock import RunLock
-from pipeflow.rundir.manifest import check_manifest
-from pipeflow.rundir.records import to_json
-from pipeflow.safe_files import read_json, read_yaml
+from pipeflow.rundir.reading import read_summary
+from pipeflow.rundir.records import Manifest, Summary
+from pipeflow.rundir.typed_json import dumps
+from pipeflow.safe_files import read_yaml
 
 FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
 """What a resumed run must have in common with the run in the folder."""
@@ -38,7 +39,7 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path, config.checkpoint.keep)
         self._lock = RunLock(self.path)
 
-    def open(self) -> tuple[dict | None, list[str]]:
+    def open(self) -> tuple[Manifest | None, list[str]]:
         """Makes the folder ready: the manifest to resume from (None: a fresh run), and what the user should know.
 
         From here until `close` no other run can open it. Raises CheckpointError where another run is in it, where it
@@ -54,7 +55,7 @@ class RunFolder:
         """Lets other runs open the folder."""
         self._lock.release()
 
-    def _open(self) -> tuple[dict | None, list[str]]:
+    def _open(self) -> tuple[Manifest | None, list[str]]:
         notes = self._make_and_lock()
         resume = self.config.run.resume
         if resume == "never" and not self._is_restarted():
@@ -68,18 +69,17 @@ class RunFolder:
             self._check_same_run()
         self.checkpoints.clean()
         manifest, complaints = self.checkpoints.newest()
-        if manifest is not None:
-            check_manifest(manifest, self.checkpoints.folder / manifest["folder"])
-        if complaints and manifest is None:
+        if manifest is None and complaints:
             raise CheckpointError(
                 f"{complaints[0]} No other checkpoint is whole. Start anew with --run.resume never, which keeps the old "
                 f"folder aside."
             )
-        notes += [f"{complaint} Taking the one before, {manifest['folder']}." for complaint in complaints]
         if manifest is None and resume == "must":
             raise CheckpointError(
                 f"run.resume: must, but {self.path} holds no checkpoint: check run.dir, or use --run.resume auto."
             )
+        if manifest is not None:
+            notes += [f"{complaint} Taking the one before, {manifest.folder}." for complaint in complaints]
         return manifest, notes
 
     def _make_and_lock(self) -> list[str]:
@@ -119,27 +119,18 @@ class RunFolder:
         """Takes the file away again."""
         (self.path / token).unlink(missing_ok=True)
 
-    def summary(self) -> dict | None:
-        """The summary of a run that has ended."""
-        path = self.path / "summary.json"
-        if not path.exists():
-            return None
-        try:
-            summary = read_json(path)
-            if not isinstance(summary, dict):
-                raise ValueError(f"it holds a {type(summary).__name__}, not a summary")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}): remove it, and the run writes it anew.") from None
-        return summary
+    def summary(self) -> Summary | None:
+        """The summary, which a run writes last: it is the mark of a run that has ended."""
+        return read_summary(self.path)
 
-    def write_summary(self, summary: dict | None) -> None:
+    def write_summary(self, summary: Summary | None) -> None:
         """Writes summary.json whole, or removes it where a run goes on."""
         path = self.path / "summary.json"
         if summary is None:
             path.unlink(missing_ok=True)
             return
         partial = path.with_suffix(".partial")
-        partial.write_text(to_json(summary, indent=1) + "\n")
+        partial.write_text(dumps(summary.to_json(), indent=1) + "\n")
         partial.replace(path)
 
     def _holds_run(self) -> bool:

@@ -58,7 +58,7 @@ class RunLock:
                 continue
             if self._is_in_place(file):
                 self._file = file
-                self._sign()
+                self._sign(file)
                 return None
             os.close(file)  # of a folder that was moved aside meanwhile
 
@@ -74,12 +74,10 @@ class RunLock:
         except FileNotFoundError:
             return False
 
-    def _sign(self) -> None:
+    def _sign(self, file: int) -> None:
         since = datetime.now().astimezone().isoformat(" ", "seconds")
-        os.ftruncate(self._file, 0)
-        os.pwrite(
-            self._file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode(), 0
-        )
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode(), 0)
 
     def _refused(self, held_by: bytes) -> CheckpointError:
         try:

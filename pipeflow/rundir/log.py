@@ -1,34 +1,45 @@
-"""What is measured in a run, and rank 0's log of it: one JSON line an event, and TensorBoard scalars an epoch."""
+"""The log of a run, kept by rank 0: one JSON line an event in `metrics.jsonl`, and TensorBoard scalars an epoch."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeflow.config import FINETUNE
 from pipeflow.errors import CheckpointError
-from pipeflow.rundir.records import EPOCH, text, to_json, training_bytes, wrong
+from pipeflow.rundir.records import Epoch, Gather, Start
+from pipeflow.rundir.typed_json import Record, Text, dumps
 from pipeflow.safe_files import MAX_JSON_BYTES, open_file, parse_json
 
+Event = Start | Epoch | Gather
+_EVENTS: dict[str, type[Event]] = {"start": Start, "epoch": Epoch, "gather": Gather}
 
-def _epochs_in(log: bytes, path: Path) -> list[dict]:
-    """The records of epochs in a log. Raises CheckpointError where a line is none that a run writes."""
-    epochs = []
-    for line, content in enumerate(log.splitlines(), start=1):
+
+def events_in(log: bytes, path: Path) -> list[Event]:
+    """The events of a log that are read back; others, as of a checkpoint, are left out.
+
+    Raises CheckpointError where a line is none that a run writes.
+    """
+    events: list[Event] = []
+    for number, line in enumerate(log.splitlines(), start=1):
         try:
-            event = parse_json(content)
+            value = parse_json(line)
+            kind = _Event.from_json(value).event
+            if kind in _EVENTS:
+                events.append(_EVENTS[kind].from_json(value))
         except ValueError as error:
-            raise CheckpointError(f"{path}, line {line}: this is no JSON ({error}): the log is damaged.") from None
-        found = wrong(event, {"event": text})
-        if found is None and event["event"] == "epoch":
-            found = wrong(event, EPOCH)
-            epochs.append(event)
-        if found is not None:
-            raise CheckpointError(f"{path}, line {line}: {found}, which no run writes: the log is damaged.")
-    return epochs
+            raise CheckpointError(
+                f"{path}, line {number}: {error}. The log is damaged: take it from a copy, or run again."
+            ) from None
+    return events
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event(Record):
+    event: Text
 
 
 class MetricsLog:
-    """Rank 0's log: `metrics.jsonl`, one line an event, and TensorBoard scalars for the events of kind "epoch".
+    """The log that a run writes.
 
     Args:
         run_dir: the run's folder; it must exist.
@@ -52,27 +63,43 @@ class MetricsLog:
                 f"{path} is not the log this checkpoint was taken with: no line ends at byte {position}. "
                 f"Put the log back, or start the run again in another folder (run.dir)."
             )
-        epochs = _epochs_in(kept, path)
-        self._bytes_sent = sum(training_bytes(record) for record in epochs)
-        next_epoch = epochs[-1]["epoch"] + 1 if epochs else 0
+        epochs = [event for event in events_in(kept, path) if isinstance(event, Epoch)]
+        self._bytes_sent = sum(record.training_bytes for record in epochs)
+        next_epoch = epochs[-1].epoch + 1 if epochs else 0
         self._file = open(path, "r+b" if position else "wb")
         self._file.truncate(position)
         self._file.seek(position)
         self._scalars = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=next_epoch)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append the line `{"event": kind, ...}`; it is on its way to the disk when this returns."""
-        self._file.write(to_json({"event": kind, **fields}).encode() + b"\n")
+        """Appends the line `{"event": kind, ...}`, which is on its way to the disk when this returns."""
+        self._file.write(dumps({"event": kind, **fields}).encode() + b"\n")
         self._file.flush()
-        if kind == "epoch":
-            self._write_scalars(fields)
+
+    def epoch(self, record: Epoch) -> None:
+        """Appends the event of a finished epoch, and its scalars."""
+        self.event("epoch", **record.to_json())
+        self._bytes_sent += record.training_bytes
+        scalars = {
+            f"train_loss/{f'part_{part}' if record.is_local else 'whole_flow'}": loss
+            for part, loss in record.train_loss.items()
+        }
+        if record.test_bpd is not None:
+            scalars["bits_per_dim/test"] = record.test_bpd
+        for index, exit_bpd in enumerate(record.exit_bpd or ()):
+            scalars[f"bits_per_dim/exit_of_part_{index}"] = exit_bpd
+        scalars["images_per_second"] = record.images / record.seconds
+        scalars["megabytes_sent"] = self._bytes_sent / 1e6
+        for tag, scalar in scalars.items():
+            self._scalars.add_scalar(tag, scalar, record.epoch)
+        self._scalars.flush()
 
     def position(self) -> int:
-        """Bytes written so far: what a checkpoint keeps, to continue the log from here. Before it is whole, `sync`."""
+        """Bytes written so far. A checkpoint keeps the number to continue the log from here; `sync` comes before it."""
         return self._file.tell()
 
     def sync(self) -> None:
-        """Waits until all that was written is on the disk, from whichever thread.
+        """Waits until all that was written is on the disk. Any thread may call it.
 
         A checkpoint that outlives a crash of the machine while the log's bytes do not could not be resumed from.
         """
@@ -81,20 +108,3 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._scalars.close()
-
-    def _write_scalars(self, record: dict) -> None:
-        self._bytes_sent += training_bytes(record)
-        whole = record["phase"] in FINETUNE
-        scalars = {
-            f"train_loss/{'whole_flow' if whole else f'part_{part}'}": loss
-            for part, loss in record["train_loss"].items()
-        }
-        if record["test_bpd"] is not None:
-            scalars["bits_per_dim/test"] = record["test_bpd"]
-        for part, exit_bpd in enumerate(record["exit_bpd"] or []):
-            scalars[f"bits_per_dim/exit_of_part_{part}"] = exit_bpd
-        scalars["images_per_second"] = record["images"] / record["seconds"]
-        scalars["megabytes_sent"] = self._bytes_sent / 1e6
-        for tag, scalar in scalars.items():
-            self._scalars.add_scalar(tag, scalar, record["epoch"])
-        self._scalars.flush()

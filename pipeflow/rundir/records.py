@@ -1,173 +1,235 @@
-"""What `summary.json`, `metrics.jsonl` and a manifest hold, as data, to check them by where they are read.
+"""Typed records of a run: the content of `summary.json`, of `metrics.jsonl` and of a checkpoint's manifest."""
 
-A kind is a function that tells whether a value is one; a list of one kind, for a list of any length; a dictionary of
-fields, which a mapping must have beside any others; an `Each`, for a mapping with any names; an `Optional`, an `IfThere`.
-"""
-
-import json
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, Self
 
 from pipeflow.config import FINETUNE
-from pipeflow.safe_files import brief
+from pipeflow.rundir.typed_json import Count, Finite, Number, Positive, Record, RecordError, Seconds, Text
 
-_PHASES = ("concurrent", "alternate", "sequential", *FINETUNE)
-_LARGEST = 1e24
-"""Multiply-adds of more than a run of years."""
-
-
-@dataclass(frozen=True)
-class Optional:
-    """The kind, or null, or not there."""
-
-    kind: Any
+Mode = Literal["concurrent", "alternate", "sequential", "finetune", "end_to_end"]
+Stage = Literal["local", "whole"]
+GatherKind = Literal["parameters", "optimizer", "ema"]
 
 
-@dataclass(frozen=True)
-class IfThere:
-    """A field that may be missing, but if it is there is of the kind."""
+@dataclass(frozen=True, kw_only=True)
+class PartSummary(Record):
+    """A part of the flow, as `Part.describe` gives it; the head's parameters are counted apart."""
 
-    kind: Any
-
-
-@dataclass(frozen=True)
-class Each:
-    """A mapping from names, all among `names` where they are given, to values of a kind."""
-
-    kind: Any
-    names: tuple[str, ...] | None = None
+    layers: tuple[Text, ...]
+    parameters: Count
+    head_parameters: Count
+    forward_macs: Count
+    output_shape: tuple[Count, ...]
 
 
-def count(value: Any) -> bool:
-    """A number that is 0 or more: bytes, seconds, multiply-adds."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LARGEST
+@dataclass(frozen=True, kw_only=True)
+class EpochBytes(Record):
+    """Bytes that an epoch moved between workers, or between parts in one process."""
+
+    latents: tuple[tuple[Count, Count, Count], ...]
+    """For each link: source part, target part, bytes of training's latents."""
+    eval: Count
+    gradients: Count
+    images: Count = 0
+    control: Count
 
 
-def whole(value: Any) -> bool:
-    """A whole number that is 0 or more."""
-    return isinstance(value, int) and count(value)
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Record):
+    """A finished epoch. Lists have a value for each worker, and mappings one for each part, if not said otherwise."""
+
+    epoch: Count
+    phase: Mode
+    trained: tuple[Count, ...]
+    """Parts that trained."""
+    steps: Count
+    train_loss: Mapping[Text, Number]
+    """Mean loss in bits/dim by part, or of `flow` after the gather."""
+    updates: Mapping[Text, Count] | None = None
+    test_bpd: Number | None
+    """The whole flow's, None where the epoch was not evaluated."""
+    exit_bpd: tuple[Number, ...] | None
+    """Bits/dim at the exit of each part, None where there are no heads or no evaluation."""
+    seconds: Positive
+    idle: tuple[Number, ...] | None = None
+    """Fraction of the time that a worker waited for others. A resumed epoch has this and the next of its last sitting."""
+    cpu_seconds: tuple[Seconds, ...] | None = None
+    images: Count
+    macs: Count
+    bytes: EpochBytes
+    test_bpd_raw: Number | None = None
+    """Of the weights themselves, where `test_bpd` is of their average."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether parts trained by themselves, before the gather."""
+        return self.phase not in FINETUNE
+
+    @property
+    def training_bytes(self) -> int:
+        """Bytes of latents, gradients and images handed out; evaluation and control are not training's."""
+        return sum(count for _, _, count in self.bytes.latents) + self.bytes.gradients + self.bytes.images
 
 
-def positive(value: Any) -> bool:
-    """A number above 0."""
-    return count(value) and value > 0
+@dataclass(frozen=True, kw_only=True)
+class RunSeconds(Record):
+    """Seconds of a run by what was done in them; `total` has set-up and waiting in it too."""
+
+    local: Seconds = 0.0
+    gather: Seconds = 0.0
+    finetune: Seconds = 0.0
+    eval: Seconds = 0.0
+    checkpoint: Seconds = 0.0
+    total: Seconds = 0.0
 
 
-def number(value: Any) -> bool:
-    """A number, which a float that is not finite is too; in files of ours that is a word."""
-    if isinstance(value, str):
-        return value in ("nan", "inf", "-inf")
-    return isinstance(value, int | float) and not isinstance(value, bool) and not _LARGEST <= abs(value) < math.inf
+@dataclass(frozen=True, kw_only=True)
+class ReplicaBytes(Record):
+    """Bytes between replicas of a part in local epochs, and those of the state that they start from."""
+
+    gradients: Count = 0
+    images: Count = 0
+    start: Count = 0
 
 
-def finite(value: Any) -> bool:
-    """A number that is finite."""
-    return number(value) and not isinstance(value, str) and math.isfinite(value)
+@dataclass(frozen=True, kw_only=True)
+class RunBytes(Record):
+    """Bytes of a whole run. forward, backward: latents of training by link."""
+
+    forward: tuple[Count, ...]
+    backward: tuple[Count, ...]
+    eval: Count = 0
+    initial: Count = 0
+    gather: Mapping[GatherKind, Count]
+    finetune: Count
+    replicas: ReplicaBytes = ReplicaBytes()
+    control: Count = 0
+    total: Count
 
 
-def text(value: Any) -> bool:
-    """A name: nothing in it moves the cursor of a terminal."""
-    return isinstance(value, str) and value.isprintable() and len(value) <= 500
+@dataclass(frozen=True, kw_only=True)
+class Memory(Record):
+    """Bytes that each worker held at first, and at most."""
+
+    before: tuple[Count, ...]
+    peak: tuple[Count, ...]
 
 
-def phase(value: Any) -> bool:
-    """A mode of a phase."""
-    return value in _PHASES if isinstance(value, str) else False
+@dataclass(frozen=True, kw_only=True)
+class Summary(Record):
+    """A run: what it learned, and at which cost. What has a default is not known of a run that has not ended."""
+
+    name: Text
+    test_bpd: Number
+    initial_bpd: Finite
+    exit_bpd: tuple[Number, ...] | None
+    num_epochs: Count
+    train_macs: Count
+    epochs: tuple[Epoch, ...]
+    parts: tuple[PartSummary, ...]
+    seconds: RunSeconds
+    bytes: RunBytes
+    memory: Memory | None = None
+    wire: bool | None = None
+    """Whether there were several workers, so that the bytes went from one to another."""
+    world_size: Count | None = None
+    replicas: Count | None = None
+    backend: Text | None = None
+    device: Text | None = None
+    versions: Mapping[Text, Text] | None = None
+    test_bpd_raw: Number | None = None
 
 
-def link(value: Any) -> bool:
-    """The bytes that went from a part to another: source, target, count."""
-    return isinstance(value, list) and len(value) == 3 and all(map(whole, value[:2])) and count(value[2])
+@dataclass(frozen=True, kw_only=True)
+class Start(Record):
+    """The `start` event of a log, as far as it is read."""
+
+    initial_bpd: Finite
+    parts: tuple[PartSummary, ...]
 
 
-GATHER = Each(count, ("parameters", "optimizer", "ema"))
+@dataclass(frozen=True, kw_only=True)
+class Gather(Record):
+    """The `gather` event of a log."""
 
-EPOCH = {
-    "epoch": whole,
-    "phase": phase,
-    "trained": [whole],
-    "steps": whole,
-    "train_loss": Each(number),
-    "test_bpd": Optional(number),
-    "exit_bpd": Optional([number]),
-    "seconds": positive,
-    "images": count,
-    "macs": count,
-    "bytes": {"latents": [link], "eval": count, "gradients": count, "control": count, "images": IfThere(count)},
-}
-"""An epoch's record in `summary.json` and `metrics.jsonl`."""
-
-PART = {"layers": Optional([text])}
-
-SUMMARY = {
-    "name": text,
-    "test_bpd": number,
-    "initial_bpd": finite,
-    "exit_bpd": Optional([number]),
-    "epochs": [EPOCH],
-    "parts": [PART],
-    "train_macs": count,
-    "seconds": {"gather": count},
-    "bytes": {"forward": [count], "backward": [count], "gather": GATHER, "finetune": count, "total": count},
-}
-"""`summary.json`, as far as it is read."""
-
-START = {"initial_bpd": finite, "parts": [PART]}
-GATHERED = {"seconds": count, "bytes": GATHER}
-"""Events of `metrics.jsonl`; that of an epoch is its record."""
+    seconds: Seconds
+    bytes: Mapping[GatherKind, Count]
 
 
-def wrong(value: Any, kind: Any, name: str = "") -> str | None:
-    """What is not as it should be, in words: the first such place; None where all is."""
-    if isinstance(kind, Optional):
-        return None if value is None else wrong(value, kind.kind, name)
-    if isinstance(kind, IfThere):
-        return wrong(value, kind.kind, name)
-    if isinstance(kind, Callable):
-        return None if kind(value) else f"{name or 'it'} is {brief(value)}"
-    if isinstance(kind, list):
-        if not isinstance(value, list):
-            return f"{name or 'it'} is {brief(value)} and no list"
-        pairs = ((each, kind[0], f"{name}[{index}]") for index, each in enumerate(value))
-    elif not isinstance(value, dict):
-        return f"{name or 'it'} is {brief(value)} and no mapping"
-    elif isinstance(kind, Each):
-        odd = next((key for key in value if not text(key) or (kind.names and key not in kind.names)), None)
-        if odd is not None:
-            return f"{name} has {brief(odd)}"
-        pairs = ((each, kind.kind, f"{name}.{key}") for key, each in value.items())
-    else:
-        missing = [key for key in kind if key not in value]
-        needed = [key for key in missing if not isinstance(kind[key], Optional | IfThere)]
-        if needed:
-            return f"{name or 'it'} has no {needed[0]}"
-        pairs = (
-            (value[key], each, f"{name}.{key}" if name else key) for key, each in kind.items() if key not in missing
-        )
-    return next((found for found in (wrong(*pair) for pair in pairs) if found is not None), None)
+@dataclass(frozen=True, kw_only=True)
+class Carried(Record):
+    """Seconds and bytes of an interrupted epoch until then, which its record will have in it."""
+
+    seconds: Seconds
+    bytes: EpochBytes
 
 
-def training_bytes(record: dict) -> int:
-    """Bytes that an epoch's training moved between workers, not evaluation or control.
+@dataclass(frozen=True, kw_only=True)
+class Position(Record):
+    """Where an epoch was interrupted: before batch `step`, or during evaluation if that is the number of its steps."""
 
-    They are latents, gradients, and the images that rank 0 hands out to data-parallel workers.
-    """
-    sent = record["bytes"]
-    return sum(count for _, _, count in sent["latents"]) + sent["gradients"] + sent.get("images", 0)
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Standard JSON, in which numbers that are not finite stand as "nan", "inf" and "-inf" (`float()` reads them)."""
-    return json.dumps(_finite(value), allow_nan=False, indent=indent)
+    step: Count
+    losses: tuple[Mapping[Text, tuple[Number, ...]], ...]
+    """For each worker, the losses of its parts' batches so far."""
+    replicas: Count = 1
+    carried: Carried | None = None
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
-    return value
+@dataclass(frozen=True, kw_only=True)
+class Totals(Record):
+    """Sums over a run so far. bytes: by kind, `latents/0` for those over the first link."""
+
+    seconds: RunSeconds
+    bytes: Mapping[Text, Count]
+    macs: Count
+    initial_bpd: Finite
+    exit_bpd: tuple[Number, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class File(Record):
+    """A worker's file in a checkpoint."""
+
+    file: Text
+    bytes: Count
+    sha256: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """All of a checkpoint but its tensors."""
+
+    epoch: Count
+    """Epochs that are done."""
+    files: tuple[File, ...]
+    stage: Stage
+    config: Mapping[Text, Mapping[Text, object]] | None = None
+    cuts: tuple[Text, ...] | None = None
+    """Names of the layers that the parts begin with, but for the first part."""
+    counts: Mapping[Text, tuple[Count, Count]]
+    """For each layer and head that has them: updates in this stage, and the optimizer's own count."""
+    history: tuple[Epoch, ...]
+    state: Totals
+    log_position: Count
+    """Bytes of `metrics.jsonl` that belong to the checkpoint."""
+    position: Position | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the checkpoint's folder."""
+        return checkpoint_name(self.epoch, 0 if self.position is None else self.position.step)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """The manifest that `to_json` wrote. Raises RecordError."""
+        manifest = super().from_json(value)
+        epochs = [record.epoch for record in manifest.history]
+        if len(epochs) != manifest.epoch or epochs != list(range(len(epochs))):
+            raise RecordError(f"its history has other epochs than the {manifest.epoch} that are done")
+        return manifest
+
+
+def checkpoint_name(epoch: int, step: int = 0) -> str:
+    """Name of the folder of a checkpoint after so many epochs, and batches of the next."""
+    return f"epoch-{epoch:06d}{f'-step-{step:06d}' if step else ''}"

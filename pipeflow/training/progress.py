@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -11,32 +12,30 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeflow.config import FINETUNE
-from pipeflow.rundir.records import training_bytes
+from pipeflow.rundir.records import Epoch
 from pipeflow.units import bytes_text, duration_text
 
 
-def phase_name(record: dict) -> str:
+def phase_name(mode: str, trained: Sequence[int]) -> str:
     """A phase and what trains in it: `alternate part 1`, `concurrent parts 0 1 2`, `finetune`."""
-    if record["phase"] in FINETUNE:
-        return record["phase"]
-    trained = record["trained"]
-    return f"{record['phase']} part{'s' if len(trained) > 1 else ''} {' '.join(map(str, trained))}"
+    if mode in FINETUNE:
+        return mode
+    return f"{mode} part{'s' if len(trained) > 1 else ''} {' '.join(map(str, trained))}"
 
 
-def epoch_line(record: dict, total_epochs: int, seconds_left: float) -> str:
+def epoch_line(record: Epoch, total_epochs: int, seconds_left: float) -> str:
     """A finished epoch in one line. The bytes are those of this epoch's training, the time left that of the run."""
-    if record["phase"] in FINETUNE:
-        losses = "loss " + " ".join(f"{float(loss):.2f}" for loss in record["train_loss"].values())
-    else:
-        losses = "loss " + " ".join(f"{part}: {float(loss):.2f}" for part, loss in record["train_loss"].items())
-    fields = [f"epoch {record['epoch'] + 1}/{total_epochs} {phase_name(record)}", losses]
-    if record["test_bpd"] is not None:
-        test = f"test {float(record['test_bpd']):.2f} bits/dim"
-        if record["exit_bpd"]:
-            test += f" (exits {' '.join(f'{float(bpd):.2f}' for bpd in record['exit_bpd'])})"
+    losses = " ".join(
+        f"{part}: {loss:.2f}" if record.is_local else f"{loss:.2f}" for part, loss in record.train_loss.items()
+    )
+    fields = [f"epoch {record.epoch + 1}/{total_epochs} {phase_name(record.phase, record.trained)}", f"loss {losses}"]
+    if record.test_bpd is not None:
+        test = f"test {record.test_bpd:.2f} bits/dim"
+        if record.exit_bpd:
+            test += f" (exits {' '.join(f'{bpd:.2f}' for bpd in record.exit_bpd)})"
         fields.append(test)
-    fields.append(f"{duration_text(record['seconds'])}, {record['images'] / record['seconds']:.0f} images/s")
-    fields.append(f"{bytes_text(training_bytes(record))} sent")
+    fields.append(f"{duration_text(record.seconds)}, {record.images / record.seconds:.0f} images/s")
+    fields.append(f"{bytes_text(record.training_bytes)} sent")
     fields.append(f"{duration_text(seconds_left)} left")
     return " | ".join(fields)
 
@@ -111,12 +110,12 @@ class Progress:
             self._bytes_sent = bytes_sent
             self._show()
 
-    def epoch(self, record: dict) -> None:
-        """An epoch is complete: its record, as it stands in `summary.json`."""
+    def epoch(self, record: Epoch) -> None:
+        """An epoch is complete."""
         with self._lock:
             if self._first_epoch is None:
-                self._first_epoch = record["epoch"]
-            self._print(epoch_line(record, self._total_epochs, self._seconds_left(record["epoch"] + 1)))
+                self._first_epoch = record.epoch
+            self._print(epoch_line(record, self._total_epochs, self._seconds_left(record.epoch + 1)))
 
     def close(self) -> None:
         """Take the live display away; what was printed above it stays."""
@@ -139,7 +138,10 @@ class Progress:
 
     def _display(self) -> Group:
         phase, steps = self._phase, self._phase["steps"]
-        head = Text.assemble((f"epoch {phase['epoch'] + 1} of {self._total_epochs}", "bold"), f"  {phase_name(phase)}")
+        head = Text.assemble(
+            (f"epoch {phase['epoch'] + 1} of {self._total_epochs}", "bold"),
+            f"  {phase_name(phase['phase'], phase['trained'])}",
+        )
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(total=steps, completed=self._step, width=40, complete_style="cyan"),

@@ -3,7 +3,6 @@
 On the other workers a recorder holds the history and does nothing else.
 """
 
-import copy
 import functools
 import threading
 import time
@@ -20,6 +19,7 @@ from pipeflow.config import FINETUNE, Config
 from pipeflow.flow import Part
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.log import MetricsLog
+from pipeflow.rundir.records import Carried, Epoch, Manifest, Position, Summary, Totals
 from pipeflow.training.progress import Progress
 from pipeflow.training.schedule import Phase, training_macs
 from pipeflow.units import bytes_text
@@ -41,19 +41,19 @@ def _on_rank_0(method: Callable) -> Callable:
 class Recorder:
     """Takes down what happens in the order in which it happens."""
 
-    def __init__(self, config: Config, folder: RunFolder, parts: list[Part], world: World, manifest: dict | None):
+    def __init__(self, config: Config, folder: RunFolder, parts: list[Part], world: World, manifest: Manifest | None):
         self.config = config
         self.folder = folder
         self.parts = parts
         self.world = world
         self.is_main = world.rank == 0
-        self.history: list[dict] = [] if manifest is None else manifest["history"]
+        self.history: list[Epoch] = [] if manifest is None else list(manifest.history)
         state = {"seconds": dict.fromkeys(_SECONDS, 0.0), "bytes": {}, "macs": 0, "initial_bpd": None, "exit_bpd": None}
-        self.state = state if manifest is None else manifest["state"]
+        self.state = state if manifest is None else manifest.state.to_json()
         self._began = time.perf_counter() - self.state["seconds"]["total"]
         self._record: dict = {}
-        position = {} if manifest is None else manifest.get("position", {})
-        self._carried = position.get("carried")
+        position = None if manifest is None else manifest.position
+        self._carried = position.carried.to_json() if position is not None and position.carried is not None else None
         """Of a phase that was interrupted, and is now trained to its end: its seconds and bytes until then."""
         self._sent_before = sum(
             count
@@ -66,12 +66,12 @@ class Recorder:
         if self.is_main:
             self._open(manifest)
 
-    def _open(self, manifest: dict | None) -> None:
+    def _open(self, manifest: Manifest | None) -> None:
         self.folder.write_config()
         if len(self.history) < self.config.num_epochs:
             self.folder.write_summary(None)  # an old one would be taken for this run's
         if manifest is None or not self.is_finished():
-            self.log = MetricsLog(self.folder.path, manifest["log_position"] if manifest is not None else 0)
+            self.log = MetricsLog(self.folder.path, manifest.log_position if manifest is not None else 0)
         self.progress = Progress(self.config.num_epochs, len(self.parts))
         for part in self.parts:
             about = part.describe()
@@ -87,8 +87,8 @@ class Recorder:
         if self.world.size > 1 and alone and self.config.num_local_epochs == 0:
             self.progress.say("end to end on rank 0's device: the other workers wait (finetune.parallel ddp uses them)")
         if manifest is not None:
-            steps = f" and {manifest['position']['step']} batches" if "position" in manifest else ""
-            self.progress.say(f"resuming after {len(self.history)} epochs{steps} from {manifest['folder']}")
+            steps = f" and {manifest.position.step} batches" if manifest.position is not None else ""
+            self.progress.say(f"resuming after {len(self.history)} epochs{steps} from {manifest.folder}")
 
     @contextmanager
     def shown(self, progress_of_worker: Callable[[], dict]) -> Iterator[None]:
@@ -173,14 +173,14 @@ class Recorder:
         self._add_bytes(traffic)
 
     @_on_rank_0
-    def phase_interrupted(self, phase: Phase, seconds: float, traffic: list) -> dict:
+    def phase_interrupted(self, phase: Phase, seconds: float, traffic: list) -> Carried:
         """The phase is to be trained to its end later: what its record must carry over until then."""
         if "bytes" not in self._record:  # else it has been trained and was being evaluated
             self._count_training(phase, seconds)
             carried = self._carried or {"seconds": 0.0, "bytes": self._no_bytes(phase)}
             self._record |= {"seconds": seconds + carried["seconds"], "bytes": carried["bytes"]}
         self._add_bytes(traffic)
-        carried = {key: self._record[key] for key in ("seconds", "bytes")}
+        carried = Carried.from_json(self._record)
         self._record = {}
         return carried
 
@@ -218,10 +218,10 @@ class Recorder:
     @_on_rank_0
     def phase_ends(self) -> None:
         """The phase's record is complete."""
-        record, self._record = self._record, {}
-        self.state["macs"] += record["macs"]
+        record, self._record = Epoch.from_json(self._record), {}
+        self.state["macs"] += record.macs
         self.history.append(record)
-        self.log.event("epoch", **record)
+        self.log.epoch(record)
         self.progress.epoch(record)
 
     @_on_rank_0
@@ -234,27 +234,29 @@ class Recorder:
         self.progress.say(f"gathered the parts: {bytes_text(sum(counts.values()))} sent")
 
     @_on_rank_0
-    def checkpoint(self, epoch: int, stage: str, counts: dict, traffic: list, position: dict | None = None) -> dict:
+    def checkpoint(
+        self, epoch: int, stage: str, counts: dict, traffic: list, position: Position | None = None
+    ) -> Manifest:
         """The manifest of what the run is now, but for its files. What comes later changes nothing in it.
 
         position: in the epoch that follows, where the checkpoint is inside one.
         """
         self._add_bytes(traffic)
-        step = {} if position is None else {"step": position["step"]}
+        step = {} if position is None else {"step": position.step}
         self.log.event("checkpoint", epoch=epoch, **step)
         self.state["seconds"]["total"] = time.perf_counter() - self._began
-        manifest = {
-            "stage": stage,
-            "config": self.config.to_dict(),
-            "cuts": [part.names[0] for part in self.parts[1:]],
-            "counts": counts,
-            "history": self.history,
-            "state": self.state,
-            "log_position": self.log.position(),
-        }
-        if position is not None:
-            manifest["position"] = position
-        return copy.deepcopy(manifest)
+        return Manifest(
+            epoch=epoch,
+            files=(),
+            stage=stage,
+            config=self.config.to_dict(),
+            cuts=tuple(part.names[0] for part in self.parts[1:]),
+            counts={owner: tuple(count) for owner, count in counts.items()},
+            history=tuple(self.history),
+            state=Totals.from_json(self.state),
+            log_position=self.log.position(),
+            position=position,
+        )
 
     @_on_rank_0
     def waited_for_checkpoint(self, seconds: float) -> None:
@@ -275,21 +277,23 @@ class Recorder:
         return len(self.history) >= self.config.num_epochs and self.folder.summary() is not None
 
     @_on_rank_0
-    def finish(self, samples: Tensor | None) -> dict:
+    def finish(self, samples: Tensor | None) -> Summary:
         """Writes samples and summary; the summary."""
         from pipeflow.use.sample import sample_grid
 
         self.state["seconds"]["total"] = time.perf_counter() - self._began
         summary = self._summary()
-        self.log.event("end", **{key: value for key, value in summary.items() if key not in ("epochs", "parts")})
+        self.log.event(
+            "end", **{key: item for key, item in summary.to_json().items() if key not in ("epochs", "parts")}
+        )
         self.log.close()
         if samples is not None and samples.ndim == 4 and samples.shape[1] in (1, 3):
             sample_grid(samples, self.folder.path / "samples.png")
         self.folder.write_summary(summary)  # the last file: it marks a run that has ended
-        exits = f" (exits before the gather {_listed(summary['exit_bpd'])})" if summary["exit_bpd"] else ""
+        exits = f" (exits before the gather {_listed(summary.exit_bpd)})" if summary.exit_bpd else ""
         self.progress.say(
-            f"done: test {summary['test_bpd']:.3f} bits/dim on all test images{exits}, "
-            f"{bytes_text(summary['bytes']['total'])} sent, results in {self.folder.path}"
+            f"done: test {summary.test_bpd:.3f} bits/dim on all test images{exits}, "
+            f"{bytes_text(summary.bytes.total)} sent, results in {self.folder.path}"
         )
         return summary
 
@@ -316,7 +320,7 @@ class Recorder:
                 else:
                     self._record["bytes"][kind] = self._record["bytes"].get(kind, 0) + count
 
-    def _summary(self) -> dict:
+    def _summary(self) -> Summary:
         sent = self.state["bytes"]
         links = range(len(self.parts) - 1)
         finetune = sent.get("gradients", 0) + sent.get("images", 0)
@@ -327,7 +331,7 @@ class Recorder:
             "exit_bpd": self.state["exit_bpd"],
             "num_epochs": len(self.history),
             "train_macs": self.state["macs"],
-            "epochs": self.history,
+            "epochs": [record.to_json() for record in self.history],
             "parts": [part.describe() for part in self.parts],
             "seconds": self.state["seconds"],
             "bytes": {
@@ -359,8 +363,8 @@ class Recorder:
         }
         if "test_bpd_raw" in self._final:
             summary["test_bpd_raw"] = self._final["test_bpd_raw"]
-        return summary
+        return Summary.from_json(summary)
 
 
-def _listed(values: list[float]) -> str:
+def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.3f}" for value in values)

@@ -29,6 +29,7 @@ from pipeflow.links.link import Stopped
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.model import save_flow
+from pipeflow.rundir.records import Carried, Manifest, Position
 from pipeflow.training.entries import Entries
 from pipeflow.training.losses import Losses
 from pipeflow.training.recorder import Recorder
@@ -111,7 +112,7 @@ class _Inside:
     step: int
     losses: Losses
     """This worker's, up to here."""
-    carried: dict | None
+    carried: Carried | None
     """What the epoch's record will need of the time until here, on rank 0."""
 
 
@@ -128,11 +129,9 @@ class Run:
         with contextlib.ExitStack() as resources:
             resources.callback(self.folder.close)
             self.manifest = self._open_folder()
-            self._resumed_from = self.manifest or {}
-            self._saved = (
-                len(self._resumed_from.get("history", [])),
-                self._resumed_from.get("position", {}).get("step", 0),
-            )
+            self._resumed_from = self.manifest
+            position = self.manifest and self.manifest.position
+            self._saved = (self.manifest.epoch if self.manifest else 0, position.step if position else 0)
             self._set_up(flow, data)
             resources.callback(self.recorder.close)
             entries = Entries(world.connect_store(), world.rank, world.traffic)
@@ -199,7 +198,7 @@ class Run:
             following = self._next_phase()
             if phase.checkpoint:
                 self._checkpoint(phase.epoch + 1)
-            report({"event": "epoch", **recorder.history[-1]} if self.is_main else {})
+            report({"event": "epoch", **recorder.history[-1].to_json()} if self.is_main else {})
             phase = following
         summary = self.control.broadcast(self._finish(), "the end of the run")
         report({"event": "end", **summary} if self.is_main else {})
@@ -207,12 +206,12 @@ class Run:
 
     # --- setting up ---------------------------------------------------------------------------------------------------
 
-    def _open_folder(self) -> dict | None:
+    def _open_folder(self) -> Manifest | None:
         """The manifest to resume from, on every worker, once all have been seen to share the folder."""
         opened = None
         if self.is_main:
             manifest, notes = self.folder.open()
-            opened = [manifest, notes, self.folder.show_token()]
+            opened = [manifest and manifest.to_json(), notes, self.folder.show_token()]
             for note in notes:
                 print(note, flush=True)
         manifest, _, token = self.control.broadcast(opened, "the run folder")
@@ -228,7 +227,7 @@ class Run:
                     f"run.dir: {self.folder.path} of rank 0 is not seen by worker {blind[0]}: choose a folder that all "
                     f"workers share, by its full path."
                 )
-        return manifest
+        return manifest and Manifest.from_json(manifest)
 
     def _load_data(self, data: ImageData | None) -> Batches:
         data = load_data(self.config.data) if data is None else data
@@ -265,10 +264,10 @@ class Run:
         split, num = self.config.parts.split, self.config.parts.num
         if split != "balanced" or self.config.parts.balance == "macs":
             return cut_names(self.flow, split, num)
-        before = {} if self.manifest is None else self.manifest
+        before = self.manifest
         timed = {"split": split, "num": num, "balance": "time"}
-        was_timed = timed.items() <= before.get("config", {}).get("parts", {}).items()
-        cuts = before.get("cuts") if was_timed else None
+        was_timed = before and before.config and timed.items() <= before.config["parts"].items()
+        cuts = list(before.cuts) if was_timed and before.cuts is not None else None
         if cuts is None:
             if self.is_main:
                 costs = layer_seconds(self.flow, self.world.device, self.config.optim.batch_size)
@@ -354,10 +353,10 @@ class Run:
         _, traffic = self._collect(None)
         self.recorder.gathered(time.perf_counter() - start, traffic)
 
-    def _checkpoint(self, epoch: int, position: dict | None = None) -> None:
+    def _checkpoint(self, epoch: int, position: Position | None = None) -> None:
         """Begins to save all that a run is, after `epoch` epochs, and the batches of the next that `position` tells of."""
         start = time.perf_counter()
-        recorder, step, counts = self.recorder, 0 if position is None else position["step"], None
+        recorder, step, counts = self.recorder, 0 if position is None else position.step, None
         if self.stages.takes_part:
             tensors, counts = self.stages.state()
             self.saver.take(tensors)
@@ -385,7 +384,7 @@ class Run:
         if (epoch, inside.step) != self._saved:
             losses, _ = self._collect(inside.losses.values(), "the losses so far")
             replicas = self.stages.replicas.size
-            position = {"step": inside.step, "losses": losses, "replicas": replicas, "carried": inside.carried}
+            position = Position(step=inside.step, losses=tuple(losses), replicas=replicas, carried=inside.carried)
             self._checkpoint(epoch, position if inside.step else None)
 
     def _take_position(self) -> tuple[int, dict[str, list[float]]]:
@@ -393,18 +392,18 @@ class Run:
 
         Losses of parts that were cut otherwise, or of another share of each batch, are not this run's.
         """
-        manifest, self._resumed_from = self._resumed_from, {}
-        position = manifest.get("position")
-        if position is None:
+        manifest, self._resumed_from = self._resumed_from, None
+        if manifest is None or manifest.position is None:
             return 0, {}
+        position = manifest.position
         replicas = self.stages.replicas
-        same = manifest["cuts"] == [part.names[0] for part in self.parts[1:]] and manifest["stage"] == self.stages.name
-        if not same or position.get("replicas", 1) != replicas.size:
+        same = manifest.cuts == tuple(part.names[0] for part in self.parts[1:]) and manifest.stage == self.stages.name
+        if not same or position.replicas != replicas.size:
             self.recorder.forget_carried()
-            return position["step"], {}
+            return position.step, {}
         held = {str(trainer.part.index) for trainer in self.stages.worker.trainers}
-        mine = [of for rank, of in enumerate(position["losses"]) if rank % replicas.size == replicas.index]
-        return position["step"], {part: each for of in mine for part, each in of.items() if part in held}
+        mine = [of for rank, of in enumerate(position.losses) if rank % replicas.size == replicas.index]
+        return position.step, {part: list(each) for of in mine for part, each in of.items() if part in held}
 
     def _preempted(self) -> Preempted:
         sender = self.world.notice.from_rank  # None: it was stopped before it was told by whom
@@ -471,7 +470,8 @@ class Run:
         if done:
             self.stages.close_links()
             self.recorder.say(f"the run in {self.folder.path} has ended already: nothing to do")
-            return self.folder.summary() if self.is_main else None
+            summary = self.folder.summary() if self.is_main else None
+            return summary and summary.to_json()
         start = time.perf_counter()
         result = self._evaluate(self.config.num_epochs, self.num_test)
         memory, traffic = self._collect([self._memory_before, peak_memory(self.world.device)], "the memory used")
@@ -483,7 +483,7 @@ class Run:
             return None
         with self.stages.averaged(), torch.no_grad():
             save_flow(self.flow, self.folder.path)
-            return self.recorder.finish(self._sample())
+            return self.recorder.finish(self._sample()).to_json()
 
     def _sample(self) -> Tensor | None:
         """Images for the grid of samples; None for a flow that has no inverse."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.rundir.records import File, Manifest
 from pipeflow.training.entries import Entries
 from pipeflow.training.snapshot import Snapshot
 from pipeflow.workers.alarm import Alarm, is_broken_connection
@@ -50,7 +51,7 @@ class Saver:
         epoch: int,
         step: int,
         writers: Sequence[int] = (),
-        manifest: dict | None = None,
+        manifest: Manifest | None = None,
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """Begins to write what was taken, and returns.
@@ -61,7 +62,12 @@ class Saver:
         self._job = _Job(self._steps(epoch, step, writers, manifest, before_commit), self._failed(epoch, step))
 
     def _steps(
-        self, epoch: int, step: int, writers: Sequence[int], manifest: dict | None, before_commit: Callable[[], None]
+        self,
+        epoch: int,
+        step: int,
+        writers: Sequence[int],
+        manifest: Manifest | None,
+        before_commit: Callable[[], None],
     ) -> Iterator[float]:
         """What there is to do, piece by piece, and the seconds to wait before the next."""
         name = f"{epoch}-{step}"
@@ -70,7 +76,7 @@ class Saver:
             try:
                 next(writing)
             except StopIteration as written:
-                self._entries.tell(name, written.value)
+                self._entries.tell(name, written.value.to_json())
                 break
             yield 0.0
         if manifest is None:
@@ -78,7 +84,7 @@ class Saver:
         while (entries := self._entries.take(name, writers)) is None:
             yield _POLL_SECONDS
         before_commit()
-        self._checkpoints.commit(epoch, entries, manifest, step)
+        self._checkpoints.commit([File.from_json(entry) for entry in entries], manifest)
 
     def _failed(self, epoch: int, step: int) -> Callable[[Exception], None]:
         def failed(error: Exception) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pipeflow.config import FINETUNE, Config
 from pipeflow.flow import Part
+from pipeflow.rundir.records import Epoch
 
 DIVERGED_BY = 5.0
 """Bits per dimension by which a part's training loss may rise over its first epoch's before the run is stopped."""
@@ -130,26 +131,24 @@ class Schedule:
             checkpoint=last or (epoch + 1) % self.config.checkpoint.every_epochs == 0,
         )
 
-    def next_phase(self, history: Sequence[dict]) -> Phase | Stop | None:
-        """What follows on the epochs of `history` (records as in `summary.json`); None when the run is at its end.
+    def next_phase(self, history: Sequence[Epoch]) -> Phase | Stop | None:
+        """What follows on the epochs of `history`; None when the run is at its end.
 
         Stops a run in which a part's training loss has risen by `DIVERGED_BY` over that of the first epoch it trained
         in, or the gathered flow's over the test bits/dim before: its first epoch may be the one that breaks it.
         """
         if history:
-            for part, loss in history[-1]["train_loss"].items():
-                stage = history[-1]["phase"] in FINETUNE
+            for part, loss in history[-1].train_loss.items():
+                is_local = history[-1].is_local
                 first = next(
-                    each["train_loss"][part]
-                    for each in history
-                    if part in each["train_loss"] and (each["phase"] in FINETUNE) == stage
+                    each.train_loss[part] for each in history if part in each.train_loss and each.is_local == is_local
                 )
-                measured = [each["test_bpd"] for each in history[:-1] if each.get("test_bpd") is not None]
-                if stage and measured:
+                measured = [each.test_bpd for each in history[:-1] if each.test_bpd is not None]
+                if measured and not is_local:
                     first = min(first, measured[-1])
                 if not loss < first + DIVERGED_BY:
                     return Stop(
-                        f"the training loss of part {part} rose to {loss:.2f} bits/dim in epoch {history[-1]['epoch']}, "
+                        f"the training loss of part {part} rose to {loss:.2f} bits/dim in epoch {history[-1].epoch}, "
                         f"from {first:.2f} before"
                     )
         return self.phase(len(history)) if len(history) < self.config.num_epochs else None

@@ -15,8 +15,8 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part, split_flow
 from pipeflow.flow.balance import balance
 from pipeflow.links.connect import connect
-from pipeflow.rundir.checkpoint import Checkpoints
-from pipeflow.rundir.manifest import check_tensors
+from pipeflow.rundir.checkpoint import Checkpoints, check_tensors
+from pipeflow.rundir.records import Manifest
 from pipeflow.training.data_parallel import DataParallelTrainer
 from pipeflow.training.gather import State, gather, spread, state_of, without_heads
 from pipeflow.training.image_feed import ImagesAhead, ImageSource, SharedImages
@@ -39,7 +39,7 @@ class Stages:
         schedule: Schedule,
         batches: Batches | None,
         checkpoints: Checkpoints,
-        manifest: dict | None,
+        manifest: Manifest | None,
     ):
         """batches: on rank 0. manifest: of the checkpoint to go on from."""
         self.world = world
@@ -89,7 +89,7 @@ class Stages:
 
     def start(self, next_is_local: bool) -> None:
         """Into the stage of the checkpoint, or the first one, with everything loaded or initialised."""
-        if next_is_local or (self.manifest is not None and self.manifest["stage"] == "local"):
+        if next_is_local or (self.manifest is not None and self.manifest.stage == "local"):
             self._start_local()
         else:
             self._start_whole()
@@ -186,7 +186,7 @@ class Stages:
             wanted = [owner for trainer in trainers for owner in trainer.part.owners()]
             tensors = self.checkpoints.read(manifest, wanted)
             check_tensors(tensors, manifest, [trainer.part for trainer in trainers], self.config.optim.name)
-        known = {} if manifest is None else manifest["counts"]
+        known = {} if manifest is None else manifest.counts
         new_heads = [trainer.part.head_name for trainer in trainers if trainer.part.head_name not in known]
         for trainer in trainers:
             trainer.load_model(tensors)
@@ -194,7 +194,7 @@ class Stages:
         wanted = fresh or (self.name == "local" and any(self.world.control.share(bool(new_heads), "the new heads")))
         if wanted and self.replicas.is_first:
             self.worker.initialize(layers=fresh, heads=new_heads)
-        same_stage = manifest is not None and manifest["stage"] == self.name
+        same_stage = manifest is not None and manifest.stage == self.name
         for trainer in trainers:
             trainer.load_training(tensors, known, same_stage)
 

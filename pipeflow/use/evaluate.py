@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeflow.config import FINETUNE, TimelineConfig
+from pipeflow.config import TimelineConfig
 from pipeflow.data import Batches, load_data
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import split_flow
 from pipeflow.links.link import Channel, LocalLink
 from pipeflow.rundir.model import load_flow, read_config
-from pipeflow.rundir.records import number, phase, text, wrong
-from pipeflow.safe_files import read_json
+from pipeflow.rundir.reading import read_summary
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
 from pipeflow.use.likelihood import exit_bits_per_dim
@@ -45,18 +44,9 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
         ConfigError: there is no such device.
     """
     config = read_config(run_dir)
-    path = Path(run_dir) / "summary.json"
-    if not path.exists():
-        raise CheckpointError(f"{run_dir} has no {path.name}: the run has not ended. Start its command again.")
-    try:
-        summary = read_json(path)
-        found = wrong(summary, {"test_bpd": number, "epochs": [{"phase": phase}], "parts": [{"layers": [text]}]})
-        if found is not None:
-            raise ValueError(found)
-        summary_bpd, last_phase = float(summary["test_bpd"]), summary["epochs"][-1]["phase"]
-        cuts = [part["layers"][0] for part in summary["parts"][1:]]
-    except (OSError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): take it from a copy, or run again.") from None
+    summary = read_summary(run_dir)
+    if summary is None:
+        raise CheckpointError(f"{run_dir} has no summary.json: the run has not ended. Start its command again.")
     flow = load_flow(run_dir)
     if config.data.name == "python":
         raise DataError(f"{run_dir}: its images were given from Python, so this command cannot load them.")
@@ -69,9 +59,12 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
     batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
     # Sums grouped by other parts than the run's differ in the last bit. New heads do: none enters the flow's bits/dim.
     try:
-        parts = split_flow(flow, [] if last_phase in FINETUNE else cuts, config.parts.head)
-    except ConfigError as error:
-        raise CheckpointError(f"{path} is damaged (parts: {error}): take it from a copy, or run again.") from None
+        cuts = [part.layers[0] for part in summary.parts[1:]] if summary.epochs[-1].is_local else []
+        parts = split_flow(flow, cuts, config.parts.head)
+    except (ConfigError, IndexError) as error:
+        raise CheckpointError(
+            f"{Path(run_dir) / 'summary.json'} is damaged (parts: {error}): take it from a copy, or run again."
+        ) from None
     where = choose_device(device)
     worker = Worker(
         [PartTrainer(part, where, config, config.optim.lr, num_updates=0) for part in parts],
@@ -85,7 +78,7 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
     num_images = len(data.test)
     sums = worker.evaluate(0, num_images)
     exits = exit_bits_per_dim([sums[str(part.index)] for part in parts], num_images, flow.num_dims)
-    return Evaluation(test_bpd=exits[-1], summary_bpd=summary_bpd, num_images=num_images, device=where.type)
+    return Evaluation(test_bpd=exits[-1], summary_bpd=summary.test_bpd, num_images=num_images, device=where.type)
 
 
 def describe(evaluation: Evaluation) -> str:

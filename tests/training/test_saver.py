@@ -21,6 +21,7 @@ from pipeflow.training.entries import Entries
 from pipeflow.training.saver import Saver
 from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.traffic import Traffic
+from tests.run_records import manifest
 from tests.small_runs import assert_same_tensors, errors_in, finish, learned, options, read_until, small_config
 
 SCHEDULE = {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1}
@@ -192,7 +193,7 @@ def test_the_next_copy_is_taken_when_the_file_of_the_one_before_is_written(tmp_p
     def save_both() -> None:
         for epoch in (1, 2):
             saver.take({"model/a.b": torch.full((1000,), float(epoch))})
-            saver.save(epoch, 0, [0], {"history": []})
+            saver.save(epoch, 0, [0], manifest(epoch))
         saver.wait()
 
     saving = threading.Thread(target=save_both)

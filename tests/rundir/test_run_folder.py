@@ -1,6 +1,7 @@
 """The run folder at the start of a run: what is continued, what is kept, and what is refused."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -11,20 +12,9 @@ import yaml
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.folder import RunFolder
-from tests.run_records import epochs
-from tests.small_runs import small_config, write_file
-
-
-def manifest_of(num_epochs: int) -> dict:
-    """What a run of one part keeps beside its tensors after some epochs."""
-    seconds = dict.fromkeys(("local", "gather", "finetune", "eval", "checkpoint", "total"), 0.0)
-    return {
-        "stage": "local",
-        "counts": {},
-        "history": epochs([("concurrent", [0])] * num_epochs),
-        "state": {"seconds": seconds, "bytes": {}, "macs": 0, "initial_bpd": 7.0, "exit_bpd": None},
-        "log_position": 0,
-    }
+from pipeflow.rundir.records import Manifest
+from tests.run_records import manifest, summary, write_file
+from tests.small_runs import small_config
 
 
 def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
@@ -34,12 +24,12 @@ def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
     folder.write_config()
     for epoch in range(1, num_checkpoints + 1):
         entry = write_file(folder.checkpoints, epoch, 0, {"model/a.b": torch.ones(3)})
-        folder.checkpoints.commit(epoch, [entry], manifest_of(epoch))
+        folder.checkpoints.commit([entry], manifest(epoch))
     folder.close()
     return folder
 
 
-def reopen(config: Config) -> tuple[dict | None, list[str]]:
+def reopen(config: Config) -> tuple[Manifest | None, list[str]]:
     """What opening a run's folder finds; it is closed again."""
     folder = RunFolder(config)
     try:
@@ -82,8 +72,8 @@ class TestResume:
     @pytest.mark.parametrize("resume", ["auto", "must"])
     def test_from_the_newest_checkpoint(self, tmp_path, resume):
         begin(tmp_path / "run", num_checkpoints=2)
-        manifest, notes = reopen(small_config(tmp_path / "run", run={"resume": resume}))
-        assert (manifest["folder"], manifest["stage"], notes) == ("epoch-000002", "local", [])
+        found, notes = reopen(small_config(tmp_path / "run", run={"resume": resume}))
+        assert (found.folder, found.stage, notes) == ("epoch-000002", "local", [])
 
     def test_interrupted_before_the_first_checkpoint(self, tmp_path):
         folder = begin(tmp_path / "run")
@@ -94,8 +84,8 @@ class TestResume:
     def test_a_damaged_checkpoint_is_noted(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=2)
         (tmp_path / "run/checkpoints/epoch-000002/worker-0.safetensors").unlink()
-        manifest, (note,) = reopen(small_config(tmp_path / "run"))
-        assert manifest["folder"] == "epoch-000001"
+        found, (note,) = reopen(small_config(tmp_path / "run"))
+        assert found.folder == "epoch-000001"
         assert "worker-0.safetensors is missing" in note and "Taking the one before, epoch-000001" in note
 
     def test_only_damaged_ones_do_not_start_anew_unseen(self, tmp_path):
@@ -103,8 +93,8 @@ class TestResume:
         (tmp_path / "run/checkpoints/epoch-000001/manifest.json").write_text("{")
         message = said(small_config(tmp_path / "run"))
         assert "manifest.json is damaged" in message and "--run.resume never" in message
-        manifest, (note,) = reopen(small_config(tmp_path / "run", run={"resume": "never"}))
-        assert manifest is None and "run.old-1" in note
+        found, (note,) = reopen(small_config(tmp_path / "run", run={"resume": "never"}))
+        assert found is None and "run.old-1" in note
 
     @pytest.mark.parametrize(
         "sections",
@@ -124,8 +114,8 @@ class TestResume:
     )
     def test_what_may_change(self, tmp_path, sections):
         begin(tmp_path / "run", num_checkpoints=1)
-        manifest, notes = reopen(small_config(tmp_path / "run", **sections))
-        assert (manifest["folder"], notes) == ("epoch-000001", [])
+        found, notes = reopen(small_config(tmp_path / "run", **sections))
+        assert (found.folder, notes) == ("epoch-000001", [])
 
     @pytest.mark.parametrize(
         "name, new, old",
@@ -153,8 +143,8 @@ class TestResume:
         message = said(small_config(tmp_path / "run", **changed))
         assert message.startswith(f"{name}: is {new!r}, but the run in {tmp_path / 'run'} has {old!r}.")
         assert "Set it back" in message and "run.dir" in message and "--run.resume never" in message
-        manifest, _ = reopen(small_config(tmp_path / "run"))
-        assert manifest["folder"] == "epoch-000001", "the refused run has changed nothing"
+        found, _ = reopen(small_config(tmp_path / "run"))
+        assert found.folder == "epoch-000001", "the refused run has changed nothing"
 
     def test_every_option_of_model_and_data_must_stay(self, tmp_path):
         """A new option of these sections is one of them without further ado."""
@@ -175,8 +165,8 @@ class TestNever:
     def test_the_old_run_is_kept_aside(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=1)
         never = small_config(tmp_path / "run", run={"resume": "never"}, model={"width": 16})
-        manifest, (note,) = reopen(never)
-        assert manifest is None and str(tmp_path / "run.old-1") in note
+        found, (note,) = reopen(never)
+        assert found is None and str(tmp_path / "run.old-1") in note
         assert (tmp_path / "run.old-1/checkpoints/epoch-000001/manifest.json").exists()
         assert [each.name for each in (tmp_path / "run").iterdir()] == ["run.lock"]
 
@@ -195,8 +185,8 @@ class TestNever:
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         assert reopen(never)[0] is None, "the attempt before was killed before it looked at the folder"
         begin(tmp_path / "run", num_checkpoints=1)
-        manifest, notes = reopen(never)
-        assert (manifest["folder"], notes) == ("epoch-000001", [])
+        found, notes = reopen(never)
+        assert (found.folder, notes) == ("epoch-000001", [])
         for run_id, count in (("second", "1"), ("second", "0")):
             monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
             monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
@@ -218,7 +208,7 @@ class TestNever:
         monkeypatch.chdir(tmp_path / "run")
         message = said(small_config(Path(run_dir), run={"resume": "never"}))
         assert "current folder cannot be moved" in message
-        assert reopen(small_config(Path(run_dir)))[0]["folder"] == "epoch-000001"
+        assert reopen(small_config(Path(run_dir)))[0].folder == "epoch-000001"
 
 
 class TestRefused:
@@ -264,8 +254,8 @@ class TestSummary:
     def test_is_whole_or_not_there(self, tmp_path):
         folder = RunFolder(small_config(tmp_path))
         assert folder.summary() is None
-        folder.write_summary({"test_bpd": 3.5})
-        assert folder.summary() == {"test_bpd": 3.5}
+        folder.write_summary(summary("a"))
+        assert folder.summary() == summary("a")
         assert os.listdir(tmp_path) == ["summary.json"]
         folder.write_summary(None)
         folder.write_summary(None)
@@ -273,5 +263,6 @@ class TestSummary:
 
     def test_is_standard_json(self, tmp_path):
         folder = RunFolder(small_config(tmp_path))
-        folder.write_summary({"test_bpd": float("nan")})
-        assert json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail) == {"test_bpd": "nan"}
+        folder.write_summary(summary("a", test_bpd=float("nan")))
+        written = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+        assert written["test_bpd"] == "nan" and math.isnan(folder.summary().test_bpd)

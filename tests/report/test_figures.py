@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 
@@ -6,12 +7,11 @@ from rich.console import Console
 
 from pipeflow.report.figures import bytes_by_phase, plots
 from pipeflow.report.table import report
-from pipeflow.rundir.reading import read_run
 from tests.run_records import ALTERNATE, GATHER, epochs, summary, write
 
 
-def test_bytes_by_phase_count_everything_once(tmp_path):
-    by_phase = bytes_by_phase(read_run(write(tmp_path / "a")))
+def test_bytes_by_phase_count_everything_once():
+    by_phase = bytes_by_phase(summary("a"))
     local = {"latents 0 → 1": 2000, "latents 1 → 2": 1000, "evaluation": 50, "control": 5}
     assert by_phase == {
         **{f"alternate: part {part}": local for part in (0, 1, 2)},
@@ -21,11 +21,11 @@ def test_bytes_by_phase_count_everything_once(tmp_path):
 
 
 EDGES = {
-    "no_epoch": ([], {}),
+    "no_epoch": ((), {}),
     "one_epoch": (epochs([("concurrent", [0, 1, 2])]), GATHER),
     "no_bytes": (epochs([("concurrent", [0, 1, 2])] * 2, latents=0), {}),
     "not_a_number": (
-        [{**record, "test_bpd": math.nan, "exit_bpd": [math.nan] * 3} for record in ALTERNATE[:2]],
+        tuple(dataclasses.replace(each, test_bpd=math.nan, exit_bpd=(math.nan,) * 3) for each in ALTERNATE[:2]),
         GATHER,
     ),
     "more_parts_than_colours": (epochs([("sequential", [part]) for part in range(12)]), GATHER),
@@ -34,7 +34,7 @@ EDGES = {
 
 def write_edge(folder, name: str):
     records, gather = EDGES[name]
-    return write(folder / name, records, bytes=summary("", records, gather)["bytes"])
+    return write(folder / name, records, bytes=summary("", records, gather).bytes)
 
 
 @pytest.mark.parametrize("name", EDGES)

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there at all, and nothing in them is ever run."""
 
 import ast
+import dataclasses
 import errno
 import hashlib
 import json
@@ -16,11 +17,13 @@ from safetensors.torch import save_file
 
 import pipeflow
 from pipeflow.errors import CheckpointError
+from pipeflow.rundir import checkpoint
 from pipeflow.rundir.checkpoint import FORMAT, Checkpoints
-from pipeflow.training import checkpoint
-from tests.small_runs import write_file
+from pipeflow.rundir.records import File
+from tests.run_records import manifest as manifest_of
+from tests.run_records import write_file
 
-MORE = {"stage": "local", "counts": {"blocks.0.steps.1": [3, 7]}, "history": [{"epoch": 0, "loss": 0.1 + 0.2}]}
+COUNTS = {"blocks.0.steps.1": (3, 7)}
 
 
 def tensors_of(rank: int, epoch: int = 0) -> dict[str, torch.Tensor]:
@@ -37,7 +40,7 @@ def tensors_of(rank: int, epoch: int = 0) -> dict[str, torch.Tensor]:
 
 def save(checkpoints: Checkpoints, epoch: int, num_workers: int = 2) -> Path:
     files = [write_file(checkpoints, epoch, rank, tensors_of(rank, epoch)) for rank in range(num_workers)]
-    return checkpoints.commit(epoch, files, MORE)
+    return checkpoints.commit(files, manifest_of(epoch, counts=COUNTS))
 
 
 def folders(checkpoints: Checkpoints) -> list[str]:
@@ -73,8 +76,8 @@ class TestWholeOnes:
         assert folder == checkpoints.folder / "epoch-000004"
         manifest, complaints = checkpoints.newest()
         assert complaints == []
-        assert {key: manifest[key] for key in MORE} == MORE
-        assert (manifest["epoch"], manifest["folder"]) == (4, "epoch-000004")
+        assert dataclasses.replace(manifest, files=()) == manifest_of(4, counts=COUNTS)
+        assert manifest.folder == "epoch-000004"
         read = checkpoints.read(manifest, ["blocks.0.steps.1", "blocks.0.steps.16", "heads.blocks.0.steps.16"])
         written = tensors_of(0, 4)
         assert read.keys() == written.keys()
@@ -87,11 +90,8 @@ class TestWholeOnes:
         entry = write_file(checkpoints, 1, 3, tensors_of(3))
         path = checkpoints.folder / "epoch-000001.partial" / "worker-3.safetensors"
         content = path.read_bytes()
-        assert entry == {
-            "file": "worker-3.safetensors",
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
+        sha256 = hashlib.sha256(content).hexdigest()
+        assert entry == File(file="worker-3.safetensors", bytes=len(content), sha256=sha256)
 
     def test_only_what_is_wanted_is_read_from_whichever_file(self, checkpoints):
         save(checkpoints, 1, num_workers=3)
@@ -110,12 +110,12 @@ class TestWholeOnes:
         for epoch in range(1, 6):
             save(checkpoints, epoch, num_workers=1)
         assert folders(checkpoints) == [f"epoch-{epoch:06d}" for epoch in kept]
-        assert checkpoints.newest()[0]["epoch"] == 5
+        assert checkpoints.newest()[0].epoch == 5
 
     def test_epochs_count_as_numbers(self, checkpoints):
         for epoch in (9, 10, 100):
             save(checkpoints, epoch, num_workers=1)
-        assert checkpoints.newest()[0]["epoch"] == 100
+        assert checkpoints.newest()[0].epoch == 100
 
     def test_an_epoch_once_more_takes_the_place_of_the_first(self, checkpoints):
         """As when the run resumed from the checkpoint before, because this one was damaged."""
@@ -123,7 +123,7 @@ class TestWholeOnes:
         (folder / "worker-1.safetensors").unlink()
         save(checkpoints, 2, num_workers=1)
         manifest, complaints = checkpoints.newest()
-        assert complaints == [] and [entry["file"] for entry in manifest["files"]] == ["worker-0.safetensors"]
+        assert complaints == [] and [entry.file for entry in manifest.files] == ["worker-0.safetensors"]
         assert folders(checkpoints) == ["epoch-000002"]
 
     def test_of_one_on_a_broken_part_of_the_disk_the_one_before_is_taken(self, checkpoints, monkeypatch):
@@ -137,7 +137,7 @@ class TestWholeOnes:
         for epoch in (1, 2):
             save(checkpoints, epoch, num_workers=1)
         manifest, (complaint,) = checkpoints.newest()
-        assert manifest["epoch"] == 1 and "worker-0.safetensors is damaged" in complaint and "[Errno 5]" in complaint
+        assert manifest.epoch == 1 and "worker-0.safetensors is damaged" in complaint and "[Errno 5]" in complaint
 
     def test_none(self, checkpoints):
         assert checkpoints.newest() == (None, [])
@@ -194,7 +194,11 @@ DAMAGES = {
     "another digit in the manifest": (change_text("[3, 7]", "[3, 8]"), "does not fit its content"),
     "files of another kind": (edit(lambda manifest: manifest.update(files=[1])), "manifest.json is damaged"),
     "a file without a checksum": (edit(lambda manifest: manifest["files"][0].pop("sha256")), "is damaged"),
-    "a name of another kind": (edit(lambda manifest: manifest["files"][0].update(file=5)), "5 is missing"),
+    "a name of another kind": (edit(lambda manifest: manifest["files"][0].update(file=5)), "files[0].file is 5"),
+    "another epoch's": (
+        edit(lambda manifest: manifest.update(position={"step": 3, "losses": []})),
+        "is of epoch-000002-step",
+    ),
     "another checksum": (edit(lambda manifest: manifest["files"][1].update(sha256="0" * 64)), "worker-1"),
     "a later format": (change_text(f'"format": {FORMAT}', '"format": 99'), "has format 99, this version reads 1"),
     "a later format, another layout": (
@@ -212,7 +216,7 @@ class TestDamagedOnes:
         harm, expected = DAMAGES[damage]
         harm(newest)
         manifest, (complaint,) = checkpoints.newest()
-        assert manifest["folder"] == "epoch-000001"
+        assert manifest.folder == "epoch-000001"
         assert str(newest) in complaint and expected in complaint
 
     def test_all_are_damaged(self, checkpoints):
@@ -227,7 +231,7 @@ class TestDamagedOnes:
         write_file(checkpoints, 2, 0, tensors_of(0))
         assert folders(checkpoints) == ["epoch-000001", "epoch-000002.partial"]
         manifest, complaints = checkpoints.newest()
-        assert (manifest["epoch"], complaints) == (1, [])
+        assert (manifest.epoch, complaints) == (1, [])
         assert "epoch-000001" in checkpoints.last_good()
         checkpoints.clean()
         assert folders(checkpoints) == ["epoch-000001"]
@@ -236,11 +240,11 @@ class TestDamagedOnes:
         """Killed between writing the manifest and giving the folder its name: it may not be on the disk yet."""
         save(checkpoints, 1)
         shutil.move(save(checkpoints, 2), checkpoints.folder / "epoch-000002.partial")
-        assert checkpoints.newest()[0]["epoch"] == 1
+        assert checkpoints.newest()[0].epoch == 1
 
     def test_a_worker_that_died_before_its_file_leaves_no_checkpoint(self, checkpoints):
         entry = write_file(checkpoints, 1, 0, tensors_of(0))
-        checkpoints.commit(1, [entry, {**entry, "file": "worker-1.safetensors"}], MORE)
+        checkpoints.commit([entry, dataclasses.replace(entry, file="worker-1.safetensors")], manifest_of(1))
         manifest, (complaint,) = checkpoints.newest()
         assert manifest is None and "worker-1.safetensors is missing" in complaint
 
@@ -256,7 +260,7 @@ class TestDamagedOnes:
         sha256 = hashlib.sha256((tmp_path / "outside").read_bytes()).hexdigest()
         change_manifest(newest, lambda manifest: manifest["files"][0].update(file=name, sha256=sha256))
         manifest, (complaint,) = checkpoints.newest()
-        assert manifest["epoch"] == 1 and f"{name} is missing" in complaint
+        assert manifest.epoch == 1 and f"{name} is missing" in complaint
 
     def test_damage_after_the_check(self, checkpoints):
         folder = save(checkpoints, 1)
@@ -272,12 +276,12 @@ class TestFullDisk:
         program = """
 import json, os, sys, torch
 from pathlib import Path
-from tests.small_runs import write_file
 from pipeflow.errors import CheckpointError
-from pipeflow.training.checkpoint import Checkpoints
+from pipeflow.rundir.checkpoint import Checkpoints
+from tests.run_records import manifest, write_file
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=9)
 tensors = {"model/a.b": torch.ones(20_000)}
-checkpoints.commit(1, [write_file(checkpoints, 1, 0, tensors)], {})
+checkpoints.commit([write_file(checkpoints, 1, 0, tensors)], manifest(1))
 
 def said(function):
     try:
@@ -293,8 +297,9 @@ with open(Path(sys.argv[1], "filler"), "wb", buffering=0) as file:
             pass
     except OSError:
         pass
-no_room_for_manifest = said(lambda: checkpoints.commit(3, [entry], {"history": "x" * 20_000}))
-print(json.dumps([no_room, no_room_for_manifest, checkpoints.newest()]))
+no_room_for_manifest = said(lambda: checkpoints.commit([entry], manifest(3, cuts=("x" * 500,) * 40)))
+newest, complaints = checkpoints.newest()
+print(json.dumps([no_room, no_room_for_manifest, newest.epoch, complaints]))
 """
         folder = tmp_path / "small_disk"
         folder.mkdir()
@@ -304,13 +309,13 @@ print(json.dumps([no_room, no_room_for_manifest, checkpoints.newest()]))
         environment = {**os.environ, "PYTHONPATH": path}
         result = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
         assert result.returncode == 0, result.stderr
-        no_room, no_room_for_manifest, (newest, complaints) = json.loads(result.stdout)
+        no_room, no_room_for_manifest, newest, complaints = json.loads(result.stdout)
         for epoch, (message, left) in [(2, no_room), (3, no_room_for_manifest)]:
             assert f"after {epoch} epochs could not be written" in message and "No space left" in message
             assert "Free some space" in message and "the last good checkpoint is" in message
             assert message.rstrip(".").endswith("epoch-000001")
             assert left == ["epoch-000001"]
-        assert newest["epoch"] == 1 and complaints == []
+        assert newest == 1 and complaints == []
 
     def test_a_folder_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").touch()
@@ -342,7 +347,7 @@ class TestNothingIsRun:
                 name = ast.unparse(node.func)
                 assert name not in self.CALLS, f"line {node.lineno}: {name}"
                 if name == "yaml.load":
-                    assert (file.name, ast.unparse(node.args[1])) == ("untrusted.py", "_Loader")
+                    assert (file.name, ast.unparse(node.args[1])) == ("safe_files.py", "_Loader")
                 for keyword in node.keywords:
                     assert keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False"
 

@@ -15,7 +15,7 @@ from pipeflow.rundir.lock import RunLock
 HOLDER = """
 import sys, threading
 from pathlib import Path
-from pipeflow.training.run_lock import RunLock
+from pipeflow.rundir.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.take()
 print("taken", flush=True)

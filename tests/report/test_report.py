@@ -1,5 +1,5 @@
+import dataclasses
 import io
-import json
 import math
 
 import numpy as np
@@ -11,8 +11,7 @@ from pipeflow.errors import CheckpointError, PipeflowError
 from pipeflow.report.curves import AXES, exit_curves, spans
 from pipeflow.report.curves import test_curve as whole_flow_curve
 from pipeflow.report.table import phases, report
-from pipeflow.rundir.reading import read_run
-from pipeflow.rundir.records import to_json
+from pipeflow.rundir.reading import SavedRun, read_run
 from tests.run_records import ALTERNATE, GATHER, summary, write, write_log
 
 
@@ -26,24 +25,17 @@ def printed(run_dirs, width: int = 160, **options) -> str:
 
 
 def test_a_run_that_ended_is_its_summary(tmp_path):
-    run = read_run(write(tmp_path / "a"))
-    assert run.pop("ended") is True
-    assert run == summary("a", ALTERNATE)
+    assert read_run(write(tmp_path / "a")) == SavedRun(summary=summary("a"), ended=True)
 
 
 def test_a_run_that_has_not_ended_is_put_together_from_its_log(tmp_path):
     folder = write_log(tmp_path / "live", ALTERNATE, ("gather", {"bytes": GATHER, "seconds": 0.5}))
     with open(folder / "metrics.jsonl", "a") as log:
         log.write('{"event": "epo')  # half a line, as it may be while the run writes
-    run, ended = read_run(folder), summary("live", ALTERNATE)
-    assert run["ended"] is False
-    assert (run["test_bpd"], run["exit_bpd"]) == (ALTERNATE[-1]["test_bpd"], ALTERNATE[2]["exit_bpd"])
-    for key in ("name", "epochs", "num_epochs", "parts", "train_macs", "initial_bpd", "seconds"):
-        assert run[key] == ended[key]
-    assert run["bytes"] == {
-        "forward": [6000, 3000], "backward": [0, 0], "eval": 250, "gather": GATHER, "finetune": 600, "control": 25,
-        "total": 6000 + 3000 + 250 + 1200 + 600 + 25,
-    }  # fmt: skip
+    total = 6000 + 3000 + 250 + 1200 + 600 + 25
+    so_far = summary("live", test_bpd=ALTERNATE[-1].test_bpd, exit_bpd=ALTERNATE[2].exit_bpd)
+    so_far = dataclasses.replace(so_far, bytes=dataclasses.replace(so_far.bytes, finetune=600, total=total))
+    assert read_run(folder) == SavedRun(summary=so_far, ended=False)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +43,7 @@ def test_a_run_that_has_not_ended_is_put_together_from_its_log(tmp_path):
     [
         ({}, "run.dir"),
         ({"summary.json": "{"}, "summary.json.*damaged"),
-        ({"metrics.jsonl": '{"event": "start", "initial_bpd": 7}\n{"ev\n'}, "line 2.*damaged"),
+        ({"metrics.jsonl": '{"event": "start", "initial_bpd": 7, "parts": []}\n{"ev\n'}, "line 2.*damaged"),
         ({"metrics.jsonl": ""}, "no start"),
     ],
 )
@@ -66,8 +58,8 @@ def test_what_is_no_run_is_an_error_the_user_can_act_on(tmp_path, files, words):
 # What the curves are made of
 
 
-def test_the_gather_lies_between_the_local_epochs_and_finetune(tmp_path):
-    run = read_run(write(tmp_path / "a"))
+def test_the_gather_lies_between_the_local_epochs_and_finetune():
+    run = summary("a")
     assert [end for _, _, end in spans(run, AXES["epoch"])] == [1, 2, 3, 3, 4, 5]
     assert [end for _, _, end in spans(run, AXES["seconds"])] == [2, 4, 6, 6.5, 8.5, 10.5]
     assert [end for _, _, end in spans(run, AXES["bytes"])] == [3000, 6000, 9000, 10200, 10500, 10800]
@@ -75,11 +67,10 @@ def test_the_gather_lies_between_the_local_epochs_and_finetune(tmp_path):
     assert [record is None for record, _, _ in spans(run, AXES["epoch"])] == [False] * 3 + [True] + [False] * 2
 
 
-def test_curves_begin_before_training_and_skip_epochs_without_evaluation(tmp_path):
-    records = [dict(record) for record in ALTERNATE]
-    records[1].update(test_bpd=None, exit_bpd=None)
-    records[2].update(test_bpd=math.inf)
-    run = read_run(write(tmp_path / "a", records))
+def test_curves_begin_before_training_and_skip_epochs_without_evaluation():
+    silent = dataclasses.replace(ALTERNATE[1], test_bpd=None, exit_bpd=None)
+    endless = dataclasses.replace(ALTERNATE[2], test_bpd=math.inf)
+    run = summary("a", (ALTERNATE[0], silent, endless, *ALTERNATE[3:]))
     x, bpd = whole_flow_curve(run, AXES["epoch"])
     assert x == [0, 1, 3, 4, 5]
     np.testing.assert_array_equal(bpd, [7.0, 6.0, math.nan, 5.7, 5.6])
@@ -87,8 +78,8 @@ def test_curves_begin_before_training_and_skip_epochs_without_evaluation(tmp_pat
 
 
 def test_phases_in_words():
-    assert phases({"epochs": ALTERNATE}) == "3 alternate + 2 finetune"
-    assert phases({"epochs": []}) == "none yet"
+    assert phases(summary("a")) == "3 alternate + 2 finetune"
+    assert phases(summary("a", ())) == "none yet"
 
 
 def test_an_axis_has_the_unit_that_suits_its_largest_value():
@@ -129,7 +120,3 @@ def test_a_narrow_console_loses_nothing(tmp_path):
 def test_a_run_that_has_not_ended_is_marked(tmp_path):
     text = printed([write_log(tmp_path / "live", ALTERNATE[:2])])
     assert "5.900*" in text and "has not ended" in text
-
-
-def test_to_json_round_trips_a_summary(tmp_path):
-    assert json.loads(to_json(summary("a", ALTERNATE), indent=1)) == summary("a", ALTERNATE)
