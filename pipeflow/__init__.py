@@ -6,14 +6,25 @@
 What needs torch is imported when it is first used, so that a mistyped option is reported at once.
 """
 
+from __future__ import annotations
+
 import importlib
-import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pipeflow.workers import parent  # noqa: F401 - looks at its parent now
 
+if TYPE_CHECKING:
+    from pipeflow.config import Config
+    from pipeflow.data import ImageData
+    from pipeflow.errors import PipeflowError
+    from pipeflow.flow import Flow, Layer
+    from pipeflow.flow.glow import glow
+    from pipeflow.rundir.model import load_flow
+    from pipeflow.rundir.records import Summary
+
 __version__ = "0.2.0"
+__all__ = ["Config", "Flow", "ImageData", "Layer", "PipeflowError", "Summary", "glow", "load_flow", "train"]
 
 _PLACES = {
     "Config": "pipeflow.config",
@@ -21,39 +32,31 @@ _PLACES = {
     "ImageData": "pipeflow.data",
     "Layer": "pipeflow.flow",
     "PipeflowError": "pipeflow.errors",
+    "Summary": "pipeflow.rundir.records",
     "glow": "pipeflow.flow",
     "load_flow": "pipeflow.rundir.model",
 }
-__all__ = [*_PLACES, "train"]
 
 
-def train(config: Any, flow: Any = None, data: Any = None, report: Any = None) -> dict:
-    """Trains as the configuration says, then draws the run's figures; see `pipeflow.training.run.train`."""
+def train(
+    config: Config,
+    flow: Flow | None = None,
+    data: ImageData | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Summary:
+    """Trains as the configuration says; see `pipeflow.training.run.train`."""
     from pipeflow.training.run import train as run
 
-    summary = run(config, flow, data, report)
-    if config.run.figures and int(os.environ.get("RANK", 0)) == 0:
-        _draw_figures(config.run.dir)
-    return summary
+    return run(config, flow, data, report)
 
 
-def _draw_figures(run_dir: str) -> None:
-    """Draws the figures of a run that has ended, unless they are there and not older than its summary."""
-    from pipeflow.errors import CheckpointError
-    from pipeflow.report.figures import plots
-
-    figure, summary = Path(run_dir, "bytes_by_phase.png"), Path(run_dir, "summary.json")
-    try:
-        if not figure.exists() or figure.stat().st_mtime < summary.stat().st_mtime:
-            plots(run_dir)
-    except OSError as error:
-        raise CheckpointError(
-            f"run.dir: {run_dir}: the run has ended and is saved, but its figures cannot be written ({error.strerror}). "
-            f"Free some space, then draw them with: pipeflow report {run_dir}"
-        ) from None
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'pipeflow' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+if not TYPE_CHECKING:  # a type checker takes the names from above, and finds misspelt ones
+
+    def __getattr__(name: str) -> Any:
+        if name not in _PLACES:
+            raise AttributeError(f"module 'pipeflow' has no attribute {name!r}")
+        return getattr(importlib.import_module(_PLACES[name]), name)

@@ -56,5 +56,5 @@ def describe_options() -> str:
     for name, section in SECTIONS.items():
         lines.append(f"\n{name}: {section.__doc__}")
         for each in dataclasses.fields(section):
-            lines.append(f"  --{name}.{each.name:<20} {each.metadata['help']}  [{show(each.default)}]")
+            lines.append(f"  --{f'{name}.{each.name}':<25} {each.metadata['help']}  [{show(each.default)}]")
     return "\n".join(lines).lstrip("\n")
