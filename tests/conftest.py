@@ -12,10 +12,19 @@ import pytest
 import torch
 
 import pipeflow
+from tests import namespaces
 from tests.launching import Launch
 from tests.small_runs import torchrun as start_torchrun
 
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs something that cannot be had here, and says why."""
+    if item.get_closest_marker("root") is not None and (why := namespaces.missing()):
+        pytest.skip(f"needs root: {why}")
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
 
 
 @pytest.fixture(scope="session", autouse=True)

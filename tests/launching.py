@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn
@@ -33,14 +33,23 @@ _FORKSERVER.set_forkserver_preload(
 class Launch:
     """A group of workers, with the methods of `subprocess.Popen`: its process is the agent."""
 
-    def __init__(self, num_workers: int | None, *arguments: str, entry: str = MAIN, cwd: str | os.PathLike = "."):
+    def __init__(
+        self,
+        num_workers: int | None,
+        *arguments: str,
+        entry: str = MAIN,
+        cwd: str | os.PathLike = ".",
+        prepare: Sequence[str] = (),
+        **environment: str,
+    ):
         """Calls `entry` ('module:function') with the arguments in each worker.
 
-        Without a number of workers it is one process that no launcher started.
+        num_workers: None for one process that no launcher started.
+        prepare: function and arguments of what the agent does before it starts the workers; not one that imports pipeflow.
         """
         output, output_end = _FORKSERVER.Pipe(duplex=False)
         self._told, told_end = _FORKSERVER.Pipe(duplex=False)
-        request = (num_workers, entry, arguments, dict(os.environ), os.path.abspath(cwd))
+        request = (num_workers, entry, arguments, {**os.environ, **environment}, os.path.abspath(cwd), prepare)
         self._process = _FORKSERVER.Process(target=_agent, args=(*request, output_end, told_end), daemon=True)
         self._process.start()
         output_end.close()
@@ -95,6 +104,7 @@ def _agent(
     arguments: Sequence[str],
     environment: dict[str, str],
     cwd: str,
+    prepare: Sequence[str],
     output: Connection,
     told: Connection,
 ) -> NoReturn:
@@ -108,6 +118,8 @@ def _agent(
     os.environ.update(environment)
     os.chdir(cwd)
     sys.path.insert(0, cwd)
+    if prepare:
+        _function(prepare[0])(*prepare[1:])
     signals = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -154,9 +166,8 @@ def _work(entry: str, arguments: list[str]) -> NoReturn:
     """A worker's life."""
     code = 1
     try:
-        module, function = entry.split(":")
-        sys.argv = [module, *arguments]
-        code = getattr(importlib.import_module(module), function)(arguments) or 0
+        sys.argv = [entry, *arguments]
+        code = _function(entry)(arguments) or 0
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 1
     except BaseException:
@@ -165,6 +176,11 @@ def _work(entry: str, arguments: list[str]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _function(name: str) -> Callable:
+    module, function = name.split(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _watch(workers: dict[int, int]) -> dict[int, int]:

@@ -28,7 +28,7 @@ SMALL = {
 def small_config(run_dir: Path, **sections: dict) -> Config:
     """The small run, with options changed by section: `small_config(path, optim={"lr": 1.0})`."""
     merged = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {*SMALL, *sections}}
-    merged["run"] = {"dir": str(run_dir), **sections.get("run", {})}
+    merged["run"] = {"dir": str(run_dir), "figures": False, **sections.get("run", {})}
     return Config.from_dict(merged)
 
 
