@@ -25,7 +25,8 @@ from pipeflow.plan import Images, make_plan
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.predict.figure import plot_by_speed
 from pipeflow.plan.predict.machines import Machines, read_machines, write_machines
-from pipeflow.plan.predict.predictor import Prediction, Predictor
+from pipeflow.plan.predict.prediction import Prediction
+from pipeflow.plan.predict.predictor import Predictor
 from pipeflow.plan.predict.recommend import fastest, verdict
 from pipeflow.units import bytes_text, rate_text, seconds_text
 

@@ -15,8 +15,8 @@ from pipeflow.data.sources import DEAD_LEAVES_NUM
 from pipeflow.errors import ConfigError, DataError
 from pipeflow.flow import Flow, Part, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import Shape
-from pipeflow.plan.fake import build_without_memory
 from pipeflow.plan.traffic import eval_link_bytes, gather_bytes, gradient_bytes, phase_link_bytes, replica_bytes
+from pipeflow.plan.without_memory import build_without_memory
 from pipeflow.training.schedule import Phase, Schedule
 
 SMALL_IMAGE = (3, 32, 32)

@@ -10,6 +10,7 @@ from pipeflow.plan.predict.machines import Machines, StepSeconds
 from pipeflow.plan.predict.memory import copied_bytes
 from pipeflow.plan.predict.predictor import Predictor
 from pipeflow.plan.predict.recommend import recommend
+from pipeflow.plan.predict.scenario import Scenario
 from pipeflow.plan.predict.work import Curve, layer_work
 from pipeflow.plan.traffic import gradient_bytes, phase_link_bytes, replica_bytes
 from pipeflow.training.schedule import Schedule
@@ -114,10 +115,8 @@ def test_an_epoch_is_as_long_as_one_that_is_simulated_to_its_end(bandwidth, late
         ways = [predictor.local(mode, cut) for mode in ("concurrent", "alternate")]
         return [each.seconds for each in [*ways, *(predictor.pipeline_at(kind, cut, 4) for kind in ("gpipe", "1f1b"))]]
 
-    extrapolated, epoch = found(), Predictor._epoch
-    monkeypatch.setattr(
-        Predictor, "_epoch", lambda self, programs, link, steps, _: epoch(self, programs, link, steps, 97)
-    )
+    extrapolated, epoch = found(), Scenario.epoch
+    monkeypatch.setattr(Scenario, "epoch", lambda self, programs, link, period: epoch(self, programs, link, 97))
     # Where a latency holds up, `link.depth` batches arrive at once, and the last of them may be fewer.
     assert extrapolated == pytest.approx(found(), rel=0.04 if latency else 0.02 if machines else 0.005)
 

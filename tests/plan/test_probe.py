@@ -1,27 +1,30 @@
-import json
+import math
 from statistics import fmean
 
 from pipeflow.config import Config
 from pipeflow.plan import make_plan
+from pipeflow.plan.predict.compute_probe import combine
 from pipeflow.plan.predict.machines import read_machines, write_machines
 from pipeflow.plan.predict.predictor import Predictor
-from pipeflow.plan.predict.probe import _combine, probe
+from pipeflow.plan.predict.probe import probe
 
 
 def test_equal_dictionaries_are_combined_number_by_number():
     ones, threes = {"a": {"b": [1.0, 2.0]}, "c": 1.0}, {"a": {"b": [3.0, 6.0]}, "c": 3.0}
-    assert _combine([ones, json.loads(json.dumps(threes))], fmean) == {"a": {"b": [2.0, 4.0]}, "c": 2.0}
+    assert combine([ones, threes], fmean) == {"a": {"b": [2.0, 4.0]}, "c": 2.0}
 
 
 def test_what_two_processes_measure_is_what_a_prediction_takes(tmp_path):
+    """One round of a flow of two steps: how fast it is does not matter here."""
     config = {
         "data": {"num_train": 64}, "model": {"num_blocks": 2, "num_steps": 1, "width": 4},
-        "parts": {"split": "blocks", "num": 2}, "optim": {"batch_size": 8},
+        "parts": {"split": "blocks", "num": 2}, "optim": {"batch_size": 2},
     }  # fmt: skip
     plan = make_plan(Config.from_dict(config))
     machines = probe(plan.config, plan.flow.shape, 2, seconds=0.0)
-    assert machines.workers == 2 and list(machines.step_seconds.train) == plan.flow.names
-    assert machines.bandwidth > 1e6 and 0 <= machines.pass_seconds < 1 and 0 < machines.alone <= 1
+    assert machines.workers == 2 and machines.step_seconds.batch_size == (2,)
+    assert list(machines.step_seconds.train) == list(machines.step_seconds.forward) == plan.flow.names
     write_machines(machines, tmp_path / "machines.yaml")
-    predictor = Predictor(plan, read_machines(tmp_path / "machines.yaml"))
-    assert all(0 < each.seconds < 100 for each in predictor.all())
+    assert read_machines(tmp_path / "machines.yaml") == machines
+    predictor = Predictor(plan, machines)
+    assert all(0 < each.seconds < math.inf for each in predictor.all())

@@ -1,14 +1,14 @@
 import pytest
 
-from pipeflow.plan.predict.programs import Handling, Stage, local_programs, pipeline_programs
-from pipeflow.plan.predict.simulate import Awaited, Link, Message, Operation, Span, simulate
+from pipeflow.plan.predict.programs import Handling, PartCosts, local_programs, pipeline_programs
+from pipeflow.plan.predict.simulate import Awaited, Message, Operation, SimulatedLink, Span, simulate
 
 FREE = Handling()
 
 
-def equal_stages(num: int, sent: float = 0.0) -> list[Stage]:
+def equal_parts(num: int, sent: float = 0.0) -> list[PartCosts]:
     """Forward 1 s, backward 2 s, nothing for the update."""
-    return [Stage(1.0, 2.0, 0.0, sent if index < num - 1 else 0.0, index) for index in range(num)]
+    return [PartCosts(1.0, 2.0, 0.0, sent if index < num - 1 else 0.0, index) for index in range(num)]
 
 
 def spans(*texts: str) -> list[Span]:
@@ -17,7 +17,7 @@ def spans(*texts: str) -> list[Span]:
 
 
 def test_concurrent_parts_on_free_links_have_no_bubble_after_the_fill():
-    timeline = simulate(local_programs(equal_stages(3), (0, 1, 2), 3, FREE), Link(depth=4))
+    timeline = simulate(local_programs(equal_parts(3), (0, 1, 2), 3, FREE), SimulatedLink(depth=4))
     assert timeline.workers == [
         spans("F0 0-1", "BU0 1-3", "F1 3-4", "BU1 4-6", "F2 6-7", "BU2 7-9"),
         spans("F0 1-2", "BU0 2-4", "F1 4-5", "BU1 5-7", "F2 7-8", "BU2 8-10"),
@@ -26,15 +26,16 @@ def test_concurrent_parts_on_free_links_have_no_bubble_after_the_fill():
 
 
 def test_the_slowest_part_sets_the_pace():
-    stages = [Stage(1, 2, 0, 0, 0), Stage(2, 4, 1, 0, 1), Stage(1, 1, 0, 0, 2)]
-    short, long = (simulate(local_programs(stages, (0, 1, 2), num, FREE), Link(depth=4)).seconds for num in (20, 30))
+    parts = [PartCosts(1, 2, 0, 0, 0), PartCosts(2, 4, 1, 0, 1), PartCosts(1, 1, 0, 0, 2)]
+    link = SimulatedLink(depth=4)
+    short, long = (simulate(local_programs(parts, (0, 1, 2), num, FREE), link).seconds for num in (20, 30))
     assert long - short == 10 * 7
 
 
 def test_a_slow_link_sets_the_pace():
     """10 bytes at 2 bytes/s take 5 s, a part 3: and the latency is paid once."""
-    link = Link(bytes_per_second=2.0, latency=7.0, depth=4)
-    timeline = simulate(local_programs(equal_stages(2, sent=10), (0, 1), 3, FREE), link)
+    link = SimulatedLink(bytes_per_second=2.0, latency=7.0, depth=4)
+    timeline = simulate(local_programs(equal_parts(2, sent=10), (0, 1), 3, FREE), link)
     assert timeline.workers[1] == spans("F0 13-14", "BU0 14-16", "F1 18-19", "BU1 19-21", "F2 23-24", "BU2 24-26")
     assert timeline.workers[0][-1] == Span("BU2", 7.0, 9.0)  # four may wait on the link
 
@@ -43,18 +44,19 @@ def test_a_full_link_holds_its_sender_up():
     """Depth 1 and an instant sender: one waits to be taken, one is on its way, one waits behind."""
     program = [Operation(f"F{index}", 1.0, (), (Message(1, str(index), 10.0),)) for index in range(4)]
     slow = [Operation(f"F{index}", 100.0, (Awaited(0, str(index)),)) for index in range(4)]
-    timeline = simulate([program, slow], Link(bytes_per_second=10.0, depth=1))
+    link = SimulatedLink(bytes_per_second=10.0, depth=1)
+    timeline = simulate([program, slow], link)
     # Message 0 is consumed at 2, so message 1 is sent from 2 to 3 and taken by worker 1 at 102; message 2 is taken from
     # the outbox at 3 and sent when message 1 is consumed; message 3 may be put then, having been computed from 3 on.
     assert timeline.workers[0] == spans("F0 0-1", "F1 1-2", "F2 2-3", "F3 3-4")
     assert timeline.workers[1] == spans("F0 2-102", "F1 102-202", "F2 202-302", "F3 302-402")
     more = [*program, Operation("F4", 1.0, (), (Message(1, "4", 10.0),)), Operation("F5", 1.0)]
     behind = [*slow, Operation("F4", 100.0, (Awaited(0, "4"),))]
-    assert simulate([more, behind], Link(bytes_per_second=10.0, depth=1)).workers[0][-1] == Span("F5", 103.0, 104.0)
+    assert simulate([more, behind], link).workers[0][-1] == Span("F5", 103.0, 104.0)
 
 
 def test_in_the_turn_of_part_1_part_0_runs_forward_and_part_2_rests():
-    timeline = simulate(local_programs(equal_stages(3), (1,), 2, FREE), Link(depth=4))
+    timeline = simulate(local_programs(equal_parts(3), (1,), 2, FREE), SimulatedLink(depth=4))
     assert timeline.workers == [
         spans("F0 0-1", "F1 1-2"),
         spans("F0 1-2", "BU0 2-4", "F1 4-5", "BU1 5-7"),
@@ -63,20 +65,20 @@ def test_in_the_turn_of_part_1_part_0_runs_forward_and_part_2_rests():
 
 
 def test_on_one_worker_times_add_up():
-    stages = [Stage(1, 2, 0.5, 99, 0), Stage(1, 2, 0.5, 0, 0)]
-    timeline = simulate(local_programs(stages, (0, 1), 2, FREE), Link(bytes_per_second=1.0, depth=1))
+    parts = [PartCosts(1, 2, 0.5, 99, 0), PartCosts(1, 2, 0.5, 0, 0)]
+    timeline = simulate(local_programs(parts, (0, 1), 2, FREE), SimulatedLink(bytes_per_second=1.0, depth=1))
     assert timeline.seconds == 2 * 7 and timeline.idle == 0
 
 
 @pytest.mark.parametrize("kind", ["gpipe", "1f1b"])
 @pytest.mark.parametrize("num_stages, num_micro", [(2, 2), (3, 4), (3, 16), (4, 8)])
 def test_the_bubble_of_a_pipeline_is_the_known_one(kind, num_stages, num_micro):
-    timeline = simulate(pipeline_programs(kind, equal_stages(num_stages), num_micro, 1, FREE))
+    timeline = simulate(pipeline_programs(kind, equal_parts(num_stages), num_micro, 1, FREE))
     assert timeline.idle == pytest.approx((num_stages - 1) / (num_micro + num_stages - 1))
 
 
 def test_gpipe_written_down():
-    timeline = simulate(pipeline_programs("gpipe", equal_stages(2), 2, 1, FREE))
+    timeline = simulate(pipeline_programs("gpipe", equal_parts(2), 2, 1, FREE))
     assert timeline.workers == [
         spans("F0.0 0-1", "F0.1 1-2", "B0.0 5-7", "B0.1 7-9", "U0 9-9"),
         spans("F0.0 1-2", "F0.1 2-3", "B0.0 3-5", "B0.1 5-7", "U0 7-7"),
@@ -84,7 +86,7 @@ def test_gpipe_written_down():
 
 
 def test_1f1b_written_down():
-    timeline = simulate(pipeline_programs("1f1b", equal_stages(2), 3, 1, FREE))
+    timeline = simulate(pipeline_programs("1f1b", equal_parts(2), 3, 1, FREE))
     assert timeline.workers == [
         spans("F0.0 0-1", "F0.1 1-2", "B0.0 4-6", "F0.2 6-7", "B0.1 7-9", "B0.2 10-12", "U0 12-12"),
         spans("F0.0 1-2", "B0.0 2-4", "F0.1 4-5", "B0.1 5-7", "F0.2 7-8", "B0.2 8-10", "U0 10-10"),
@@ -92,8 +94,8 @@ def test_1f1b_written_down():
 
 
 def test_handling_messages_takes_the_computing_worker_time():
-    stages = equal_stages(2, sent=10)
-    timeline = simulate(local_programs(stages, (0, 1), 1, Handling(message_seconds=1.0, byte_seconds=0.1)))
+    parts = equal_parts(2, sent=10)
+    timeline = simulate(local_programs(parts, (0, 1), 1, Handling(message_seconds=1.0, byte_seconds=0.1)))
     assert [each[0] for each in timeline.workers] == [Span("F0", 0, 3), Span("F0", 3, 6)]
 
 

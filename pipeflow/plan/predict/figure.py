@@ -1,10 +1,12 @@
 """Seconds an epoch against the speed of the links, for the best of each system."""
 
+import dataclasses
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeflow.plan.predict.predictor import Prediction, Predictor
+from pipeflow.plan.predict.prediction import Prediction
+from pipeflow.plan.predict.predictor import Predictor
 from pipeflow.report.figures import PART_COLORS
 
 SPEEDS = tuple(10.0 ** (6 + step / 2) for step in range(13))
@@ -17,7 +19,7 @@ def best_by_speed(predictor: Predictor, speeds: tuple[float, ...] = SPEEDS) -> d
     """The fastest cut of each system, for each speed of the links in bit/s."""
     found: dict[str, list[Prediction]] = {}
     for speed in speeds:
-        machines = predictor.machines.replace(bandwidth=speed, reduce_bandwidth=None)
+        machines = dataclasses.replace(predictor.machines, bandwidth=speed, reduce_bandwidth=None)
         other = Predictor(predictor.plan, machines, predictor.batch_size, shared=predictor)
         everything = other.all()
         for system in _SHOWN:
@@ -28,7 +30,7 @@ def best_by_speed(predictor: Predictor, speeds: tuple[float, ...] = SPEEDS) -> d
 
 
 def plot_by_speed(predictor: Predictor, path: str | Path) -> None:
-    """Draws them as PNG. An epoch of alternate trains one part, the others all: it is dashed."""
+    """Draws `best_by_speed` as PNG; alternate is dashed, since its epoch trains one part and the others' train all."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for (system, best), color in zip(best_by_speed(predictor).items(), ("#777777", *PART_COLORS)):

@@ -1,4 +1,4 @@
-"""The machines of a prediction: what a worker computes, what a link carries, how much fits.
+"""The machines of a prediction: how fast a worker computes, what a link carries, and how much memory there is.
 
 workers: 3
 flops: 50e12              # a worker's sustained FLOP/s, two for a multiply-add; or step_seconds, as `--probe` writes it
@@ -17,14 +17,15 @@ import yaml
 from pipeflow.config.loading import nearest
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief, read_yaml
-from pipeflow.units import bytes_text, rate_text, read_quantity, seconds_text
+from pipeflow.units import Kind, bytes_text, rate_text, read_quantity, seconds_text
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSeconds:
     """Measured seconds of runs of layers: each begins at the layer it is named by and ends before the next.
 
-    Between batch sizes seconds are on a straight line, beyond them on the nearest one; of one size, proportional to it.
+    Seconds are interpolated linearly between batch sizes and extrapolated beyond them; those of a single size are
+    proportional to it.
     """
 
     batch_size: tuple[int, ...]
@@ -33,7 +34,7 @@ class StepSeconds:
     forward: dict[str, tuple[float, ...]] | None = None
     """Forward without gradients; None: a third of `train`."""
     update: float = 0.0
-    """Of the optimizer, for all layers together."""
+    """Seconds of the optimizer's update of all layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,30 +43,28 @@ class Machines:
 
     workers: int = 1
     flops: float | None = None
-    """FLOP/s that a worker sustains. None without `step_seconds`: a second is what 1e12 multiply-adds take."""
+    """FLOP/s that a worker sustains. None without `step_seconds`: a second is the time of 1e12 multiply-adds."""
     step_seconds: StepSeconds | None = None
     bandwidth: float | None = None
-    """Bits a second. None where there is one worker, or where no speeds are given: links are free then."""
+    """Bits a second of a link. None where there is one worker, or where no speeds are given: links are free then."""
     latency: float = 0.0
     """Seconds from the last byte sent to the last received; messages behind each other share it."""
     memory: float | None = None
-    """Bytes of a worker."""
+    """Bytes of a worker's memory. None: no limit."""
     pass_seconds: float = 0.0
-    """Fixed seconds of each forward, and of each backward, of an end-to-end pipeline's stage on a micro-batch.
-
-    Beside its layers and its messages: what the pipeline's own program takes."""
+    """Seconds that a pipeline's own program takes of each forward, and of each backward, of a micro-batch on a worker."""
     image_seconds: float = 0.0
-    """Seconds in which the worker of the first part prepares an image; data-parallel, the one that hands them out."""
+    """Seconds in which the worker of the first part, or the one that hands images out, prepares an image."""
     message_seconds: float = 0.0
     """Seconds for which a worker cannot compute for each message it sends, and for each it receives."""
     byte_seconds: float = 0.0
-    """The same for each byte: copies, and a network stack on the cores that compute."""
+    """The same for each byte, which is copied, perhaps by a network stack on the cores that compute."""
     reduce_bandwidth: float | None = None
     """Bits a second at which one worker sends in a ring all-reduce. None: `bandwidth`."""
     alone: float = 1.0
     """Seconds of a worker whose neighbours rest, over its seconds while all compute: below 1 where they share cores."""
-    about: dict = field(default_factory=dict)
-    """Where the numbers are from: processor, versions. Not used."""
+    about: dict[str, object] = field(default_factory=dict)
+    """Origin of the numbers, for the reader of the file: processor, versions."""
 
     def __post_init__(self) -> None:
         if self.bandwidth is not None and self.workers > 1 and not self.in_seconds:
@@ -82,25 +81,21 @@ class Machines:
 
     @property
     def in_seconds(self) -> bool:
-        """Whether predicted seconds are seconds, and not units of work."""
+        """Whether predicted seconds are seconds, and no units of work."""
         return self.flops is not None or self.step_seconds is not None
 
     @property
     def bytes_per_second(self) -> float:
-        """Of a link."""
+        """Bytes a second of a link."""
         return float("inf") if self.bandwidth is None else self.bandwidth / 8
 
     @property
     def reduce_bytes_per_second(self) -> float:
-        """Of a worker in a ring all-reduce."""
+        """Bytes a second that a worker sends in a ring all-reduce."""
         return self.bytes_per_second if self.reduce_bandwidth is None else self.reduce_bandwidth / 8
 
-    def replace(self, **changes: Any) -> "Machines":
-        """The same machines with other values."""
-        return dataclasses.replace(self, **changes)
-
     def describe(self) -> str:
-        """One line."""
+        """The machines in one line."""
         if self.step_seconds is not None:
             speed = "measured step times"
         elif self.flops is not None:
@@ -113,16 +108,10 @@ class Machines:
         memory = f", {bytes_text(self.memory)} each" if self.memory else ""
         return f"{self.workers} worker{'s' * (self.workers > 1)}, {speed}{link}{memory}"
 
-    def to_dict(self) -> dict:
-        """Plain values, which `read_machines` takes back from a file."""
-        values = {}
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, StepSeconds):
-                value = _plain(dataclasses.asdict(value))
-            if value is not None and value != {}:
-                values[each.name] = value
-        return values
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, which `read_machines` takes back from a file; fields without a value are left out."""
+        values: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return {name: value for name, value in values.items() if value != {}}
 
 
 def _plain(value: Any) -> Any:
@@ -132,9 +121,9 @@ def _plain(value: Any) -> Any:
 
 
 MAX_COUNT = 1_000_000
-"""Of workers, of images in a batch: what is predicted for more takes memory and says nothing."""
+"""Workers, or images in a batch: a prediction for more takes memory and says nothing."""
 
-_KINDS = {
+_KINDS: dict[str, Kind] = {
     "flops": "flops", "bandwidth": "bandwidth", "latency": "time", "memory": "memory", "pass_seconds": "time",
     "image_seconds": "time", "message_seconds": "time", "byte_seconds": "time", "reduce_bandwidth": "bandwidth",
 }  # fmt: skip
@@ -152,23 +141,10 @@ def read_machines(path: str | Path | None = None, options: dict[str, Any] | None
             if name == "flops":
                 values.pop("step_seconds", None)
     known = [each.name for each in dataclasses.fields(Machines)]
-    converted: dict[str, Any] = {}
-    for name, value in values.items():
+    for name in values:
         if name not in known:
             raise ConfigError(f"machines: unknown field {brief(name)}{nearest(brief(name, str), known)}.")
-        if value is None:
-            continue
-        if name in _KINDS:
-            converted[name] = read_quantity(name, _KINDS[name], value)
-        elif name == "workers":
-            converted[name] = _count(name, value)
-        elif name == "alone":
-            converted[name] = _share(name, value)
-        elif name == "step_seconds":
-            converted[name] = _step_seconds(value)
-        else:
-            converted[name] = value
-    return Machines(**converted)
+    return Machines(**{name: _read_field(name, value) for name, value in values.items() if value is not None})
 
 
 def write_machines(machines: Machines, path: str | Path, head: str = "") -> None:
@@ -177,7 +153,7 @@ def write_machines(machines: Machines, path: str | Path, head: str = "") -> None
     Path(path).write_text(comment + yaml.safe_dump(machines.to_dict(), sort_keys=False))
 
 
-def _read_file(path: Path) -> dict:
+def _read_file(path: Path) -> dict[str, Any]:
     try:
         values = read_yaml(path)
     except OSError as error:
@@ -187,6 +163,18 @@ def _read_file(path: Path) -> dict:
     if not isinstance(values, dict):
         raise ConfigError(f"--machines {path}: expected fields such as 'workers: 3', found {brief(values)}.")
     return values
+
+
+def _read_field(name: str, value: Any) -> Any:
+    if name in _KINDS:
+        return read_quantity(name, _KINDS[name], value)
+    if name == "workers":
+        return _count(name, value)
+    if name == "step_seconds":
+        return _step_seconds(value)
+    if name == "alone" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
+        raise ConfigError(f"{name}: expected a number above 0, at most 1, got {brief(value)}.")
+    return value
 
 
 def _count(name: str, value: Any) -> int:
@@ -201,12 +189,6 @@ def _count(name: str, value: Any) -> int:
     return number
 
 
-def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ConfigError(f"{name}: expected a number above 0, at most 1, got {brief(value)}.")
-    return float(value)
-
-
 def _step_seconds(value: Any) -> StepSeconds:
     wanted = "step_seconds: expected batch_size: 64 and train: {blocks.0.squeeze: 0.1, ...}"
     if not isinstance(value, dict) or not {"batch_size", "train"} <= set(value):
@@ -216,12 +198,10 @@ def _step_seconds(value: Any) -> StepSeconds:
             raise ConfigError(
                 f"step_seconds.{brief(name, str)}: there is no such field: batch_size, train, forward, update."
             )
-    sizes = value["batch_size"] if isinstance(value["batch_size"], list) else [value["batch_size"]]
-    sizes = tuple(_count("step_seconds.batch_size", each) for each in sizes)
-    if list(sizes) != sorted(set(sizes)) or not sizes:
-        raise ConfigError(
-            f"step_seconds.batch_size: expected a number or several, ascending, got {brief(list(sizes))}."
-        )
+    listed = value["batch_size"] if isinstance(value["batch_size"], list) else [value["batch_size"]]
+    sizes = [_count("step_seconds.batch_size", each) for each in listed]
+    if sizes != sorted(set(sizes)) or not sizes:
+        raise ConfigError(f"step_seconds.batch_size: expected a number or several, ascending, got {brief(sizes)}.")
     tables = {
         name: _runs(name, value[name], len(sizes)) for name in ("train", "forward") if value.get(name) is not None
     }
@@ -232,7 +212,7 @@ def _step_seconds(value: Any) -> StepSeconds:
     if not all(map(sum, zip(*tables["train"].values()))):
         raise ConfigError("step_seconds.train: all layers together take 0 s: give what was measured.")
     return StepSeconds(
-        batch_size=sizes, update=read_quantity("step_seconds.update", "time", value.get("update", 0.0)), **tables
+        batch_size=tuple(sizes), update=read_quantity("step_seconds.update", "time", value.get("update", 0.0)), **tables
     )
 
 

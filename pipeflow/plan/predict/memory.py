@@ -1,20 +1,23 @@
-"""What a worker's memory holds at most: weights, gradients, moments, what a backward needs, and what waits on links.
+"""Bytes that a worker's memory holds at most: weights, gradients, moments, activations, and latents that wait on links.
 
-On the CPU also the copy of them that a checkpoint is written from; the copy of what is on a GPU is in the host's memory.
+On the CPU they include the copy that a checkpoint is written from; the copy of a GPU's tensors is in the host's memory.
 
-What a backward needs is counted, not computed: the flow runs once on tensors without memory, and autograd tells each
-tensor that it keeps. Left out is what lives within one operation (a convolution's workspace) and the allocator's slack.
+Activations are counted, not computed: the flow runs forward on tensors without memory, and autograd reports each tensor
+that it keeps. Tensors that live within one operation (a convolution's workspace) and the allocator's slack are left out.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeflow.flow import Flow, Part
-from pipeflow.plan.fake import without_memory
+from pipeflow.plan.without_memory import without_memory
+
+Output = TypeVar("Output")
 
 _COUNTED = (2, 4)
 """Batch sizes of the two runs that separate what grows with the batch from what does not."""
@@ -25,8 +28,8 @@ _FLOAT = 4
 MOMENTS = 2
 """Values that Adam and Adamax keep for each parameter."""
 
-Saved = dict[int, int]
-"""Bytes of each storage that is kept, by its number."""
+Saved = dict[int, torch.UntypedStorage]
+"""Storages that are kept for a backward, by their numbers, which are unique as long as the storages are held."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,17 @@ class Kept:
     per_image: float
 
     def at(self, num_images: float) -> float:
-        """For a batch."""
+        """Bytes kept of a batch."""
         return self.fixed + self.per_image * num_images
 
 
 class Activations:
-    """What autograd keeps for each layer of a flow."""
+    """Bytes that autograd keeps of each layer of a flow."""
 
     def __init__(self, flow: Flow, activations: str = "keep"):
         """Runs the flow forward twice, without memory.
 
-        activations: as of `Part`; other than `keep`, one layer's activations are there at a time.
+        activations: as for `Part`; with any but `keep`, one layer's activations are there at a time.
         """
         self._by_size = [_saved_by_layer(flow, size) for size in _COUNTED]
         latents = [_FLOAT * math.prod(shape) for shape in flow.shapes]
@@ -57,7 +60,7 @@ class Activations:
         self._known: dict[tuple[str, str], Kept] = {}
 
     def of_layers(self, names: Iterable[str]) -> Kept:
-        """Kept by these layers. What two of them keep both is counted once."""
+        """Bytes that these layers keep; a tensor that two of them keep is counted once."""
         names = list(names)
         if self._activations == "keep":
             return self._of_saved(names)
@@ -70,10 +73,10 @@ class Activations:
         return Kept(fullest.fixed, fullest.per_image + inputs[0] + taken_out + output)
 
     def _of_saved(self, names: Sequence[str]) -> Kept:
-        return _line([_union(saved[name] for name in names) for saved in self._by_size])
+        return _line([_bytes_of(saved[name] for name in names) for saved in self._by_size])
 
     def of(self, part: Part) -> Kept:
-        """Kept by a part: its layers, and its head."""
+        """Bytes that a part's layers and its head keep."""
         ends = part.names[0], part.names[-1]
         if ends not in self._known:
             layers, head = self.of_layers(part.names), self._of_head(part)
@@ -85,85 +88,74 @@ class Activations:
         for batch_size in _COUNTED:
             with without_memory():
                 latent = torch.empty(batch_size, *part.output_shape).requires_grad_()
-                saved, _ = _keeping(part.head, lambda latent=latent: part.head.log_prob(latent))
-            counts.append(_union([saved]))
+                saved, _ = _keeping(part.head, part.head.log_prob, latent)
+            counts.append(_bytes_of([saved]))
         return _line(counts)
 
 
 def _line(counts: Sequence[int]) -> Kept:
-    """Through the counts at the two batch sizes."""
+    """The line through the counts at the two batch sizes."""
     per_image = (counts[1] - counts[0]) / (_COUNTED[1] - _COUNTED[0])
     return Kept(counts[0] - per_image * _COUNTED[0], per_image)
 
 
-def saved_bytes(module: nn.Module, inputs: Tensor) -> Saved:
-    """Storages kept for the backward of a forward of `inputs`, real or fake; parameters and buffers do not count."""
-    saved, _ = _keeping(module, lambda: module(inputs))
-    return saved
+def saved_bytes(module: nn.Module, inputs: Tensor) -> int:
+    """Bytes kept for the backward of a forward of `inputs`, with or without memory; weights do not count."""
+    saved, _ = _keeping(module, module, inputs)
+    return _bytes_of([saved])
 
 
-def part_bytes(part: Part) -> tuple[int, int]:
-    """Bytes of the parameters that are trained with a part, its head's with them, and of its buffers."""
-    parameters = sum(parameter.numel() * parameter.element_size() for parameter in part.parameters())
-    return parameters, sum(buffer.numel() * buffer.element_size() for buffer in part.buffers())
+def _parameters_and_buffers(modules: Sequence[nn.Module]) -> tuple[int, int]:
+    """Bytes of all modules' parameters, and of their buffers."""
+    parameters = sum(each.nbytes for module in modules for each in module.parameters())
+    return parameters, sum(each.nbytes for module in modules for each in module.buffers())
 
 
 def trained_bytes(parts: Sequence[Part], ema: bool) -> int:
-    """Weights, gradients, moments, and averages where there are any."""
-    parameters, buffers = map(sum, zip(*(part_bytes(part) for part in parts)))
+    """Bytes of weights, gradients, moments, and averages where there are any, local heads included."""
+    parameters, buffers = _parameters_and_buffers(parts)
     return parameters * (2 + MOMENTS + ema) + buffers
 
 
-def copied_bytes(parts: Sequence[Part], ema: bool) -> int:
-    """Of the copy in host memory that a checkpoint is written from: all that is trained, but for the gradients."""
-    parameters, buffers = map(sum, zip(*(part_bytes(part) for part in parts)))
+def copied_bytes(modules: Sequence[nn.Module], ema: bool) -> int:
+    """Bytes of the copy in host memory that a checkpoint is written from: all that is trained, but for the gradients."""
+    parameters, buffers = _parameters_and_buffers(modules)
     return parameters * (1 + MOMENTS + ema) + buffers
 
 
 def flow_bytes(part: Part, ema: bool) -> int:
-    """What the gather sends of a trained part: all but a local head. As `costs.gather_bytes`, without a state dict."""
-    modules = [*part.layers, *([] if part.head_name.startswith("heads.") else [part.head])]
-    parameters = sum(each.numel() * each.element_size() for module in modules for each in module.parameters())
-    buffers = sum(each.numel() * each.element_size() for module in modules for each in module.buffers())
-    return parameters * (1 + MOMENTS + ema) + buffers
+    """Bytes that the gather sends of a trained part, all but a local head: `traffic.gather_bytes`, sooner counted."""
+    return copied_bytes([*part.layers, *([] if part.head_name.startswith("heads.") else [part.head])], ema)
 
 
 def _saved_by_layer(flow: Flow, batch_size: int) -> dict[str, Saved]:
     with without_memory():
         latent = torch.empty(batch_size, *flow.shape)
-        by_layer, holding = {}, []
+        by_layer = {}
         for name, layer in flow.named_layers():
-            own = latent
-            (by_layer[name], held), latent = _run(layer, own)
-            holding.append(held)  # a storage that is freed would give its number to another
+            by_layer[name], outputs = _keeping(layer, layer, latent)
+            latent = outputs[0]
     return by_layer
 
 
-def _run(layer: nn.Module, latent: Tensor) -> tuple[tuple[Saved, list], Tensor]:
-    outputs: list[Tensor] = []
-    saved, held = _keeping(layer, lambda: outputs.extend(layer(latent)))
-    return (saved, held), outputs[0]
-
-
-def _keeping(module: nn.Module, run: Callable[[], object]) -> tuple[Saved, list]:
-    weights = {tensor.untyped_storage()._cdata for tensor in [*module.parameters(), *module.buffers()]}
+def _keeping(module: nn.Module, run: Callable[..., Output], inputs: Tensor) -> tuple[Saved, Output]:
+    """Storages that autograd keeps of `run(inputs)`, without the module's own, and the output."""
+    own = {tensor.untyped_storage()._cdata for tensor in [*module.parameters(), *module.buffers()]}
     saved: Saved = {}
-    held = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            saved[storage._cdata] = storage.nbytes()
-            held.append(storage)
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        held.append(run())
-    return saved, held
+        return saved, run(inputs)
 
 
-def _union(several: Iterable[Saved]) -> int:
+def _bytes_of(several: Iterable[Saved]) -> int:
+    """Bytes of all these storages; one that is in several of them is counted once."""
     together: Saved = {}
     for saved in several:
-        together.update(saved)
-    return sum(together.values())
+        together |= saved
+    return sum(storage.nbytes() for storage in together.values())

@@ -1,4 +1,4 @@
-"""Programs: what each worker does, in order, for each schedule. Time is in simulate.py.
+"""Programs: the operations of each worker in order, for each schedule. Time is in simulate.py.
 
 With two parts, and two micro-batches for the pipelines (F forward, B backward, U update):
 
@@ -15,69 +15,65 @@ from pipeflow.plan.predict.simulate import Awaited, Message, Operation
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part on a batch, or on one micro-batch of it: seconds, and bytes of what it hands on."""
+class PartCosts:
+    """Seconds of a part on a batch, or on one micro-batch of it, and bytes of the latent that it hands on."""
 
     forward: float
-    """With gradients to come, or without: the same work."""
+    """Seconds of a forward, the same whether or not a backward follows."""
     backward: float
     update: float
     sent: float
-    """0 for the last."""
+    """Bytes of the latent; 0 for the last part."""
     owner: int = 0
-    """Worker that holds it."""
+    """Worker that holds the part."""
 
 
 @dataclass(frozen=True)
 class Handling:
-    """What a message costs the worker that sends it, and the one that receives it, while it could compute."""
+    """Seconds that a message takes of the worker that sends it, and of the one that receives it."""
 
     message_seconds: float = 0.0
     byte_seconds: float = 0.0
 
     def seconds(self, num_bytes: float) -> float:
-        """Of one end."""
+        """Seconds of a message at one end."""
         return self.message_seconds + self.byte_seconds * num_bytes
 
 
 def local_programs(
-    stages: Sequence[Stage], training: Collection[int], num_batches: int, handling: Handling
+    parts: Sequence[PartCosts], training: Collection[int], num_batches: int, handling: Handling
 ) -> list[list[Operation]]:
-    """pipeflow's parts: each hands its latent on, then trains if it is its turn; nothing comes back.
+    """Isolated parts: each hands its latent on, then trains if it is its turn; nothing comes back.
 
     training: the parts whose turn it is; those behind the last of them do not run.
     """
-    programs: list[list[Operation]] = [[] for _ in range(max(stage.owner for stage in stages) + 1)]
+    programs: list[list[Operation]] = [[] for _ in range(max(part.owner for part in parts) + 1)]
     last = max(training)
     for batch in range(num_batches):
-        for index, stage in enumerate(stages[: last + 1]):
-            before, after = index > 0, index < last
-            receives = before and stages[index - 1].owner != stage.owner
-            sends = after and stages[index + 1].owner != stage.owner
-            seconds = stage.forward
-            seconds += handling.seconds(stages[index - 1].sent) if receives else 0.0
-            seconds += handling.seconds(stage.sent) if sends else 0.0
-            programs[stage.owner].append(
-                Operation(
-                    f"F{batch}",
-                    seconds,
-                    (Awaited(stages[index - 1].owner, f"{index - 1}.{batch}"),) if receives else (),
-                    (Message(stages[index + 1].owner, f"{index}.{batch}", stage.sent),) if sends else (),
-                )
-            )
+        for index, part in enumerate(parts[: last + 1]):
+            seconds = part.forward
+            receives: tuple[Awaited, ...] = ()
+            sends: tuple[Message, ...] = ()
+            if index > 0 and (before := parts[index - 1]).owner != part.owner:
+                seconds += handling.seconds(before.sent)
+                receives = (Awaited(before.owner, f"{index - 1}.{batch}"),)
+            if index < last and (after := parts[index + 1]).owner != part.owner:
+                seconds += handling.seconds(part.sent)
+                sends = (Message(after.owner, f"{index}.{batch}", part.sent),)
+            programs[part.owner].append(Operation(f"F{batch}", seconds, receives, sends))
             if index in training:
-                programs[stage.owner].append(Operation(f"BU{batch}", stage.backward + stage.update))
+                programs[part.owner].append(Operation(f"BU{batch}", part.backward + part.update))
     return programs
 
 
-def gpipe_order(num_micro: int, index: int, num_stages: int) -> list[str]:
+def gpipe_order(num_micro: int, index: int, num_workers: int) -> list[str]:
     """All forwards, then all backwards."""
     return [f"F{micro}" for micro in range(num_micro)] + [f"B{micro}" for micro in range(num_micro)]
 
 
-def one_f_one_b_order(num_micro: int, index: int, num_stages: int) -> list[str]:
-    """As many forwards as there are stages from here on, then one backward and one forward in turn."""
-    ahead = min(num_micro, num_stages - index)
+def one_f_one_b_order(num_micro: int, index: int, num_workers: int) -> list[str]:
+    """As many forwards as there are workers from this one on, then one backward and one forward in turn."""
+    ahead = min(num_micro, num_workers - index)
     order = [f"F{micro}" for micro in range(ahead)]
     for micro in range(num_micro):
         order.append(f"B{micro}")
@@ -90,35 +86,27 @@ ORDERS = {"gpipe": gpipe_order, "1f1b": one_f_one_b_order}
 
 
 def pipeline_programs(
-    kind: str, stages: Sequence[Stage], num_micro: int, num_batches: int, handling: Handling
+    kind: str, parts: Sequence[PartCosts], num_micro: int, num_batches: int, handling: Handling
 ) -> list[list[Operation]]:
-    """A pipeline that is trained end to end, a worker a stage: latents forward, gradients of the same size back.
+    """A pipeline that is trained end to end, a worker a part: latents forward, gradients of the same size back.
 
-    stages: seconds and bytes of one micro-batch; all of a batch's micro-batches come before its update.
+    parts: seconds and bytes of one micro-batch; all of a batch's micro-batches come before its update.
     """
     programs: list[list[Operation]] = []
-    last = len(stages) - 1
-    for index, stage in enumerate(stages):
+    last = len(parts) - 1
+    for index, part in enumerate(parts):
         program = []
-        before = stages[index - 1].sent if index else 0.0
+        before = parts[index - 1].sent if index else 0.0
         for batch in range(num_batches):
-            for step in ORDERS[kind](num_micro, index, len(stages)):
-                tag = f"{batch}.{step[1:]}"
-                forward = step[0] == "F"
-                seconds = stage.forward if forward else stage.backward
+            for step in ORDERS[kind](num_micro, index, len(parts)):
+                is_forward, name = step[0] == "F", f"{step[0]}{batch}.{step[1:]}"
+                seconds = part.forward if is_forward else part.backward
                 seconds += handling.seconds(before) if index else 0.0
-                seconds += handling.seconds(stage.sent) if index < last else 0.0
-                source, target = (index - 1, index + 1) if forward else (index + 1, index - 1)
-                program.append(
-                    Operation(
-                        f"{step[0]}{tag}",
-                        seconds,
-                        (Awaited(source, f"{step[0]}{tag}"),) if 0 <= source <= last else (),
-                        (Message(target, f"{step[0]}{tag}", stage.sent if forward else before),)
-                        if 0 <= target <= last
-                        else (),
-                    )
-                )
-            program.append(Operation(f"U{batch}", stage.update))
+                seconds += handling.seconds(part.sent) if index < last else 0.0
+                source, target = (index - 1, index + 1) if is_forward else (index + 1, index - 1)
+                receives = (Awaited(source, name),) if 0 <= source <= last else ()
+                sends = (Message(target, name, part.sent if is_forward else before),) if 0 <= target <= last else ()
+                program.append(Operation(name, seconds, receives, sends))
+            program.append(Operation(f"U{batch}", part.update))
         programs.append(program)
     return programs

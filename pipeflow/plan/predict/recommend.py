@@ -1,13 +1,14 @@
-"""Which way to take, by which measure, and whether it is pipeflow's at all.
+"""A recommendation: which way to take, by which measure, and whether it is pipeflow's at all.
 
 The measure is seconds of an epoch in which every batch updates every part, among the ways that fit the memory. It says
 nothing of bits/dim: isolated parts optimise another objective, and need end-to-end epochs behind them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeflow.plan.predict.predictor import Prediction, Predictor
+from pipeflow.plan.predict.prediction import Prediction
+from pipeflow.plan.predict.predictor import Predictor
 from pipeflow.units import bytes_text, seconds_text
 
 CLOSE = 0.05
@@ -18,7 +19,7 @@ BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to take, and what to know about it."""
+    """The way to take, and what to know about it."""
 
     best: Prediction | None
     """None: nothing fits."""
@@ -32,83 +33,73 @@ class Recommendation:
 
 def recommend(predictor: Predictor, predictions: Sequence[Prediction]) -> Recommendation:
     """The fastest way that trains everything; the plainer one where that is as fast."""
-    fitting = [each for each in predictions if each.fits]
-    ours = [each for each in fitting if each.is_ours]
-    if not fitting:
-        least = min(predictions, key=lambda each: each.memory)
-        text = f"Nothing fits: the least is {bytes_text(least.memory)} a worker ({name(least)})."
-        return Recommendation(None, None, None, "nothing", [f"{text} Lower optim.batch_size, or use more workers."])
     best = fastest(predictions)
-    best_of_ours = min((each for each in ours if each.trains_all), key=lambda each: each.seconds, default=None)
+    if best is None:
+        least = min(predictions, key=lambda each: each.memory)
+        text = f"Nothing fits: the least is {bytes_text(least.memory)} a worker ({least.describe()})."
+        text += " Lower optim.batch_size, or use more workers."
+        return Recommendation(None, None, None, verdict(best), [text])
+    fitting = [each for each in predictions if each.fits]
+    best_of_ours = _quickest(each for each in fitting if each.is_ours and each.trains_all)
     sentences = [
-        f"By seconds of an epoch that trains everything, at batch {predictor.batch_size}: {name(best)}, "
-        f"{seconds_text(best.seconds)}."
+        f"By seconds of an epoch that trains everything, at batch {predictor.batch_size}: {best.describe()}, "
+        f"{seconds_text(best.seconds)}.",
+        *_compare(best, best_of_ours, fitting),
+        _whole_run(fitting),
     ]
-    sentences += _compare(best, best_of_ours, predictions)
-    sentences += _runs(fitting)
     batch_size = _batch_size(predictor, best)
     if batch_size is not None:
         sentences.append(
-            f"Batch size: {batch_size} is the smallest at which {name(best)} is within 5 % of its most images a second; "
-            f"smaller ones make more updates an epoch, larger ones may need another learning rate."
+            f"Batch size: {batch_size} is the smallest at which {best.describe()} is within 5 % of its most images a "
+            f"second; smaller ones make more updates an epoch, larger ones may need another learning rate."
         )
     return Recommendation(best, best_of_ours, batch_size, verdict(best), sentences)
 
 
-def name(prediction: Prediction) -> str:
-    """`concurrent, balanced 3`."""
-    micro = f", {prediction.micro_batches} micro-batches" if prediction.micro_batches else ""
-    if prediction.system == "end_to_end":
-        return "end to end on one worker"
-    return f"{prediction.system}{', ' * bool(prediction.cut)}{prediction.cut}{micro}"
-
-
 def fastest(predictions: Sequence[Prediction]) -> Prediction | None:
-    """Of those that fit and train everything at the same batch; None where nothing fits.
+    """The fastest that fits and trains everything at the same batch; None where nothing fits.
 
-    One worker before data parallelism before pipelines before isolated parts, where they are as fast as each other.
+    One worker goes before data parallelism, pipelines and isolated parts, in this order, where they are as fast.
     """
     fitting = [each for each in predictions if each.fits]
-    comparable = [each for each in fitting if each.trains_all and each.system != "ddp, batch a worker"] or fitting
-    if not comparable:
-        return None
+    comparable = [each for each in fitting if each.is_comparable] or fitting
+    least = min((each.seconds for each in comparable), default=0.0)
     order = {"end_to_end": 0, "ddp": 1, "gpipe": 2, "1f1b": 2}
-    least = min(each.seconds for each in comparable)
     close = [each for each in comparable if each.seconds <= least * (1 + CLOSE)]
-    return min(close, key=lambda each: (order.get(each.system, 3), each.seconds))
+    return min(close, key=lambda each: (order.get(each.system, 3), each.seconds), default=None)
 
 
 def verdict(best: Prediction | None) -> str:
-    """pipeflow, one worker, data parallelism, pipeline, or nothing."""
+    """The kind of the best way: pipeflow, one worker, data parallelism, pipeline, or nothing."""
     if best is None:
         return "nothing"
     kinds = {"end_to_end": "one worker", "ddp": "data parallelism", "gpipe": "pipeline", "1f1b": "pipeline"}
     return kinds.get(best.system, "pipeflow")
 
 
-def _compare(best: Prediction, ours: Prediction | None, predictions: Sequence[Prediction]) -> list[str]:
-    sentences = []
-    if not best.is_ours:
-        against = f" Its best here is {name(ours)}: {seconds_text(ours.seconds)}." if ours is not None else ""
-        also = " and trains the exact objective"
-        sentences.append(
-            f"pipeflow's parts are NOT the faster way here: {name(best)} is at least as fast{also}.{against}"
-        )
-    else:
-        rivals = [each for each in predictions if each.trains_all and not each.is_ours and each.fits]
-        rivals = [each for each in rivals if each.system != "ddp, batch a worker"]
-        closest = min(rivals, key=lambda each: each.seconds, default=None)
-        if closest is None:
-            sentences.append("Nothing that trains end to end fits in a worker's memory.")
-        else:
-            sentences.append(
-                f"The nearest that trains end to end: {name(closest)}, {seconds_text(closest.seconds)} "
-                f"({closest.seconds / best.seconds:.2f} times as long)."
+def _quickest(predictions: Iterable[Prediction]) -> Prediction | None:
+    return min(predictions, key=lambda each: each.seconds, default=None)
+
+
+def _compare(best: Prediction, ours: Prediction | None, fitting: Sequence[Prediction]) -> list[str]:
+    """How the best way compares with its rivals, or with pipeflow's parts where it is a rival itself."""
+    if best.is_ours:
+        nearest = "Nothing that trains end to end fits in a worker's memory."
+        rival = _quickest(each for each in fitting if each.is_comparable and not each.is_ours)
+        if rival is not None:
+            times = f"{rival.seconds / best.seconds:.2f} times as long"
+            nearest = (
+                f"The nearest that trains end to end: {rival.describe()}, {seconds_text(rival.seconds)} ({times})."
             )
-        sentences.append(
-            "Isolated parts optimise another objective: compare bits/dim in a short run before a long one."
-        )
-    wide = next((each for each in predictions if each.system == "ddp, batch a worker" and each.fits), None)
+        objective = "Isolated parts optimise another objective: compare bits/dim in a short run before a long one."
+        sentences = [nearest, objective]
+    else:
+        against = f" Its best here is {ours.describe()}: {seconds_text(ours.seconds)}." if ours is not None else ""
+        sentences = [
+            f"pipeflow's parts are NOT the faster way here: {best.describe()} is at least as fast and trains the exact "
+            f"objective.{against}"
+        ]
+    wide = next((each for each in fitting if each.system == "ddp, batch a worker"), None)
     if wide is not None and wide.seconds < best.seconds * (1 - CLOSE):
         sentences.append(
             f"If a batch of {wide.batch_size} trains as well, data parallelism with {wide.batch_size // wide.workers} "
@@ -117,26 +108,28 @@ def _compare(best: Prediction, ours: Prediction | None, predictions: Sequence[Pr
     return sentences
 
 
-def _runs(fitting: Sequence[Prediction]) -> list[str]:
-    """The whole run as configured, where taking turns or fine-tuning changes the order."""
+def _whole_run(fitting: Sequence[Prediction]) -> str:
+    """The quickest way through all configured epochs: taking turns and fine-tuning change the order."""
     # Part after part takes as long as taking turns, and was found unstable.
     quickest = min((each for each in fitting if each.system != "sequential"), key=lambda each: each.run_seconds)
-    text = f"All configured epochs with fine-tuning: {name(quickest)} is quickest, {seconds_text(quickest.run_seconds)}"
+    text = f"All configured epochs with fine-tuning: {quickest.describe()} is quickest, "
+    text += seconds_text(quickest.run_seconds)
     alone = next((each for each in fitting if each.system == "end_to_end"), None)
     if alone is not None and quickest is not alone:
         text += f", {quickest.run_seconds / alone.run_seconds:.2f} of end to end on one worker"
     turns = "" if quickest.trains_all else " (its epochs train one part at a time: fewer updates of each)"
-    return [f"{text}{turns}."]
+    return f"{text}{turns}."
 
 
 def _batch_size(predictor: Predictor, best: Prediction) -> int | None:
-    """None where nothing measured tells batch sizes apart."""
+    """The smallest batch that is about as fast as any; None where no measurement tells batch sizes apart."""
     speeds = {}
     for size in sorted({*BATCH_SIZES, predictor.batch_size}):
-        if size > predictor.plan.num_train or (best.system == "ddp" and size < best.workers):
+        sharing = best.workers if best.system == "ddp" else best.replicas
+        if not sharing <= size <= predictor.plan.num_train:
             continue
         other = Predictor(predictor.plan, predictor.machines, size, shared=predictor)
-        same = _again(other, best)
+        same = _same_way(other, best)
         if same.fits:
             speeds[size] = other.steps * size / same.seconds
     if not speeds or (predictor.machines.step_seconds is None and max(speeds.values()) < 1.02 * min(speeds.values())):
@@ -144,11 +137,14 @@ def _batch_size(predictor: Predictor, best: Prediction) -> int | None:
     return next(size for size, speed in speeds.items() if speed >= 0.95 * max(speeds.values()))
 
 
-def _again(predictor: Predictor, like: Prediction) -> Prediction:
-    """The same way at another batch size."""
+def _same_way(predictor: Predictor, like: Prediction) -> Prediction:
+    """The same way at another predictor's batch size."""
     if like.system == "end_to_end":
         return predictor.end_to_end()
     if like.system.startswith("ddp"):
         return next(each for each in predictor.data_parallel() if each.system == like.system)
-    cut = next(cut for cut in predictor.cuts() if cut.name == like.cut)
-    return predictor.local(like.system, cut) if like.is_ours else predictor.pipeline(like.system, cut)
+    name = like.cut.removesuffix(f" x {like.replicas}")
+    cut = next(cut for cut in predictor.cuts() if cut.name == name)
+    if like.is_ours:
+        return predictor.local(like.system, cut, like.replicas)
+    return predictor.pipeline(like.system, cut)

@@ -12,13 +12,14 @@ A link sends one message after the other, `bytes / bytes_per_second` each, and e
 Nothing is random, and nothing knows of models or schedules: those are programs (see programs.py).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    """What an operation sends once it has ended."""
+    """A message that an operation sends once it has ended."""
 
     target: int
     tag: str
@@ -26,7 +27,7 @@ class Message(NamedTuple):
 
 
 class Awaited(NamedTuple):
-    """What must have arrived before an operation begins. Between two workers messages are received as they were sent."""
+    """A message that must have arrived before an operation begins; messages arrive in the order they were sent."""
 
     source: int
     tag: str
@@ -34,7 +35,7 @@ class Awaited(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing that a worker computes."""
+    """Something that a worker computes."""
 
     name: str
     seconds: float
@@ -43,8 +44,8 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Link:
-    """Of any worker to any other, each pair and direction by itself."""
+class SimulatedLink:
+    """The link between any two workers, each pair and direction by itself."""
 
     bytes_per_second: float = float("inf")
     latency: float = 0.0
@@ -53,7 +54,7 @@ class Link:
 
 
 class Span(NamedTuple):
-    """An operation, when it was done."""
+    """An operation, and when it was done."""
 
     name: str
     begin: float
@@ -61,18 +62,18 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Timeline:
-    """What each worker did when."""
+class SimulatedTimeline:
+    """The operations of each worker, and when it did them."""
 
     workers: list[list[Span]]
 
-    def first(self, share: float) -> "Timeline":
-        """This share of each worker's operations: of programs that repeat, its first batches."""
-        return Timeline([spans[: round(len(spans) * share)] for spans in self.workers])
+    def first(self, share: float) -> "SimulatedTimeline":
+        """This share of each worker's operations: the first batches of programs that repeat."""
+        return SimulatedTimeline([spans[: round(len(spans) * share)] for spans in self.workers])
 
     @property
     def seconds(self) -> float:
-        """Until the last operation has ended."""
+        """Seconds until the last operation has ended."""
         return max((span.end for spans in self.workers for span in spans), default=0.0)
 
     def busy(self) -> list[float]:
@@ -84,12 +85,26 @@ class Timeline:
         """Share of all workers' time in which they did not compute."""
         return 1 - sum(self.busy()) / (len(self.workers) * self.seconds) if self.seconds else 0.0
 
+    def share_alone(self) -> float:
+        """Share of the time in which one worker computes and no other does."""
+        changes = sorted(
+            (time, change)
+            for spans in self.workers
+            for span in spans
+            for time, change in ((span.begin, 1), (span.end, -1))
+        )
+        alone, running, before = 0.0, 0, 0.0
+        for time, change in changes:
+            alone += (time - before) * (running == 1)
+            running, before = running + change, time
+        return alone / self.seconds if self.seconds else 0.0
+
 
 @dataclass
 class _Channel:
-    """The messages of one worker to another, in order, and the times they passed each stage."""
+    """The messages of one worker to another, in order, and the times at which each was put, taken, sent and consumed."""
 
-    link: Link
+    link: SimulatedLink
     tags: list[str] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
     taken: list[float] = field(default_factory=list)
@@ -103,7 +118,7 @@ class _Channel:
         return depth is None or len(self.put) < depth or len(self.taken) > len(self.put) - depth
 
     def add(self, message: Message, time: float) -> float:
-        """When the message was put, which is when its sender goes on."""
+        """Puts the message, and returns when that was, which is when its sender goes on."""
         depth = self.link.depth
         if depth is not None and len(self.put) >= depth:
             time = max(time, self.taken[len(self.put) - depth])
@@ -114,7 +129,7 @@ class _Channel:
         return time
 
     def advance(self) -> None:
-        """Takes and sends all messages of which it is known when that happens."""
+        """Takes and sends all messages whose times are known by now."""
         depth = self.link.depth
         while len(self.sent) < len(self.put):
             index = len(self.sent)
@@ -128,53 +143,49 @@ class _Channel:
             self.sent.append(begin + self.sizes[index] / self.link.bytes_per_second)
 
     def arrival(self) -> float | None:
-        """When the next message is there, None where that is not known yet."""
+        """Time at which the next message is there; None where that is not known yet."""
         index = len(self.consumed)
         return self.sent[index] + self.link.latency if index < len(self.sent) else None
 
 
-def simulate(programs: Sequence[Sequence[Operation]], link: Link = Link()) -> Timeline:
-    """When each worker does each operation of its program.
+def simulate(programs: Sequence[Sequence[Operation]], link: SimulatedLink = SimulatedLink()) -> SimulatedTimeline:
+    """Runs each worker's program over links of one kind.
 
     Raises ValueError where workers wait for each other for ever, or receive in another order than was sent.
     """
-    channels: dict[tuple[int, int], _Channel] = {}
+    channels: dict[tuple[int, int], _Channel] = defaultdict(lambda: _Channel(link))
     free = [0.0] * len(programs)
     done: list[list[Span]] = [[] for _ in programs]
     unsent = [0] * len(programs)
     """Messages of a worker's last operation that are still to be put, from the end."""
 
-    def channel(source: int, target: int) -> _Channel:
-        way = channels.get((source, target))
-        if way is None:
-            way = channels[source, target] = _Channel(link)
-        return way
-
     def step(worker: int) -> bool:
-        """One operation, or one message, further; whether that could be done."""
+        """Goes one operation or one message further; returns whether that could be done."""
         if unsent[worker]:
             operation = programs[worker][len(done[worker]) - 1]
             message = operation.sends[-unsent[worker]]
-            way = channel(worker, message.target)
-            if not way.has_room():
+            channel = channels[worker, message.target]
+            if not channel.has_room():
                 return False
-            free[worker] = way.add(message, free[worker])
+            free[worker] = channel.add(message, free[worker])
             unsent[worker] -= 1
             return True
         if len(done[worker]) == len(programs[worker]):
             return False
         operation = programs[worker][len(done[worker])]
-        ways = [channel(awaited.source, worker) for awaited in operation.receives]
-        arrivals = [way.arrival() for way in ways]
-        if None in arrivals:
-            return False
-        begin = max([free[worker], *arrivals])
-        for way, awaited in zip(ways, operation.receives):
-            tag = way.tags[len(way.consumed)]
+        begin = free[worker]
+        for awaited in operation.receives:
+            arrival = channels[awaited.source, worker].arrival()
+            if arrival is None:
+                return False
+            begin = max(begin, arrival)
+        for awaited in operation.receives:
+            channel = channels[awaited.source, worker]
+            tag = channel.tags[len(channel.consumed)]
             if tag != awaited.tag:
                 raise ValueError(f"worker {worker}, {operation.name}: awaits {awaited.tag!r}, but {tag!r} comes first")
-            way.consumed.append(begin)
-            way.advance()
+            channel.consumed.append(begin)
+            channel.advance()
         free[worker] = begin + operation.seconds
         done[worker].append(Span(operation.name, begin, free[worker]))
         unsent[worker] = len(operation.sends)
@@ -189,4 +200,4 @@ def simulate(programs: Sequence[Sequence[Operation]], link: Link = Link()) -> Ti
     for worker, program in enumerate(programs):
         if len(done[worker]) < len(program):
             raise ValueError(f"worker {worker} waits for ever before {program[len(done[worker])].name}")
-    return Timeline(done)
+    return SimulatedTimeline(done)

@@ -1,4 +1,4 @@
-"""Predictions on a terminal, and for programs."""
+"""Predictions as a table on a terminal, and as plain values for programs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeflow.plan.predict.predictor import Prediction, Predictor
+from pipeflow.plan.predict.prediction import Prediction
+from pipeflow.plan.predict.predictor import Predictor
 from pipeflow.plan.predict.recommend import Recommendation
 from pipeflow.units import bytes_text, seconds_text
 
@@ -22,7 +23,7 @@ _NOTES = (
 def print_predictions(
     predictor: Predictor, predictions: Sequence[Prediction], advice: Recommendation, console: Console
 ) -> None:
-    """One row a way, then what to take."""
+    """A table with a row for each prediction, and the recommendation below it."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("system", no_wrap=True)
     table.add_column("cut", no_wrap=True)
@@ -50,7 +51,7 @@ def print_predictions(
         console.print(Text(sentence))
 
 
-def as_json(predictor: Predictor, predictions: Sequence[Prediction], advice: Recommendation) -> dict:
+def as_json(predictor: Predictor, predictions: Sequence[Prediction], advice: Recommendation) -> dict[str, object]:
     """Machines, predictions and the recommendation as plain values."""
     return {
         "machines": predictor.machines.to_dict(),

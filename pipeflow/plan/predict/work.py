@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeflow.errors import ConfigError
-from pipeflow.flow import Flow, Part
+from pipeflow.flow import Flow
 from pipeflow.plan.predict.machines import Machines, StepSeconds
 
 RELATIVE_FLOPS = 2e12
@@ -23,7 +23,7 @@ class Curve:
     seconds: tuple[float, ...]
 
     def at(self, num_images: float) -> float:
-        """Of one measured size: proportional. Never below 0."""
+        """Seconds for this many images, never below 0; proportional to them where one size was measured."""
         if len(self.sizes) == 1:
             return self.seconds[0] * num_images / self.sizes[0]
         right = min(max(1, bisect_left(self.sizes, num_images)), len(self.sizes) - 1)
@@ -33,14 +33,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class LayerWork:
-    """What one layer takes: shares of curves."""
+    """Seconds of one layer: its share of the curves of a run of layers."""
 
     curves: tuple[Curve, Curve]
-    """Forward, and forward with backward, of the run of layers that was measured."""
+    """Forward, and forward with backward, of the measured run of layers."""
     share: float
-    """Of the run's seconds that are this layer's."""
+    """This layer's share of the run's seconds."""
     update: float
-    again: int = 0
+    recomputed: int = 0
     """Forwards, or inverses, that a backward computes on its way."""
 
     def forward(self, num_images: float) -> float:
@@ -50,12 +50,12 @@ class LayerWork:
     def backward(self, num_images: float) -> float:
         """Seconds for this many images, beside the forward."""
         forward = self.forward(num_images)
-        return max(0.0, self.share * self.curves[1].at(num_images) - forward) + forward * self.again
+        return max(0.0, self.share * self.curves[1].at(num_images) - forward) + forward * self.recomputed
 
 
 @dataclass(frozen=True)
 class Work:
-    """Several layers."""
+    """Seconds of several layers."""
 
     layers: Sequence[LayerWork]
 
@@ -73,32 +73,27 @@ class Work:
         return sum(layer.update for layer in self.layers)
 
 
-AGAIN = {"keep": 0, "recompute": 1, "invert": 2}
+RECOMPUTED = {"keep": 0, "recompute": 1, "invert": 2}
 """Forwards and inverses that a backward computes, by `memory.activations`."""
 
 
 def layer_work(flow: Flow, machines: Machines, activations: str = "keep") -> dict[str, LayerWork]:
-    """The work of each layer, by name; activations: as of `Part`.
+    """The work of each layer, by name; `activations` as for `Part`.
 
     Raises ConfigError where step times are of layers that this flow does not have.
     """
-    macs = {name: layer.multiply_adds(shape) for (name, layer), shape in zip(flow.named_layers(), flow.shapes)}
+    macs = dict(zip(flow.names, flow.layer_multiply_adds()))
     if machines.step_seconds is None:
         flops = machines.flops or RELATIVE_FLOPS
         curves = {name: Curve((1,), (2 * count / flops,)) for name, count in macs.items()}
         return {
-            name: LayerWork((curve, Curve((1,), (3 * curve.seconds[0],))), 1.0, 0.0, AGAIN[activations])
+            name: LayerWork((curve, Curve((1,), (3 * curve.seconds[0],))), 1.0, 0.0, RECOMPUTED[activations])
             for name, curve in curves.items()
         }
-    return _measured(flow, macs, machines.step_seconds, AGAIN[activations])
+    return _measured(flow, macs, machines.step_seconds, RECOMPUTED[activations])
 
 
-def part_work(part: Part, layers: dict[str, LayerWork]) -> Work:
-    """The work of a part: its layers'."""
-    return Work([layers[name] for name in part.names])
-
-
-def _measured(flow: Flow, macs: dict[str, int], measured: StepSeconds, again: int) -> dict[str, LayerWork]:
+def _measured(flow: Flow, macs: dict[str, int], measured: StepSeconds, recomputed: int) -> dict[str, LayerWork]:
     starts = list(measured.train)
     unknown = [name for name in starts if name not in flow.names]
     if unknown or starts[0] != flow.names[0] or starts != sorted(starts, key=flow.names.index):
@@ -122,5 +117,5 @@ def _measured(flow: Flow, macs: dict[str, int], measured: StepSeconds, again: in
         for name in names:
             share = macs[name] / whole if whole else 1 / len(names)
             update = measured.update * parameters[name] / all_parameters
-            work[name] = LayerWork((forward, train), share, update, again)
+            work[name] = LayerWork((forward, train), share, update, recomputed)
     return work

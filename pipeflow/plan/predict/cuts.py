@@ -1,0 +1,77 @@
+"""The ways to cut a flow that are predicted: the configured one, by blocks, across blocks, and balanced."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeflow.flow import Part, cut_names, split_flow
+from pipeflow.plan.plan import Plan
+from pipeflow.plan.without_memory import build_without_memory
+
+_NUMBERS_OF_PARTS = (2, 3, 4, 8, 16, 32, 64, 128, 256)
+"""Balanced cuts that are tried, beside one for each worker."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A way to cut the flow, with a worker for each part where there are enough."""
+
+    name: str
+    parts: list[Part]
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Name of each part's first layer."""
+        return tuple(part.names[0] for part in self.parts)
+
+
+class Cuts:
+    """The cuts of one plan; each is made once, whatever the number of workers."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._by_workers: dict[int, list[Cut]] = {}
+        self._by_name: dict[str, Cut] = {}
+
+    def for_workers(self, workers: int) -> list[Cut]:
+        """Cuts into as many parts as there are workers or fewer, the configured one first."""
+        if workers not in self._by_workers:
+            plan = self._plan
+            cuts = [Cut(self._configured_name(), plan.parts)] if len(plan.parts) > 1 else []
+            for name, split, num in self._splits(workers):
+                if name not in self._by_name:
+                    self._by_name[name] = Cut(name, self.split(cut_names(plan.flow, split, num)))
+                cut = self._by_name[name]
+                if 1 < len(cut.parts) <= workers and cut.starts not in [other.starts for other in cuts]:
+                    cuts.append(cut)
+            self._by_workers[workers] = cuts
+        return self._by_workers[workers]
+
+    def split(self, names: Sequence[str]) -> list[Part]:
+        """The flow's parts, cut before these layers."""
+        config = self._plan.config
+        return build_without_memory(config, lambda: split_flow(self._plan.flow, names, config.parts.head))
+
+    def _most_parts(self) -> int:
+        """A squeeze stays with the step behind it, a factor-out with the one before: no cut falls between them."""
+        layers = [layer for _, layer in self._plan.flow.named_layers()]
+        pairs = zip(layers, layers[1:])
+        return 1 + sum(not before.stays_with_next and not layer.stays_with_previous for before, layer in pairs)
+
+    def _splits(self, workers: int) -> Iterator[tuple[str, str, int | None]]:
+        limit = min(workers, self._most_parts())
+        for num in sorted({limit, *(num for num in _NUMBERS_OF_PARTS if num <= limit)}):
+            if num > 1:
+                yield f"balanced {num}", "balanced", num
+        model = self._plan.config.model
+        if model.name == "glow":
+            if 1 < model.num_blocks <= workers:
+                yield "blocks", "blocks", None
+            if model.num_steps > 1:  # there is no cut in the middle of a single step
+                yield from (
+                    (f"across {num}", "across", num) for num in range(2, min(workers, model.num_blocks + 1) + 1)
+                )
+
+    def _configured_name(self) -> str:
+        split, num = self._plan.config.parts.split, self._plan.config.parts.num
+        name = split if isinstance(split, str) else "configured"
+        return name if name == "blocks" or num is None else f"{name} {num}"

@@ -1,0 +1,86 @@
+"""The whole flow on one worker, or on several that average their gradients in a ring."""
+
+from pipeflow.flow import Part
+from pipeflow.plan.predict.cuts import Cut
+from pipeflow.plan.predict.prediction import Prediction
+from pipeflow.plan.predict.scenario import Scenario
+
+_FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
+"""Bytes of gradients that torch's DistributedDataParallel reduces together: the first, and each after it."""
+
+
+def predict_end_to_end(scenario: Scenario) -> Prediction:
+    """The whole flow on one worker."""
+    whole, batch_size, machines = scenario.counts.whole, scenario.batch_size, scenario.machines
+    work = scenario.work(whole)
+    step = work.forward(batch_size) + work.backward(batch_size) + work.update
+    step += machines.image_seconds * batch_size
+    return scenario.predict(
+        "end_to_end",
+        Cut("", [whole]),
+        seconds=scenario.steps() * step * machines.alone,
+        sent=0,
+        memory=scenario.memory([whole], scenario.counts.activations.of(whole).at(batch_size), 0),
+        idle=0.0,
+        workers=1,
+    )
+
+
+def predict_data_parallel(scenario: Scenario) -> list[Prediction]:
+    """The configured batch in all, on as many workers as are fastest; and the configured batch on each worker."""
+    workers, batch_size = scenario.machines.workers, scenario.batch_size
+    powers = [2**exponent for exponent in range(1, workers.bit_length())]
+    tried = sorted({num for num in [*powers, workers, batch_size] if 2 <= num <= min(workers, batch_size)})
+    found = [_predict(scenario, "ddp", batch_size, num) for num in tried]
+    found = [min(found, key=lambda each: (not each.fits, each.seconds))] if found else []
+    if batch_size * workers <= scenario.plan.num_train:
+        found.append(_predict(scenario, "ddp, batch a worker", batch_size * workers, workers))
+    return found
+
+
+def finetune_seconds(scenario: Scenario) -> float:
+    """Seconds of an end-to-end epoch after the gather, as `finetune.parallel` says."""
+    if scenario.config.finetune.parallel == "ddp" and scenario.machines.workers > 1:
+        return predict_data_parallel(scenario)[0].seconds
+    return predict_end_to_end(scenario).seconds
+
+
+def _predict(scenario: Scenario, system: str, batch_size: int, workers: int) -> Prediction:
+    whole = scenario.counts.whole
+    images = -(-batch_size // workers)
+    work, steps = scenario.work(whole), scenario.steps(batch_size)
+    drawn = scenario.machines.image_seconds * batch_size
+    compute = drawn + work.forward(images) + work.backward(images) + work.update
+    step = drawn + seconds_until_reduced(scenario, whole, images, workers) + work.update
+    return scenario.predict(
+        system,
+        Cut("", [whole]),
+        seconds=steps * step,
+        sent=scenario.counts.gradient_bytes(workers, steps),
+        memory=scenario.memory([whole], scenario.counts.activations.of(whole).at(images), 0),
+        idle=1 - compute / step,
+        workers=workers,
+        batch_size=batch_size,
+    )
+
+
+def seconds_until_reduced(scenario: Scenario, part: Part, images: float, workers: int) -> float:
+    """Seconds from a step's begin until all its gradients are averaged: each bucket when its layers' backward is done."""
+    machines = scenario.machines
+    hops = 2 * (workers - 1)
+    time, reduced, limit = scenario.work(part).forward(images), 0.0, _FIRST_BUCKET
+
+    def reduce(num_bytes: int) -> float:
+        nonlocal time
+        sent = hops / workers * num_bytes
+        time += 2 * (hops * machines.message_seconds + sent * machines.byte_seconds)
+        return max(time, reduced) + sent / machines.reduce_bytes_per_second + hops * machines.latency
+
+    # Gradients of the prior come first.
+    waiting = sum(parameter.nbytes for parameter in part.head.parameters())
+    for name, layer in reversed(list(zip(part.names, part.layers))):
+        time += scenario.layers[name].backward(images)
+        waiting += sum(parameter.nbytes for parameter in layer.parameters())
+        if waiting >= limit:
+            reduced, waiting, limit = reduce(waiting), 0, _BUCKET
+    return max(time, reduce(waiting) if waiting else reduced)

@@ -1,0 +1,134 @@
+"""Gradient-isolated parts: a worker or several for each, or several parts on a worker where there are fewer workers."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+from pipeflow.config import Config
+from pipeflow.flow import Part
+from pipeflow.flow.balance import balance
+from pipeflow.plan.predict.cuts import Cut
+from pipeflow.plan.predict.data_parallel import finetune_seconds, seconds_until_reduced
+from pipeflow.plan.predict.prediction import Prediction
+from pipeflow.plan.predict.programs import PartCosts, local_programs
+from pipeflow.plan.predict.scenario import Scenario
+from pipeflow.plan.traffic import latent_bytes, phase_link_bytes, replica_bytes
+from pipeflow.training.schedule import Phase, Schedule
+
+Turn = tuple[int, ...]
+"""The parts that train on a batch."""
+
+
+class IsolatedParts:
+    """Predicts the schedules of one scenario; a turn that several schedules share is simulated once."""
+
+    def __init__(self, scenario: Scenario):
+        self._scenario = scenario
+        self._epochs: dict[tuple[tuple[str, ...], Turn, int], tuple[float, float]] = {}
+
+    def predict(self, mode: str, cut: Cut, replicas: int = 1) -> Prediction:
+        """A schedule with `replicas` workers on each part; seconds and bytes are the mean over its turns."""
+        scenario, parts = self._scenario, cut.parts
+        turns = [tuple(range(len(parts)))] if mode == "concurrent" else [(part,) for part in range(len(parts))]
+        owners = self._owners(parts)
+        by_turn = {turn: self._epoch(cut, owners, turn, replicas) for turn in turns}
+        seconds = sum(seconds for seconds, _ in by_turn.values()) / len(turns)
+        busy = sum(busy for _, busy in by_turn.values()) / len(turns)
+        phases = [self._phase(turn) for turn in turns]
+        sent = sum(self._link_bytes(phase, parts, owners) for phase in phases) / len(turns)
+        sent += sum(replica_bytes(phase, parts, replicas) for phase in phases) / len(turns)
+        num_owners = max(owners) + 1
+        return scenario.predict(
+            mode,
+            Cut(f"{cut.name} x {replicas}" if replicas > 1 else cut.name, parts),
+            seconds=seconds,
+            sent=sent,
+            memory=self._memory(parts, owners, replicas),
+            idle=1 - busy / (num_owners * seconds),
+            workers=num_owners * replicas,
+            replicas=replicas,
+            run_seconds=self._run_seconds(mode, parts, owners, {turn: each[0] for turn, each in by_turn.items()}),
+        )
+
+    def _owners(self, parts: Sequence[Part]) -> list[int]:
+        """Worker of each part, as a run spreads them."""
+        workers = self._scenario.machines.workers
+        if len(parts) <= workers:
+            return list(range(len(parts)))
+        starts = balance([max(1, part.multiply_adds()) for part in parts], workers)
+        return [sum(part.index >= start for start in starts) - 1 for part in parts]
+
+    def _epoch(self, cut: Cut, owners: Sequence[int], turn: Turn, replicas: int) -> tuple[float, float]:
+        """Seconds, and seconds of computing, of an epoch that trains these parts on every batch."""
+        key = cut.starts, turn, replicas
+        if key not in self._epochs:
+            scenario = self._scenario
+            costs = self._costs(cut.parts, owners, replicas)
+            depth = scenario.config.link.depth
+            # A full link is waited for every `depth` batches. Where cores are shared, the filling matters as well.
+            period = (2 + (scenario.machines.alone < 1) * len(cut.parts)) * depth
+            self._epochs[key] = scenario.epoch(
+                lambda num: local_programs(costs, turn, num, scenario.handling), scenario.link(depth), period
+            )
+        return self._epochs[key]
+
+    def _costs(self, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> list[PartCosts]:
+        scenario = self._scenario
+        images, dtype = scenario.batch_size / replicas, scenario.config.link.dtype
+        costs = []
+        for part, owner in zip(parts, owners):
+            work = scenario.work(part)
+            # The first replica draws the whole batch, and each makes the noise of all of it.
+            drawn = scenario.machines.image_seconds * images * replicas if part is parts[0] else 0
+            forward, backward = work.forward(images), work.backward(images)
+            if replicas > 1:
+                backward = seconds_until_reduced(scenario, part, images, replicas) - forward
+            sent = latent_bytes(part, max(1, round(images)), dtype) if part is not parts[-1] else 0
+            costs.append(PartCosts(drawn + forward, backward, work.update, sent, owner))
+        return costs
+
+    def _phase(self, turn: Turn) -> Phase:
+        """An epoch of this turn."""
+        steps = self._scenario.steps()
+        return Phase(epoch=0, mode="concurrent", steps=steps, turns=(turn,), turn_steps=steps)
+
+    def _link_bytes(self, phase: Phase, parts: Sequence[Part], owners: Sequence[int]) -> int:
+        """Bytes over all links between workers in a phase."""
+        scenario = self._scenario
+        counts = phase_link_bytes(phase, parts, scenario.batch_size, scenario.config.link.dtype)
+        return sum(count for count, owner, other in zip(counts, owners, owners[1:]) if owner != other)
+
+    def _memory(self, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> float:
+        """Bytes of the fullest worker: one part's activations at a time, and `link.depth` batches at each end of a link."""
+        scenario = self._scenario
+        link, batch = scenario.config.link, math.ceil(scenario.batch_size / replicas)
+        fullest = 0.0
+        for worker in range(max(owners) + 1):
+            own = [part for part, owner in zip(parts, owners) if owner == worker]
+            first, last = own[0].index, own[-1].index
+            waiting = link.depth * latent_bytes(parts[first - 1], batch, link.dtype) if first else 0
+            waiting += link.depth * latent_bytes(parts[last], batch, link.dtype) if last < len(parts) - 1 else 0
+            kept = max(scenario.counts.activations.of(part).at(batch) for part in own)
+            fullest = max(fullest, scenario.memory(own, kept, waiting))
+        return fullest
+
+    @cached_property
+    def _finetune_seconds(self) -> float:
+        return finetune_seconds(self._scenario)
+
+    def _run_seconds(
+        self, mode: str, parts: Sequence[Part], owners: Sequence[int], by_turn: dict[Turn, float]
+    ) -> float:
+        """Seconds of all epochs of this schedule with these parts, of the gather, and of fine-tuning."""
+        scenario = self._scenario
+        schedule = {**scenario.config.to_dict()["schedule"], "mode": mode}
+        config = Config.from_dict({"schedule": schedule})
+        seconds = 0.0
+        for phase in Schedule(config, len(parts), scenario.steps()).phases():
+            if phase.is_local:
+                for turn, of_epoch in by_turn.items():
+                    seconds += of_epoch * phase.count_training(turn[-1]) / phase.steps
+            else:
+                seconds += self._finetune_seconds
+        gathered = sum(scenario.counts.gathered_bytes(part) for part, owner in zip(parts, owners) if owner != 0)
+        return seconds + gathered / scenario.machines.bytes_per_second
