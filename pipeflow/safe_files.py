@@ -1,6 +1,6 @@
-"""Files that somebody else may have written: what is read of them has a bound, and is data.
+"""Reading of files that somebody else may have written: regular files only, of bounded size, as plain data.
 
-A pipe in the place of a file would be waited for without end; a few kilobytes of JSON can nest deeper than the stack.
+A pipe in the place of a file would block a reader forever, and a few kilobytes of JSON can nest deeper than the stack.
 """
 
 import errno
@@ -9,26 +9,27 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 MAX_JSON_BYTES = 64_000_000
-"""Of a summary, a log or a manifest: some 40,000 epochs. As objects of Python it takes twenty times as much memory."""
+"""Most bytes of a summary, a log or a manifest: some 40,000 epochs. Its Python objects take twenty times as much memory."""
 
 MAX_YAML_BYTES = 256_000
-"""Of a configuration or of machines, the longest of which have some kilobytes: reading YAML takes seconds a megabyte."""
+"""Most bytes of a YAML file. The longest of pipeflow have some kilobytes, and PyYAML takes seconds for a megabyte."""
 
 MAX_DEPTH = 50
-"""Of lists and mappings in each other; what pipeflow writes has five."""
+"""Most levels of lists and mappings in JSON; files written by pipeflow have five."""
 
 _MAX_SHOWN = 200
 
 
 def open_file(path: str | Path) -> io.BufferedReader:
-    """Opens a regular file for reading. Raises OSError where there is none, such as at a pipe."""
+    """Opens a regular file for reading. Raises OSError if there is none, for example if there is a pipe."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
@@ -39,7 +40,7 @@ def open_file(path: str | Path) -> io.BufferedReader:
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
-    """A regular file's content. Raises OSError where it has more than `limit` bytes, which are all that is read."""
+    """A regular file's content. Raises OSError if the file has more than `limit` bytes, without reading the rest."""
     with open_file(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -48,26 +49,24 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds. Raises ValueError where it is none, or nested more than `MAX_DEPTH` deep."""
+    """The value of a JSON text. Raises ValueError if it is not JSON, or nested more than `MAX_DEPTH` deep."""
+    too_deep = ValueError(f"nested more than {MAX_DEPTH} deep")
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
+        raise too_deep from None
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for each in level
-            if isinstance(each, dict | list)
-            for child in (each.values() if isinstance(each, dict) else each)
-        ]
+        mappings = (each.values() for each in level if isinstance(each, dict))
+        lists = (each for each in level if isinstance(each, list))
+        level = list(chain.from_iterable(chain(mappings, lists)))
     if level:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        raise too_deep
     return value
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    """The value of a JSON file. Raises OSError if it cannot be read, ValueError as `parse_json` does."""
     return parse_json(read_bytes(path, MAX_JSON_BYTES))
 
 
@@ -91,7 +90,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds. Raises OSError where it cannot be read, ValueError where it is no YAML of plain values."""
+    """The value of a YAML file. Raises OSError if it cannot be read, ValueError if it is not YAML of plain values."""
     content = read_bytes(path, MAX_YAML_BYTES)
     try:
         return yaml.load(content.decode(), _Loader)
@@ -100,15 +99,15 @@ def read_yaml(path: str | Path) -> Any:
         raise ValueError(brief(" ".join(str(error).split()), str)) from None
 
 
-def brief(value: Any, show: Any = repr) -> str:
-    """A value for a message, cut where it is long."""
+def brief(value: Any, show: Callable[[Any], str] = repr) -> str:
+    """A value as a message shows it, shortened if it is long."""
     try:
         text = show(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # Python refuses to print an integer of thousands of digits
         return f"{type(value).__name__} of thousands of digits"
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def printable(name: str) -> str:
-    """A file's name for a message; one that would move a terminal's cursor with its characters written out."""
+    """A file's name as a message shows it, with control characters, which might move a cursor, written out."""
     return name if name.isprintable() else brief(name)
