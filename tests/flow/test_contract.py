@@ -1,0 +1,166 @@
+"""One contract for every layer; a new layer is one more entry of `LAYERS`."""
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeflow.flow import ActNorm, Coupling, FactorOut, FlowStep, InvertibleConv1x1, Layer, Squeeze
+
+
+def flow_step(channels, form="lu", kind="affine", fold=False):
+    coupling = Coupling(channels, 5, kind, fold=fold)
+    return FlowStep(ActNorm(channels), InvertibleConv1x1(channels, form), coupling, fold)
+
+
+LAYERS = {
+    "actnorm": (lambda: ActNorm(3), 3),
+    "invconv lu": (lambda: InvertibleConv1x1(4), 4),
+    "invconv plain": (lambda: InvertibleConv1x1(4, "plain"), 4),
+    "coupling affine": (lambda: Coupling(4, 5), 4),
+    "coupling additive": (lambda: Coupling(4, 5, "additive"), 4),
+    "coupling affine, odd channels": (lambda: Coupling(5, 6), 5),
+    "coupling additive, odd channels": (lambda: Coupling(3, 6, "additive"), 3),
+    "flow step": (lambda: flow_step(4), 4),
+    "flow step, plain, additive, odd channels": (lambda: flow_step(3, "plain", "additive"), 3),
+    "flow step, folded": (lambda: flow_step(4, fold=True), 4),
+    "flow step, folded, plain, additive, odd channels": (lambda: flow_step(3, "plain", "additive", True), 3),
+    "squeeze": (Squeeze, 3),
+    "factor-out": (lambda: FactorOut(4), 4),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def make(request):
+    """Makes one of the layers anew."""
+    return LAYERS[request.param][0]
+
+
+@pytest.fixture
+def layer(make, perturbed):
+    """One of the layers, with random parameters."""
+    return perturbed(make())
+
+
+@pytest.fixture
+def shape(request):
+    """Shape of one input of that layer; height and width differ, so that mixing them up shows."""
+    return (LAYERS[request.node.callspec.params["make"]][1], 4, 6)
+
+
+@pytest.fixture
+def x(shape, normal):
+    return normal(2, *shape)
+
+
+def copy_of(state):
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def equal(state, other):
+    return state.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
+class TestContract:
+    def test_shapes_and_types(self, layer, shape, x):
+        y, contribution, *taken_out = layer(x)
+        assert y.shape == (2, *layer.output_shape(shape)) and y.dtype == torch.float32
+        assert contribution.shape == (2,) and contribution.dtype == torch.float32
+        assert len(taken_out) == layer.num_taken_out
+        assert y.numel() + sum(each.numel() for each in taken_out) == x.numel()
+
+    def test_images_of_a_batch_do_not_mix(self, layer, x):
+        y, contribution, *_ = layer(x)
+        alone, contribution_alone, *_ = layer(x[1:])
+        torch.testing.assert_close(alone, y[1:])
+        torch.testing.assert_close(contribution_alone, contribution[1:])
+
+    def test_inverse_undoes_forward(self, layer, x):
+        y, _, *taken_out = layer(x)
+        torch.testing.assert_close(layer.inverse(y, *taken_out), x, atol=1e-4, rtol=0)
+
+    def test_forward_undoes_inverse(self, layer, x, normal):
+        y, _, *taken_out = layer(x)
+        y = normal(*y.shape, seed=1)
+        taken_out = [normal(*each.shape, seed=2) for each in taken_out]
+        again, _, *taken_again = layer(layer.inverse(y, *taken_out))
+        torch.testing.assert_close([again, *taken_again], [y, *taken_out], atol=1e-4, rtol=0)
+
+    def test_x_and_the_state_are_left_as_they_were(self, layer, x):
+        x_before, before = x.clone(), copy_of(layer.state_dict())
+        y, _, *taken_out = layer(x)
+        layer.inverse(y, *taken_out)
+        assert equal(layer.state_dict(), before)
+        layer.initialize(x)
+        assert torch.equal(x, x_before)
+
+    def test_logdet_is_that_of_the_jacobian(self, layer, x):
+        layer, x = layer.double(), x[:1].double()
+
+        def outputs(x):
+            y, _, *taken_out = layer(x)
+            return torch.cat([y, *taken_out], dim=1)
+
+        jacobian = torch.autograd.functional.jacobian(outputs, x, vectorize=True)
+        _, logdet = torch.linalg.slogdet(jacobian.reshape(x.numel(), x.numel()))
+        # A factor-out only moves values. Its contribution is a log-prior, tested against torch.distributions.
+        expected = torch.zeros(1).double() if layer.num_taken_out else layer(x)[1].double()
+        torch.testing.assert_close(expected, logdet[None], atol=1e-10, rtol=1e-10)
+
+    def test_initialize_happens_once_even_after_a_load(self, make, layer, x, perturbed):
+        """Were a flag lost on load, the first batch after it would set the weights anew."""
+        layer.initialize(x)
+        before = copy_of(layer.state_dict())
+        layer.initialize(5 * x + 2)
+        assert equal(layer.state_dict(), before)
+        loaded = perturbed(make(), 0.3)
+        loaded.load_state_dict(load(save({name: tensor.contiguous() for name, tensor in before.items()})))
+        loaded.initialize(5 * x + 2)
+        assert equal(loaded.state_dict(), before)
+        torch.testing.assert_close(loaded(x), layer(x), atol=0, rtol=0)
+
+    def test_multiply_adds_are_those_of_the_convolutions(self, layer, shape, x):
+        with FlopCounterMode(display=False) as counter:
+            layer(x[:1])
+        flops = counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.convolution, 0)
+        assert layer.multiply_adds(shape) == flops / 2
+
+    def test_every_parameter_has_a_gradient(self, layer, x):
+        y, contribution, *taken_out = layer(x.requires_grad_())
+        (sum(each.square().sum() for each in (y, *taken_out)) + contribution.sum()).backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
+
+    def test_another_number_of_channels_is_an_error(self, layer, shape):
+        wide = (2 * shape[0], *shape[1:])
+        if isinstance(layer, Squeeze):  # which takes any number of channels
+            assert layer.output_shape(wide)[0] == 4 * wide[0]
+            return
+        with pytest.raises(ValueError, match=f"{shape[0]} channels"):
+            layer.output_shape(wide)
+
+
+class TestOwnLayer:
+    def test_a_missing_method_says_so(self, normal):
+        class Half(Layer):
+            pass
+
+        with pytest.raises(TypeError, match=r"Half has no forward: .*\(y, contribution\)"):
+            Half()(normal(1, 2))
+        with pytest.raises(TypeError, match="Half has no inverse"):
+            Half().inverse(normal(1, 2))
+
+    def test_defaults_suit_a_dense_layer(self, normal):
+        class Dense(Layer):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Linear(3, 3)
+
+            def inverse(self, y):
+                return -y
+
+        y = normal(2, 3)
+        assert Dense().output_shape((3,)) == (3,)
+        assert Dense().multiply_adds((3,)) == 12
+        assert torch.equal(Dense().sample_inverse(y, None, 0.5), -y)
+        Dense().initialize(y)

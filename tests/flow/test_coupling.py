@@ -1,0 +1,142 @@
+"""Coupling and flow step against their formulas, folded and in bfloat16."""
+
+import pytest
+import torch
+from formulas import coupling_net
+from torch.nn import functional
+
+from pipeflow.flow import ActNorm, Coupling, FlowStep, InvertibleConv1x1
+
+
+def flow_step(form="lu", kind="affine", channels=4, width=5, dtype=torch.float32, fold=False):
+    coupling = Coupling(channels, width, kind, dtype, fold)
+    return FlowStep(ActNorm(channels), InvertibleConv1x1(channels, form), coupling, fold)
+
+
+class TestCoupling:
+    @pytest.mark.parametrize("channels", [4, 5])
+    def test_affine_takes_shift_and_scale_from_even_and_odd_outputs(self, channels, perturbed, normal):
+        layer, x = perturbed(Coupling(channels, 6)), normal(2, channels, 4, 4)
+        y, contribution = layer(x)
+        kept = channels // 2
+        outputs = coupling_net(layer.net, x[:, :kept])
+        assert torch.equal(y[:, :kept], x[:, :kept])
+        logdet = torch.zeros(2)
+        for index in range(channels - kept):
+            shift, scale = outputs[:, 2 * index], torch.sigmoid(outputs[:, 2 * index + 1] + 2)
+            torch.testing.assert_close(y[:, kept + index], (x[:, kept + index] + shift) * scale)
+            logdet = logdet + scale.log().sum(dim=(1, 2))
+        torch.testing.assert_close(contribution, logdet)
+
+    @pytest.mark.parametrize("channels", [4, 5])
+    def test_additive_only_shifts(self, channels, perturbed, normal):
+        layer, x = perturbed(Coupling(channels, 6, "additive")), normal(2, channels, 4, 4)
+        y, contribution = layer(x)
+        kept = channels // 2
+        torch.testing.assert_close(y[:, kept:], x[:, kept:] + coupling_net(layer.net, x[:, :kept]))
+        assert torch.equal(contribution, torch.zeros(2))
+
+    def test_starts_as_one_scale_for_all(self, normal):
+        layer, x = Coupling(4, 6), normal(2, 4, 4, 4)
+        torch.testing.assert_close(layer(x)[0][:, 2:], x[:, 2:] * torch.sigmoid(torch.tensor(2.0)))
+
+    def test_weights_start_from_a_narrow_normal(self):
+        net = Coupling(8, 256).net
+        for conv in (net.conv_in, net.conv_mid):
+            assert conv.weight.std().item() == pytest.approx(0.05, rel=0.05)
+            assert conv.weight.mean().item() == pytest.approx(0, abs=0.002)
+            assert conv.bias is None
+
+    def test_one_channel_cannot_be_halved(self):
+        with pytest.raises(ValueError, match="2 channels or more to halve, got 1"):
+            Coupling(1, 4)
+
+    @pytest.mark.parametrize("kind", ["affine", "additive"])
+    def test_bfloat16_stays_inside_the_net(self, kind, perturbed, normal):
+        exact, rough = perturbed(Coupling(4, 16, kind)), Coupling(4, 16, kind, torch.bfloat16)
+        rough.load_state_dict(exact.state_dict())
+        seen = {}
+        for module in (rough.net, rough.net.conv_in, rough.net.conv_mid, rough.net.conv_out.conv):
+            module.register_forward_hook(lambda module, inputs, output: seen.update({module: output.dtype}))
+        x = normal(2, 4, 4, 4)
+        y, contribution = rough(x)
+        assert list(seen.values()) == [torch.bfloat16] * 3 + [torch.float32]
+        assert y.dtype == contribution.dtype == torch.float32
+        assert all(parameter.dtype == torch.float32 for parameter in rough.parameters())
+        assert torch.equal(y[:, :2], x[:, :2])
+        assert not torch.equal(y, exact(x)[0])
+        torch.testing.assert_close((y, contribution), exact(x), atol=0.05, rtol=0.02)
+        torch.testing.assert_close(rough.inverse(y), x, atol=1e-4, rtol=0)
+
+    def test_float32_net_stays_float32_under_a_callers_autocast(self, perturbed, normal):
+        layer, x = perturbed(Coupling(4, 16)), normal(2, 4, 4, 4)
+        expected = layer(x)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer(x)[0], expected)
+
+
+class TestFlowStep:
+    def test_applies_actnorm_invconv_and_coupling_in_order(self, perturbed, normal):
+        step, x = perturbed(flow_step()), normal(2, 4, 4, 4)
+        y, contribution = x, torch.zeros(2)
+        for layer in (step.actnorm, step.invconv, step.coupling):
+            y, logdet = layer(y)
+            contribution = contribution + logdet
+        torch.testing.assert_close(step(x), (y, contribution))
+
+    def test_initialize_normalises_every_actnorms_outputs(self, normal):
+        step, x = flow_step(width=6), 3 * normal(16, 4, 4, 4) + 1
+        step.initialize(x)
+        outputs = step.actnorm(x)[0]
+        net, kept = step.coupling.net, step.invconv(outputs)[0][:, :2]
+        first = net.norm_in.normalize(net.conv_in(kept))
+        second = net.norm_mid.normalize(net.conv_mid(functional.relu(first)))
+        for each in (outputs, first, second):
+            torch.testing.assert_close(each.mean(dim=(0, 2, 3)), torch.zeros(each.shape[1]), atol=1e-4, rtol=0)
+            torch.testing.assert_close(each.std(dim=(0, 2, 3)), torch.ones(each.shape[1]), atol=1e-2, rtol=0)
+
+    @pytest.mark.parametrize("kind", ["affine", "additive"])
+    @pytest.mark.parametrize("form", ["lu", "plain"])
+    @pytest.mark.parametrize("channels", [3, 4])
+    def test_folded_is_the_same_but_for_rounding(self, perturbed, normal, channels, form, kind):
+        """Loss and gradients agree to 1e-5 of the largest, after an initialisation that makes the ActNorms matter."""
+        plain, folded = flow_step(form, kind, channels), flow_step(form, kind, channels, fold=True)
+        plain.initialize(3 * normal(8, channels, 4, 4) + 2)
+        folded.load_state_dict(perturbed(plain).state_dict())
+        found = []
+        for step in (plain, folded):
+            x = (3 * normal(8, channels, 4, 4, seed=1) + 2).requires_grad_()
+            y, contribution = step(x)
+            loss = y.square().sum() - contribution.sum()
+            found.append([loss, *torch.autograd.grad(loss, [x, *step.parameters()])])
+        for exact, fast in zip(*found):
+            torch.testing.assert_close(fast, exact, rtol=0, atol=1e-5 * max(1.0, float(exact.detach().abs().max())))
+
+    def test_folded_keeps_only_the_outputs_of_relus(self, normal):
+        """Two tensors of the hidden size are kept, where operation by operation keeps twice as many."""
+        kept = []
+        for fold in (False, True):
+            step = flow_step(width=64, fold=fold)
+            storages = {}
+
+            def keep(tensor, storages=storages):
+                storages[tensor.untyped_storage()._cdata] = tensor
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                output = step(normal(2, 4, 8, 8))
+            kept.append(sum(tensor.numel() == 2 * 64 * 8 * 8 for tensor in storages.values()))
+            del output
+        assert kept == [4, 2]
+
+    def test_bfloat16_nets_see_float32_and_folding_costs_no_accuracy(self, perturbed, normal):
+        exact, x, errors = perturbed(flow_step()), normal(8, 4, 8, 8), []
+        for fold in (False, True):
+            rough = flow_step(dtype=torch.bfloat16, fold=fold)
+            rough.load_state_dict(exact.state_dict())
+            seen = []
+            rough.coupling.net.register_forward_pre_hook(lambda net, args, seen=seen: seen.append(args[0].dtype))
+            y, contribution = rough(x)
+            assert seen == [torch.float32] and y.dtype == contribution.dtype == torch.float32
+            errors.append(float((y - exact(x)[0]).detach().abs().max()))
+        assert 0 < errors[1] < 2 * errors[0]

@@ -1,0 +1,107 @@
+"""Where a flow may be cut, and the messages about cuts that cannot be made."""
+
+import contextlib
+import itertools
+
+import pytest
+
+from pipeflow.errors import ConfigError
+from pipeflow.flow import ActNorm, Flow, cut_names, glow, split_flow
+
+
+@pytest.fixture
+def flow():
+    return glow((3, 8, 8), 2, 2, 6)
+
+
+@pytest.mark.parametrize(
+    "num_steps, num, cuts",
+    [
+        (4, 1, []),
+        (4, 2, ["blocks.0.steps.2"]),
+        (5, 3, ["blocks.0.steps.2", "blocks.1.steps.2"]),
+        (2, 4, ["blocks.0.steps.1", "blocks.1.steps.1", "blocks.2.steps.1"]),
+        (32, 3, ["blocks.0.steps.16", "blocks.1.steps.16"]),
+    ],
+)
+def test_across_cuts_in_the_middle_of_the_first_blocks(num_steps, num, cuts):
+    assert cut_names(glow((1, 8, 8), 3, num_steps, 2), "across", num) == cuts
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3])
+@pytest.mark.parametrize("given", [True, False])
+def test_blocks_cuts_after_every_block(num_blocks, given):
+    flow = glow((1, 8, 8), num_blocks, 2, 2)
+    cuts = [f"blocks.{block}.squeeze" for block in range(1, num_blocks)]
+    assert cut_names(flow, "blocks", num_blocks if given else None) == cuts
+
+
+@pytest.mark.parametrize("names", [[], ["blocks.0.steps.1"], ["blocks.0.steps.1", "blocks.1.squeeze"]])
+def test_names_are_taken_as_they_are(flow, names):
+    assert cut_names(flow, names) == names
+    assert cut_names(flow, tuple(names), len(names) + 1) == names
+    if len(names) == 1:
+        assert cut_names(flow, names[0]) == names
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 4])
+def test_balanced_is_the_best_of_all_cuts(num):
+    flow = glow((3, 16, 16), 2, 4, 5)
+    allowed = []
+    for name in flow.names:
+        with contextlib.suppress(ConfigError):
+            allowed += cut_names(flow, [name])
+    assert len(allowed) == 7
+
+    def largest_part(cuts):
+        return max(part.multiply_adds() for part in split_flow(flow, cuts))
+
+    cuts = cut_names(flow, "balanced", num)
+    assert len(cuts) == num - 1
+    assert largest_part(cuts) == min(map(largest_part, itertools.combinations(allowed, num - 1)))
+
+
+def test_balanced_goes_as_far_as_there_are_places():
+    assert len(cut_names(glow((1, 8, 8), 2, 2, 2), "balanced", 4)) == 3
+
+
+@pytest.mark.parametrize(
+    "split, num, message",
+    [
+        (["blocks.0.steps.7"], None, r"'blocks.0.steps.7': there is no such layer; near it are .*blocks.0.steps.1"),
+        (["nowhere"], None, "'nowhere': there is no such layer; they are blocks.0.squeeze to blocks.1.steps.1"),
+        (["blocks.0.squeeze"], None, "'blocks.0.squeeze': nothing stands before it"),
+        (["blocks.1.steps.0"], None, "'blocks.1.steps.0': 'blocks.1.squeeze' .* cut before 'blocks.1.squeeze'"),
+        (["blocks.0.factor_out"], None, "'blocks.0.factor_out' belongs to .* cut before 'blocks.1.squeeze'"),
+        (["blocks.0.steps.1", "blocks.0.steps.1"], None, "'blocks.0.steps.1' again"),
+        (["blocks.1.squeeze", "blocks.0.steps.1"], None, "'blocks.0.steps.1' again or behind a later cut"),
+        (["blocks.0.steps.1"], 3, "3 does not agree with parts.split, which gives 2 parts"),
+        ("blocks", 3, "3 does not agree with parts.split, which gives 2 parts"),
+        ("across", 4, "4 parts across blocks need 3 blocks to cut in, this flow has 2"),
+        ("balanced", 5, "5 parts, but this flow can be cut into 4 at most"),
+    ],
+)
+def test_a_cut_that_cannot_be_made_says_which_and_why(flow, split, num, message):
+    with pytest.raises(ConfigError, match=rf"^parts\.(split|num): .*{message}"):
+        cut_names(flow, split, num)
+
+
+def test_split_flow_checks_its_cuts_too(flow):
+    with pytest.raises(ConfigError, match=r"'blocks\.1\.steps\.0'"):
+        split_flow(flow, ["blocks.1.steps.0"])
+
+
+@pytest.mark.parametrize("split, num", [("blocks", None), ("across", 2)])
+def test_a_flow_without_blocks(split, num):
+    flow = Flow([ActNorm(3), ActNorm(3)], (3, 4, 4))
+    with pytest.raises(ConfigError, match=r"^parts\.split: .* blocks\.B\.\*, this flow has 'layers\.0'"):
+        cut_names(flow, split, num)
+    assert cut_names(flow, "balanced", 2) == ["layers.1"]
+
+
+def test_across_blocks_without_enough_steps():
+    flow = Flow({"blocks.0.a": ActNorm(3), "blocks.0.b": ActNorm(3)}, (3, 4, 4))
+    with pytest.raises(ConfigError, match=r"^parts\.split: .* blocks\.B\.steps\.S"):
+        cut_names(flow, "across", 2)
+    with pytest.raises(ConfigError, match=r"'blocks\.0\.steps\.0'"):
+        cut_names(glow((1, 8, 8), 2, 1, 2), "across", 2)

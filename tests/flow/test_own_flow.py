@@ -1,0 +1,93 @@
+"""A small RealNVP of a user's own layers, cut and trained by parts."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pipeflow.flow import Flow, Layer, cut_names, split_flow
+from pipeflow.use.likelihood import bits_per_dim
+
+
+class Flatten(Layer):
+    """Images to vectors."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x):
+        return x.flatten(1), x.new_zeros(len(x))
+
+    def inverse(self, y):
+        return y.view(-1, *self.shape)
+
+    def output_shape(self, shape):
+        return (math.prod(shape),)
+
+
+class MaskedCoupling(Layer):
+    """A coupling of RealNVP on vectors, with a dense net; `parity` tells which values stay."""
+
+    def __init__(self, num_values, parity, width=16):
+        super().__init__()
+        self.register_buffer("mask", (torch.arange(num_values) % 2 == parity).float())
+        self.net = nn.Sequential(nn.Linear(num_values, width), nn.Tanh(), nn.Linear(width, 2 * num_values))
+
+    def shift_and_log_scale(self, kept):
+        shift, log_scale = self.net(kept).chunk(2, dim=1)
+        return shift * (1 - self.mask), torch.tanh(log_scale) * (1 - self.mask)
+
+    def forward(self, x):
+        shift, log_scale = self.shift_and_log_scale(x * self.mask)
+        return x * torch.exp(log_scale) + shift, log_scale.sum(dim=1)
+
+    def inverse(self, y):
+        shift, log_scale = self.shift_and_log_scale(y * self.mask)
+        return (y - shift) * torch.exp(-log_scale)
+
+
+@pytest.fixture
+def own():
+    return Flow([Flatten((1, 4, 4)), *(MaskedCoupling(16, index % 2) for index in range(4))], (1, 4, 4))
+
+
+@pytest.fixture
+def images(normal):
+    """Neighbours are alike, so that there is something to learn."""
+    smooth = nn.functional.interpolate(normal(64, 1, 2, 2), size=4, mode="bilinear")
+    return 0.3 * smooth + 0.05 * normal(64, 1, 4, 4)
+
+
+def test_inverse_and_samples(own, images):
+    latent, _, taken_out = own(images)
+    torch.testing.assert_close(own.inverse(latent, taken_out), images, atol=1e-5, rtol=0)
+    assert own.sample(3, torch.Generator().manual_seed(0)).shape == (3, 1, 4, 4)
+
+
+def test_cut_by_name_and_by_balance(own):
+    assert own.multiply_adds() == 4 * (16 * 16 + 16 + 16 * 32 + 32)
+    first, _ = split_flow(own, cut_names(own, ["layers.2"]))
+    assert first.names == ["layers.0", "layers.1"] and first.output_shape == (16,)
+    assert first.head_name == "heads.layers.2" and first.global_parameters()["heads.layers.2.mean"].shape == (16,)
+    assert cut_names(own, "balanced", 2) == ["layers.3"]
+    assert cut_names(own, "balanced", 4) == ["layers.2", "layers.3", "layers.4"]
+
+
+@pytest.mark.parametrize("cuts", [["layers.2"], ["layers.2", "layers.4"]])
+def test_trains_by_parts(own, images, cuts):
+    parts = split_flow(own, cuts)
+    optimizers = [torch.optim.Adam(part.global_parameters().values(), lr=1e-2) for part in parts]
+    history = []
+    for _ in range(50):
+        latent, total, exits = images, torch.zeros(64, dtype=torch.float64), []
+        for part, optimizer in zip(parts, optimizers):
+            output = part(latent)
+            optimizer.zero_grad()
+            part.loss(output).backward()
+            optimizer.step()
+            latent, total = part.outgoing(output), total + output.contribution.detach()
+            exits.append(bits_per_dim((total + output.log_head).mean().item(), own.num_dims))
+        history.append(exits)
+    assert all(last < first - 1 for first, last in zip(history[0], history[-1]))
