@@ -1,0 +1,69 @@
+"""`--config FILE --section.option VALUE`, and the messages about other command lines."""
+
+import pytest
+
+from pipeflow.config import Config, load, parse_arguments
+from tests.config.errors import message_of
+
+
+def from_options(*arguments: str) -> Config:
+    """A configuration from a command line."""
+    return load(*parse_arguments(list(arguments)))
+
+
+def test_both_forms():
+    arguments = ["--config", "a.yaml", "--optim.lr", "1e-4", "--run.seed=1", "--run.dir=a=b", "--data.path="]
+    overrides = {"optim.lr": "1e-4", "run.seed": "1", "run.dir": "a=b", "data.path": ""}
+    assert parse_arguments(arguments) == ("a.yaml", overrides)
+    assert len(arguments) == 7, "the caller's list is left as it is"
+    assert parse_arguments(["--config=a.yaml"]) == ("a.yaml", {})
+    assert parse_arguments([]) == (None, {})
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["--optim.lr"], ["--optim.lr has no value", "write --optim.lr VALUE"]),
+        (["--config"], ["--config has no value"]),
+        (["--optim.lr", "--run.seed", "1"], ["--optim.lr has no value"]),
+        (["--optim.lr", "1", "--optim.lr=2"], ["--optim.lr is given twice ('1' and '2')"]),
+        (["--config", "a", "--config", "b"], ["--config is given twice"]),
+        (["1e-4"], ["'1e-4' is not an option", "--section.name value"]),
+        (["-lr", "1"], ["'-lr' is not an option"]),
+        (["--optim.lrr", "1"], ["unknown option 'optim.lrr'", "did you mean 'optim.lr'?"]),
+        (["--lr", "1"], ["unknown option 'lr'", "did you mean 'optim.lr'?"]),
+        (["--zzz", "1"], ["unknown option 'zzz'", "there are run, data"]),
+        (["--"], ["unknown option ''"]),
+        (["--link.cache_draws", "0"], ["unknown option 'link.cache_draws': it is gone, since 0.2.0"]),
+    ],
+)
+def test_command_lines_that_are_refused(arguments, parts):
+    message = message_of(parse_arguments, arguments)
+    assert all(part in message for part in parts), message
+
+
+def test_values_that_begin_with_a_minus():
+    """A single one is a value: a negative number is refused for what it is. Two need the form with '='."""
+    for arguments in (["--optim.lr", "-1e-3"], ["--optim.lr=-1e-3"]):
+        assert message_of(from_options, *arguments) == "optim.lr: must be a number above 0, got -0.001."
+    assert from_options("--run.dir", "-x").run.dir == "-x"
+    assert from_options("--run.dir=--x").run.dir == "--x"
+    assert "--run.dir has no value" in message_of(from_options, "--run.dir", "--x")
+
+
+def test_values_become_their_types():
+    config = from_options("--optim.part_lr", "1e-3,5e-4,1", "--data.flip=true", "--eval.num_images", "null")
+    assert config.optim.part_lr == (1e-3, 5e-4, 1.0)
+    assert config.data.flip is True and config.eval.num_images is None
+    assert message_of(from_options, "--run.dir=").startswith("run.dir: expected text, got ''")
+    assert message_of(from_options, "--optim.lr", "").startswith("optim.lr: expected a number, got ''")
+
+
+def test_only_rank_0_reports_a_mistake(monkeypatch, capsys):
+    from pipeflow import launch
+
+    monkeypatch.setattr(launch.threading.Event, "wait", lambda self, timeout=None: True)
+    for rank, expected in [("0", "error: --optim.lr has no value: write --optim.lr VALUE.\n"), ("1", "")]:
+        monkeypatch.setenv("RANK", rank)
+        assert launch.main(["--optim.lr"]) == 1
+        assert capsys.readouterr().err == expected

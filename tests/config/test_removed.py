@@ -1,0 +1,64 @@
+"""Options that are gone: 0.1 wrote all options into its run folders."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pipeflow
+from pipeflow.cli import main
+from pipeflow.config import Config, load, option_names
+from pipeflow.config.removed import REMOVED, _log_ignored
+from tests.config.errors import message_of, refused
+
+OLD_DEFAULTS = Path(__file__).with_name("config_0.1.yaml")
+"""The default configuration, as 0.1 wrote it."""
+
+
+@pytest.fixture(autouse=True)
+def not_logged_yet():
+    _log_ignored.cache_clear()
+
+
+def test_old_defaults_are_ignored_which_is_logged_once(caplog):
+    assert load(str(OLD_DEFAULTS)) == load(str(OLD_DEFAULTS)) == Config()
+    (message,) = caplog.messages
+    assert all(f"{name} (was {default})" in message for name, (default, _) in REMOVED.items())
+    assert not REMOVED.keys() & option_names()
+
+
+def test_the_first_worker_logs_for_all(caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    load(str(OLD_DEFAULTS))
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("link.cache_draws", 2), ("link.cache_gb", 1), ("link.cache_dir", "/scratch"), ("precision.graphs", True)],
+)
+def test_other_values_are_refused(name, value):
+    message = refused(name, value)
+    assert message.startswith(f"{name}: is gone, since 0.2.0 ") and f"got {value!r}: remove it." in message
+
+
+def test_a_run_folder_of_0_1_is_sampled_evaluated_reported_and_resumed(finished_run, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    for name, (default, _) in REMOVED.items():
+        section, _, key = name.partition(".")
+        settings[section][key] = default
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    for command in (["sample", "run", "--num", "1"], ["evaluate", "run", "--device", "cpu"], ["report", "run"]):
+        assert main(command) == 0
+    del settings["run"]["dir"]
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(settings))
+    pipeflow.train(load("again.yaml", {"run.dir": "run", "schedule.finetune_epochs": "2"}))
+    assert "resuming after 2 epochs" in capsys.readouterr().out
+    settings["link"]["cache_draws"] = 1
+    (run / "config.yaml").write_text(yaml.safe_dump({**settings, "run": {"dir": "run"}}))
+    assert main(["evaluate", "run"]) == 1
+    assert "link.cache_draws: is gone" in capsys.readouterr().err
+    assert "link.cache_draws: is gone" in message_of(load, "run/config.yaml")
