@@ -6,7 +6,7 @@ import yaml
 
 import pipeflow
 from pipeflow.errors import CheckpointError, ConfigError, DataError
-from pipeflow.rundir.model import read_config
+from pipeflow.rundir.reading import read_config
 from pipeflow.use.evaluate import Evaluation, describe, evaluate
 
 

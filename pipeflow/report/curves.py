@@ -1,7 +1,4 @@
-"""Runs read back from their folders, as curves over what they cost.
-
-Every curve is test bits/dim over a cost, and there are four costs (`AXES`): epochs, seconds, multiply-adds and bytes.
-"""
+"""Runs as curves: test bits/dim over each of four costs (`AXES`), which are epochs, seconds, multiply-adds and bytes."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +7,8 @@ from dataclasses import dataclass
 from pipeflow.rundir.records import Epoch, Summary
 from pipeflow.units import BYTE_UNITS, TIME_UNITS
 
-# ------------------------------------------------------------------------------------------------ what a run costs
+Curve = tuple[list[float], list[float]]
+"""Costs and the bits/dim reached at them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +19,7 @@ class Axis:
     label: str
     """`{unit}` stands for the unit that suits the largest value."""
     of_epoch: Callable[[Epoch], float]
-    of_gather: Callable[[Summary], float]
+    of_gather: Callable[[Summary], float] = lambda run: 0
     units: tuple[tuple[float, str], ...] = ((1, ""),)
     """Size and name of each unit, ascending."""
 
@@ -33,7 +31,7 @@ class Axis:
 AXES = {
     axis.name: axis
     for axis in (
-        Axis(name="epoch", label="epochs", of_epoch=lambda record: 1, of_gather=lambda run: 0),
+        Axis(name="epoch", label="epochs", of_epoch=lambda record: 1),
         Axis(
             name="seconds",
             label="training time with the gather, without evaluation ({unit})",
@@ -45,7 +43,6 @@ AXES = {
             name="macs",
             label="training multiply-adds{unit}",
             of_epoch=lambda record: record.macs,
-            of_gather=lambda run: 0,
             units=((1, ""), *((10.0**power, f" ($10^{{{power}}}$)") for power in range(3, 25, 3))),
         ),
         Axis(
@@ -72,26 +69,21 @@ def spans(run: Summary, axis: Axis) -> list[tuple[Epoch | None, float, float]]:
     return result
 
 
-def _number(value: float) -> float:
-    """A number for a curve; one that is not finite leaves a gap."""
-    return value if math.isfinite(value) else math.nan
+def test_curve(run: Summary, axis: Axis) -> Curve:
+    """The whole flow's test bits/dim, from before training on. Epochs without evaluation are left out."""
+    measured = [(end, record.test_bpd) for record, _, end in spans(run, axis) if record is not None]
+    return _curve([(0.0, run.initial_bpd), *((end, bpd) for end, bpd in measured if bpd is not None)])
 
 
-def test_curve(run: Summary, axis: Axis) -> tuple[list[float], list[float]]:
-    """The whole flow's test bits/dim over an axis, from before training on; epochs without evaluation are left out."""
-    points = [(0.0, run.initial_bpd)]
-    points += [(end, record.test_bpd) for record, _, end in spans(run, axis) if record and record.test_bpd is not None]
-    return [x for x, _ in points], [_number(bpd) for _, bpd in points]
-
-
-def exit_curves(run: Summary, axis: Axis) -> list[tuple[list[float], list[float]]]:
+def exit_curves(run: Summary, axis: Axis) -> list[Curve]:
     """The exit bits/dim of all parts but the last (whose exit is the whole flow), while there are heads."""
     points = [(end, record.exit_bpd) for record, _, end in spans(run, axis) if record and record.exit_bpd]
     num_parts = max((len(exits) for _, exits in points), default=0)
     return [
-        (
-            [x for x, exits in points if part < len(exits) - 1],
-            [_number(exits[part]) for _, exits in points if part < len(exits) - 1],
-        )
-        for part in range(num_parts - 1)
+        _curve([(end, exits[part]) for end, exits in points if part < len(exits) - 1]) for part in range(num_parts - 1)
     ]
+
+
+def _curve(points: list[tuple[float, float]]) -> Curve:
+    """Numbers that are not finite leave gaps."""
+    return [cost for cost, _ in points], [bpd if math.isfinite(bpd) else math.nan for _, bpd in points]

@@ -38,7 +38,7 @@ def _row(name: str, saved: SavedRun) -> dict[str, str]:
 
 
 def _print_table(rows: list[dict[str, str]], console: Console) -> None:
-    """One row a run; where the console is too narrow for that, a block a run."""
+    """Prints a row for each run or, where the console is too narrow, a block."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
     for heading in rows[0]:
         words = heading in ("run", "phases")
@@ -56,20 +56,15 @@ def _print_table(rows: list[dict[str, str]], console: Console) -> None:
 
 
 def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, console: Console | None = None) -> list[Path]:
-    """Print one row a run and draw the figures.
+    """Prints a row for each run, draws the figures, and returns the figures' paths.
 
     Args:
         run_dirs: the folders of the runs.
         out: folder for the figures; when not given, the run's own for one run and the current one for several.
         console: where to print the table; standard output when not given.
 
-    Returns:
-        The figures' paths.
-
-    Raises:
-        CheckpointError: a folder is not a run's.
+    Raises CheckpointError where a folder is not a run's.
     """
-
     run_dirs = [Path(run_dir) for run_dir in run_dirs]
     read = [read_run(run_dir) for run_dir in run_dirs]
     names = [run.summary.name for run in read]

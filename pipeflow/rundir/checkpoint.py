@@ -4,8 +4,8 @@
                              worker-1.safetensors   names are the flow's own, so any cut and any world size can read them
                              manifest.json          schedule position, history, counts, sha256 of each file; written last
 
-`epoch-000012-step-000340` is of a run that was preempted after 12 epochs and 340 batches of the next.
-All is written in a folder with another name, which becomes `epoch-...` once the manifest is on the disk.
+A run that was preempted after 12 epochs and 340 batches of the next leaves `epoch-000012-step-000340`. A checkpoint is
+written into a folder `epoch-....partial`, which is renamed once the manifest is on the disk.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from pipeflow.safe_files import MAX_JSON_BYTES, brief, parse_json, read_bytes
 
 _MANIFEST = "manifest.json"
 FORMAT = 1
-_MOMENTS: dict[str, set[str]] = {"adam": {"exp_avg", "exp_avg_sq"}, "adamax": {"exp_avg", "exp_inf"}}
-"""Names of what each optimizer keeps for a parameter."""
+_MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "adamax": ("exp_avg", "exp_inf")}
+"""Names of the tensors that each optimizer keeps for a parameter."""
 
 
 class Checkpoints:
@@ -44,7 +44,7 @@ class Checkpoints:
     ) -> Generator[None, None, File]:
         """Writes one worker's file, with a pause after each chunk; returns its entry for the manifest.
 
-        Raises CheckpointError where the disk does not let it.
+        Raises CheckpointError where the disk refuses.
         """
         path = self._partial(epoch, step) / f"worker-{rank}.safetensors"
         sha256 = hashlib.sha256()
@@ -58,7 +58,7 @@ class Checkpoints:
                 os.fsync(file.fileno())
                 size = file.tell()
         except OSError as error:
-            with suppress(OSError):  # its own only: others may be writing theirs
+            with suppress(OSError):  # only this worker's file goes: others may be writing theirs
                 path.unlink(missing_ok=True)
                 path.parent.rmdir()
             raise self.not_written(epoch, error) from None
@@ -86,12 +86,12 @@ class Checkpoints:
         return final
 
     def clean(self) -> None:
-        """Removes what an interrupted run had begun to write."""
+        """Removes checkpoints that an interrupted run did not finish."""
         for partial in self.folder.glob("*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
     def newest(self) -> tuple[Manifest | None, list[str]]:
-        """The newest undamaged checkpoint's manifest (None: there is none), and what was wrong with newer ones."""
+        """Finds the newest undamaged checkpoint (None: there is none), and tells what is wrong with newer ones."""
         complaints: list[str] = []
         for folder in reversed(self._folders()):
             try:
@@ -101,26 +101,27 @@ class Checkpoints:
         return None, complaints
 
     def read(self, manifest: Manifest, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """The tensors whose names begin with one of the wanted layers or heads, from whichever files hold them."""
+        """Reads the tensors of the wanted layers and heads, from whichever files hold them."""
+        prefixes = tuple(f"{name}." for name in wanted)
         tensors = {}
         for entry in manifest.files:
             path = self.folder / manifest.folder / entry.file
             try:
                 with safe_open(path, framework="pt") as file:
                     for key in file.keys():
-                        if key.partition("/")[2].startswith(tuple(f"{name}." for name in wanted)):
+                        if key.partition("/")[2].startswith(prefixes):
                             tensors[key] = file.get_tensor(key)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"checkpoint {path}: cannot be read ({error}).") from None
         return tensors
 
     def last_good(self) -> str:
-        """The newest checkpoint, in the words of a message."""
+        """Names the newest checkpoint, for a message."""
         folders = self._folders()
         return f"the last good checkpoint is {folders[-1]}" if folders else "there is no checkpoint yet"
 
     def not_written(self, epoch: int, error: Exception) -> CheckpointError:
-        """What to say where a checkpoint could not be written."""
+        """The error of a checkpoint that could not be written."""
         return CheckpointError(
             f"the checkpoint after {epoch} epochs could not be written to {self.folder}: {error}. Free some space or move "
             f"the run folder, then start the same command again to resume: {self.last_good()}."
@@ -135,38 +136,36 @@ class Checkpoints:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], manifest: Manifest, parts: Sequence[Part], optimizer: str) -> None:
-    """Raises CheckpointError where a checkpoint has other tensors of these parts than they have.
+    """Raises CheckpointError unless the tensors that a checkpoint gave for these parts are theirs, one by one.
 
-    A new head has none. Layers and heads that `manifest` counts updates for have all. A checksum does not tell who wrote a
-    file, so names, types and shapes are compared one by one.
+    A head may be new and have none; layers and heads that the manifest counts updates of must be whole. A checksum tells of
+    damage, not of who wrote a file.
     """
     where = f"checkpoint {manifest.folder}"
-    sections = {"model", "ema", *(f"optim.{key}" for key in _MOMENTS[optimizer])}
+    counted = tuple(f"{owner}." for owner in manifest.counts)
+    moments = [f"optim.{key}" for key in _MOMENTS[optimizer]]
+    expected: dict[str, Tensor] = {}
     for part in parts:
-        parameters, state = part.global_parameters(), part.global_state()
-        for name, expected in state.items():
-            is_known = any(name.startswith(f"{owner}.") for owner in part.owners() if owner in manifest.counts)
-            if f"model/{name}" not in tensors and is_known:
-                raise CheckpointError(f"{where}: has no {name}, which this flow has: it is of another model.")
-            moments = {key for key in _MOMENTS[optimizer] if f"optim.{key}/{name}" in tensors}
-            if moments and moments != _MOMENTS[optimizer]:
-                raise CheckpointError(f"{where}: the optimizer's state of {name} is not whole: it is of another run.")
-            for section in ("model", "ema", *(f"optim.{key}" for key in moments)):
-                found = tensors.get(f"{section}/{name}")
-                if found is not None and (found.shape != expected.shape or found.dtype != expected.dtype):
-                    raise CheckpointError(
-                        f"{where}: {section}/{name} is {found.dtype} {list(found.shape)}, this flow has {expected.dtype} "
-                        f"{list(expected.shape)}: it is of another model."
-                    )
-        for key in tensors:
-            section, _, name = key.partition("/")
-            is_of_part = any(name.startswith(f"{owner}.") for owner in part.owners())
-            if is_of_part and (section not in sections or name not in (state if section == "model" else parameters)):
-                raise CheckpointError(f"{where}: {key} is no tensor of this flow: it is of another model.")
+        expected |= {f"model/{name}": value for name, value in part.global_state().items()}
+        for section in ("ema", *moments):
+            expected |= {f"{section}/{name}": value for name, value in part.global_parameters().items()}
+    for key, value in tensors.items():
+        if key not in expected:
+            raise CheckpointError(f"{where}: {key} is no tensor of this flow: it is of another model.")
+        if value.shape != expected[key].shape or value.dtype != expected[key].dtype:
+            raise CheckpointError(
+                f"{where}: {key} is {value.dtype} {list(value.shape)}, this flow has {expected[key].dtype} "
+                f"{list(expected[key].shape)}: it is of another model."
+            )
+    for key in expected.keys() - tensors.keys():
+        section, _, name = key.partition("/")
+        has_other_moment = section in moments and any(f"{other}/{name}" in tensors for other in moments)
+        if has_other_moment or (section == "model" and name.startswith(counted)):
+            raise CheckpointError(f"{where}: has no {key}, which this flow has: it is of another model.")
 
 
 def _verified(folder: Path) -> Manifest:
-    """The manifest of a checkpoint whose files are all there and unchanged. Raises CheckpointError."""
+    """Reads the manifest of a checkpoint, and checks that its files are all there and unchanged."""
     try:
         text = read_bytes(folder / _MANIFEST, MAX_JSON_BYTES)
         document = parse_json(text)
@@ -207,7 +206,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write_all(file: io.RawIOBase, chunk: bytes | memoryview) -> None:
-    """Writes all of it: a raw file may take less at a time."""
+    """Writes the whole chunk; a raw file may take less at a time."""
     rest = memoryview(chunk)
     while len(rest):
         rest = rest[file.write(rest) :]

@@ -13,25 +13,19 @@ from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.lock import RunLock
-from pipeflow.rundir.reading import read_summary
+from pipeflow.rundir.reading import read_config, read_summary
 from pipeflow.rundir.records import Manifest, Summary
 from pipeflow.rundir.typed_json import dumps
-from pipeflow.safe_files import read_yaml
 
-FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
-"""What a resumed run must have in common with the run in the folder."""
+_FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
+"""Sections and options that a resumed run must have in common with the run in the folder."""
 
 _LAUNCH = "run.launch"
-"""Of the command that began the run anew (`run.resume never`): its own restarts go on with it."""
-
-
-def launch_id() -> str:
-    """What the workers of one launch have in common, through all restarts."""
-    return os.environ.get("PIPEFLOW_LAUNCH_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
+"""The file that names the launch which began the run anew (`run.resume never`): its own restarts go on with the run."""
 
 
 class RunFolder:
-    """The folder `run.dir`; rank 0 opens it, the others only write their checkpoint files and look whether it is there."""
+    """The folder `run.dir`. Rank 0 opens it; the others write their checkpoint files and look whether it is shared."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -40,7 +34,7 @@ class RunFolder:
         self._lock = RunLock(self.path)
 
     def open(self) -> tuple[Manifest | None, list[str]]:
-        """Makes the folder ready: the manifest to resume from (None: a fresh run), and what the user should know.
+        """Makes the folder ready; returns the manifest to resume from (None: a fresh run), and notes for the user.
 
         From here until `close` no other run can open it. Raises CheckpointError where another run is in it, where it
         cannot be written, holds another model's run, or `run.resume must` finds nothing to resume.
@@ -63,8 +57,8 @@ class RunFolder:
                 notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._move_aside()}")
                 self._lock.release()  # it went aside with the folder
                 notes += self._make_and_lock()
-            if launch_id():
-                (self.path / _LAUNCH).write_text(launch_id())
+            if _launch():
+                (self.path / _LAUNCH).write_text(_launch())
         if self._holds_run():
             self._check_same_run()
         self.checkpoints.clean()
@@ -94,10 +88,10 @@ class RunFolder:
         return [] if note is None else [note]
 
     def _is_restarted(self) -> bool:
-        """Whether the launcher has restarted the workers, and those before have begun the run in this folder anew."""
+        """Whether the launcher has restarted the workers, and those before began the run in this folder anew."""
         launch = self.path / _LAUNCH
         is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        return not is_first and launch.exists() and launch.read_text() == launch_id()
+        return not is_first and launch.exists() and launch.read_text() == _launch()
 
     def write_config(self) -> None:
         """Writes config.yaml: from here on the folder holds this run."""
@@ -151,12 +145,8 @@ class RunFolder:
         return aside
 
     def _check_same_run(self) -> None:
-        try:
-            old = Config.from_dict(read_yaml(self.path / "config.yaml")).to_dict()
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"run.dir: {self.path}/config.yaml is damaged ({error}): choose another.") from None
-        new = self.config.to_dict()
-        for name in FIXED:
+        old, new = read_config(self.path).to_dict(), self.config.to_dict()
+        for name in _FIXED:
             section, _, only = name.partition(".")
             for key in [only] if only else new[section]:
                 if old[section][key] != new[section][key]:
@@ -164,3 +154,8 @@ class RunFolder:
                         f"{section}.{key}: is {new[section][key]!r}, but the run in {self.path} has {old[section][key]!r}. "
                         f"Set it back to resume that run, or choose another run.dir (or --run.resume never)."
                     )
+
+
+def _launch() -> str:
+    """Names the launch of this process. A restart of its workers has the same name."""
+    return os.environ.get("PIPEFLOW_LAUNCH_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")

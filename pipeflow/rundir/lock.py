@@ -1,11 +1,11 @@
 """One run at a time in a run folder: a lock of the operating system, held by rank 0 for as long as it lives.
 
-What keeps a second run out is `flock` on the file `run.lock`, not the file: the kernel lets go of it when the process ends,
-however it ends, so that what a killed run leaves never blocks its resume. What stands in the file is for the message only.
+A `flock` on the file `run.lock` keeps a second run out, not the file itself. The kernel releases it when the process ends,
+however it ends, so a killed run never blocks its own resume. The file's content serves the error message only.
 
-Between hosts it holds as far as the folder's file system passes locks on. NFS does, unless mounted with `nolock` or
-`local_lock`; after a crash of the whole host an NFS server keeps its locks until their lease ends, about 90 s. Where a
-file system has no locks at all the run says so and goes on without.
+Between hosts the lock holds as far as the folder's file system passes locks on. NFS does, unless mounted with `nolock` or
+`local_lock`; after a crash of the whole host an NFS server keeps its locks until their lease ends, about 90 s. On a file
+system without locks the run says so and goes on.
 """
 
 import errno
@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeflow.errors import CheckpointError
 
 PATIENCE_SECONDS = 5.0
-"""A run that was killed a moment ago, or whose launcher was, may still be ending."""
+"""How long `take` waits for a run that was killed a moment ago and is still ending."""
 
 _FILE = "run.lock"
 _TRY_EVERY = 0.2
@@ -36,9 +36,9 @@ class RunLock:
         self._file: int | None = None
 
     def take(self, patience: float = PATIENCE_SECONDS) -> str | None:
-        """Takes the lock, waiting a little for a run that is ending; a note where the file system has no locks.
+        """Takes the lock; returns a note where the file system has no locks.
 
-        Raises CheckpointError that names the run that holds it, OSError where the folder cannot be written.
+        Raises CheckpointError, which names the run that holds the lock, and OSError where the folder cannot be written.
         """
         end = time.monotonic() + patience
         while True:
@@ -60,7 +60,7 @@ class RunLock:
                 self._file = file
                 self._sign(file)
                 return None
-            os.close(file)  # of a folder that was moved aside meanwhile
+            os.close(file)  # the folder was moved aside meanwhile, with this file in it
 
     def release(self) -> None:
         """Lets the next run in."""

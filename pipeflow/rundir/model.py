@@ -12,11 +12,12 @@ from torch import Tensor
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.flow import Flow, build_flow
-from pipeflow.safe_files import brief, open_file, parse_json, read_yaml
+from pipeflow.rundir.reading import read_config
+from pipeflow.safe_files import brief, open_file, parse_json
 
 MODEL_FILE = "model.safetensors"
 MAX_IMAGE_VALUES = 4_000_000
-"""Of an image of a saved flow: 1024 x 1024 in colour. The shape is a line of text; a sample of it takes memory."""
+"""Values of the largest image of a saved flow, 1024 x 1024 in colour. A line of text must not ask for more memory."""
 
 
 def save_flow(flow: Flow, run_dir: str | Path) -> None:
@@ -27,21 +28,8 @@ def save_flow(flow: Flow, run_dir: str | Path) -> None:
     partial.replace(partial.with_name(MODEL_FILE))
 
 
-def read_config(run_dir: str | Path) -> Config:
-    """The configuration a run was made with. Raises CheckpointError where this is no run folder."""
-    path = Path(run_dir) / "config.yaml"
-    try:
-        return Config.from_dict(read_yaml(path))
-    except FileNotFoundError:
-        raise CheckpointError(f"{run_dir} is not a run folder: it has no config.yaml.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
 def load_flow(run_dir: str | Path, flow: Flow | None = None) -> Flow:
-    """The trained flow of a run that has ended.
+    """Loads the trained flow of a run that has ended.
 
     flow: an untrained flow of the same layers, for a run whose flow was given from Python.
     Raises CheckpointError where the run has not ended, its file is damaged, or it needs `flow`.
@@ -66,7 +54,7 @@ def load_flow(run_dir: str | Path, flow: Flow | None = None) -> Flow:
 
 
 def _shape_in(metadata: dict[str, str] | None) -> tuple[int, ...]:
-    """The shape of an image that stands beside the tensors. Raises ValueError where it cannot be one."""
+    """Reads the shape of an image, which stands beside the tensors. Raises ValueError where it cannot be one."""
     shape = parse_json((metadata or {}).get("shape", "null"))
     if not isinstance(shape, list) or not shape or not all(type(each) is int and each > 0 for each in shape):
         raise ValueError(f"its images have the shape {brief(shape)}")
@@ -76,7 +64,7 @@ def _shape_in(metadata: dict[str, str] | None) -> tuple[int, ...]:
 
 
 def _outline(config: Config, shape: tuple[int, ...], num_tensors: int) -> Flow | None:
-    """The configuration's flow without memory for its parameters; None where it is a function of the user's."""
+    """Builds the configuration's flow without memory for its parameters; None where the user's function builds it."""
     if config.model.name != "glow":
         return None
     if config.model.num_blocks * config.model.num_steps > num_tensors:
@@ -86,7 +74,7 @@ def _outline(config: Config, shape: tuple[int, ...], num_tensors: int) -> Flow |
 
 
 def _check_fits(tensors: dict[str, Tensor], flow: Flow | None) -> None:
-    """Raises ValueError where a tensor is not there, or not of the type and shape that the flow has."""
+    """Raises ValueError where a tensor is missing, or has another type or shape than the flow's."""
     for name, expected in ({} if flow is None else flow.state_dict()).items():
         found = tensors.get(name)
         if found is None:

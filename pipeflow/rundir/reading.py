@@ -1,13 +1,14 @@
-"""Reads a run back from its folder: its summary, or what the log of a run that has not ended tells so far."""
+"""Reads a run back from its folder: its configuration, and its summary or what the log tells so far."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.log import Event, events_in
 from pipeflow.rundir.records import Epoch, Gather, GatherKind, RunBytes, RunSeconds, Start, Summary
-from pipeflow.safe_files import MAX_JSON_BYTES, read_bytes, read_json
+from pipeflow.safe_files import MAX_JSON_BYTES, read_bytes, read_json, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,17 @@ def read_run(run_dir: str | Path) -> SavedRun:
     if start is None:
         raise CheckpointError(f"{log} has no start of a run yet: try again when the first epoch has begun.")
     return SavedRun(summary=_summary_so_far(run_dir.resolve().name, start, events), ended=False)
+
+
+def read_config(run_dir: str | Path) -> Config:
+    """Reads the configuration that a run was made with. Raises CheckpointError."""
+    path = Path(run_dir) / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(f"{run_dir} is not a run folder: it has no config.yaml.")
+    try:
+        return Config.from_dict(read_yaml(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): take it from a copy, or choose another folder.") from None
 
 
 def read_summary(run_dir: str | Path) -> Summary | None:

@@ -9,8 +9,8 @@ from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import split_flow
 from pipeflow.links.link import Channel, LocalLink
-from pipeflow.rundir.model import load_flow, read_config
-from pipeflow.rundir.reading import read_summary
+from pipeflow.rundir.model import load_flow
+from pipeflow.rundir.reading import read_config, read_summary
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
 from pipeflow.use.likelihood import exit_bits_per_dim

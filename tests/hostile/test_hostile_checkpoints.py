@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import pipeflow
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
-from pipeflow.rundir.model import read_config
+from pipeflow.rundir.reading import read_config
 
 
 def change_manifest(folder: Path, change: Callable[[dict], object]) -> None:

@@ -16,7 +16,8 @@ import pipeflow
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.report.table import report
-from pipeflow.rundir.model import load_flow, read_config
+from pipeflow.rundir.model import load_flow
+from pipeflow.rundir.reading import read_config
 from pipeflow.use.evaluate import evaluate
 from pipeflow.use.sample import sample
 

@@ -10,7 +10,7 @@ from pipeflow.config import Config
 from pipeflow.errors import ConfigError, DataError
 from pipeflow.plan import Images, make_plan, print_phases, print_plan
 from pipeflow.plan.traffic import eval_link_bytes
-from pipeflow.rundir.model import read_config
+from pipeflow.rundir.reading import read_config
 from pipeflow.training.schedule import training_macs
 
 
