@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def convert(name: str, hint: Any, value: Any) -> Any:
     """`value`, from YAML or as text from the command line, as the type of its field. Raises ConfigError naming both."""
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if NoneType in kinds and (value is None or value in ("null", "none", "None")):
+    if NoneType in kinds and value in (None, "null", "none", "None"):
         return None
     kinds = tuple(kind for kind in kinds if kind is not NoneType)
     is_list = isinstance(value, str) and ("," in value or value.startswith("["))
@@ -52,35 +52,27 @@ def convert(name: str, hint: Any, value: Any) -> Any:
 
 def _as_kind(kind: Any, value: Any) -> Any:
     """`value` as one type of a field, None where it is not of that type."""
+    choices = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
-        return value if isinstance(value, str) and value in typing.get_args(kind) else None
+        return value if isinstance(value, str) and value in choices else None
     if typing.get_origin(kind) is tuple:
-        return _as_tuple(typing.get_args(kind)[0], value)
+        items = value.strip("[]").split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            return None
+        converted = tuple(_as_kind(choices[0], each.strip() if isinstance(each, str) else each) for each in items)
+        return None if not converted or None in converted else converted
     if kind is bool:
         return {"true": True, "false": False}.get(str(value).lower())
     if kind is str:
         return value if isinstance(value, str) and value and "\0" not in value else None
-    # A number: int takes a float for a whole number, which would hide a slip.
-    if (
-        not isinstance(value, int | float | str)
-        or isinstance(value, bool)
-        or (kind is int and isinstance(value, float))
-    ):
+    # int(1.5) would be 1, and float(True) 1.0.
+    if isinstance(value, bool) or not isinstance(value, int | str if kind is int else int | float | str):
         return None
     try:
         number = kind(value)
     except (ValueError, OverflowError):
         return None
     return None if kind is int and abs(number) >= 2**64 else number
-
-
-def _as_tuple(kind: Any, value: Any) -> tuple[Any, ...] | None:
-    if isinstance(value, str):
-        value = [each.strip() for each in value.strip("[]").split(",")]
-    if not isinstance(value, list | tuple):
-        return None
-    items = tuple(_as_kind(kind, each) for each in value)
-    return None if not items or None in items else items
 
 
 def _describe(kind: Any) -> str:
@@ -107,10 +99,9 @@ def unknown_option(name: str, known: list[str]) -> ConfigError:
     if name in REMOVED:
         return ConfigError(f"unknown option {name!r}: it is gone, {REMOVED[name][1]}.")
     section, _, key = name.rpartition(".")
-    close = difflib.get_close_matches(name, known, n=1) or [each for each in known if each.split(".")[1] == key]
+    close = difflib.get_close_matches(name, known, n=1) or [each for each in known if each.endswith(f".{key}")]
     if close:
         return ConfigError(f"unknown option {name!r}: did you mean {close[0]!r}?")
-    inside = [each for each in known if each.split(".")[0] == section]
-    return ConfigError(
-        f"unknown option {name!r}: there are {', '.join(inside or dict.fromkeys(each.split('.')[0] for each in known))}."
-    )
+    inside = [each for each in known if each.startswith(f"{section}.")]
+    there = inside or dict.fromkeys(each.partition(".")[0] for each in known)
+    return ConfigError(f"unknown option {name!r}: there are {', '.join(there)}.")
