@@ -19,7 +19,6 @@ import pipeflow
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir import checkpoint
 from pipeflow.rundir.checkpoint import FORMAT, Checkpoints
-from pipeflow.rundir.records import File
 from tests.run_records import manifest as manifest_of
 from tests.run_records import write_file
 
@@ -85,13 +84,6 @@ class TestWholeOnes:
             assert read[name].dtype == value.dtype and read[name].shape == value.shape
             left, right = (each.detach().contiguous().reshape(-1).view(torch.uint8) for each in (read[name], value))
             assert torch.equal(left, right), "bit for bit, NaN and -0 too"
-
-    def test_entries_of_the_manifest(self, checkpoints):
-        entry = write_file(checkpoints, 1, 3, tensors_of(3))
-        path = checkpoints.folder / "epoch-000001.partial" / "worker-3.safetensors"
-        content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        assert entry == File(file="worker-3.safetensors", bytes=len(content), sha256=sha256)
 
     def test_only_what_is_wanted_is_read_from_whichever_file(self, checkpoints):
         save(checkpoints, 1, num_workers=3)
@@ -178,17 +170,12 @@ def edit(change):
 
 DAMAGES = {
     "first byte flipped": (flip(0), "worker-1.safetensors is damaged"),
-    "a name's byte flipped": (flip(20), "worker-1.safetensors is damaged"),
     "last byte flipped": (flip(-1), "worker-1.safetensors is damaged"),
     "last byte gone": (truncate("worker-1.safetensors", -1), "worker-1.safetensors is damaged"),
     "empty file": (truncate("worker-0.safetensors", 0), "worker-0.safetensors is damaged"),
     "file gone": (lambda folder: (folder / "worker-0.safetensors").unlink(), "worker-0.safetensors is missing"),
     "manifest gone": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is damaged"),
-    "manifest empty": (truncate("manifest.json", 0), "manifest.json is damaged"),
     "manifest cut off": (truncate("manifest.json", -1), "manifest.json is damaged"),
-    "manifest is no text": (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\0"), "is damaged"),
-    "manifest is a list": (write_manifest("[1]"), "manifest.json is damaged"),
-    "manifest is null": (write_manifest("null"), "manifest.json is damaged"),
     "manifest has no files": (edit(lambda manifest: manifest.pop("files")), "manifest.json is damaged"),
     "manifest has no format": (change_text('"format"', '"formed"'), "manifest.json is damaged"),
     "another digit in the manifest": (change_text("[3, 7]", "[3, 8]"), "does not fit its content"),

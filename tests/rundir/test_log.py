@@ -1,17 +1,14 @@
 import dataclasses
 import json
-import math
 import os
 import time
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeflow.errors import CheckpointError, PipeflowError
 from pipeflow.rundir.log import MetricsLog
 from pipeflow.rundir.records import Epoch, EpochBytes
-from pipeflow.use.likelihood import bits_per_dim
 from tests import run_records
 
 
@@ -33,20 +30,6 @@ def lines(run_dir) -> list[dict]:
 def scalars(run_dir) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     return {tag: [(s.step, s.value) for s in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def test_uniform_pixels_cost_eight_bits():
-    # u ~ U(0, 1/256) under a uniform density on [-1/2, 1/2): log p(x) = 0.
-    assert bits_per_dim(0.0, 3072) == 8.0
-
-
-def test_bits_per_dim_is_the_definition():
-    log_prob, dims = torch.tensor([9000.0, -120.5], dtype=torch.float64), 3072
-    expected = -(log_prob - dims * math.log(256)) / (dims * math.log(2))
-    result = bits_per_dim(log_prob, dims)
-    assert result.dtype == torch.float64
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-13)
-    assert isinstance(bits_per_dim(9000.0, dims), float)
 
 
 def test_events_are_lines_in_order_and_on_disk_at_once(tmp_path):

@@ -1,7 +1,5 @@
 """The run folder at the start of a run: what is continued, what is kept, and what is refused."""
 
-import json
-import math
 import os
 from pathlib import Path
 
@@ -120,17 +118,8 @@ class TestResume:
     @pytest.mark.parametrize(
         "name, new, old",
         [
-            ("model.name", "mine:flow", "glow"),
-            ("model.num_blocks", 3, 2),
-            ("model.num_steps", 3, 2),
             ("model.width", 9, 8),
-            ("model.coupling", "additive", "affine"),
-            ("model.invconv", "plain", "lu"),
-            ("data.name", "cifar10", "dead_leaves"),
             ("data.path", "elsewhere", None),
-            ("data.num_train", None, 96),
-            ("data.num_test", 41, 40),
-            ("data.flip", True, False),
             ("run.seed", 1, 0),
             ("optim.name", "adamax", "adam"),
             ("optim.batch_size", 16, 32),
@@ -212,10 +201,9 @@ class TestNever:
 
 
 class TestRefused:
-    @pytest.mark.parametrize("resume", ["auto", "never", "must"])
-    def test_a_path_below_a_file(self, tmp_path, resume):
+    def test_a_path_below_a_file(self, tmp_path):
         (tmp_path / "file").touch()
-        message = said(small_config(tmp_path / "file/run", run={"resume": resume}))
+        message = said(small_config(tmp_path / "file/run"))
         assert message.startswith(f"run.dir: {tmp_path}/file/run ") and "Not a directory" in message
 
     def test_a_file(self, tmp_path):
@@ -228,13 +216,9 @@ class TestRefused:
         message = said(small_config(Path(path)))
         assert message.startswith(f"run.dir: {path} cannot be written to (") and "choose another" in message
 
-    @pytest.mark.parametrize(
-        "content",
-        [b"", b"model: {", b"- a", b"\xff\xff", b"model: 3", b"optim: {lrr: 1}", b"model: {width: wide}", b"\0"],
-    )
-    def test_a_damaged_config(self, tmp_path, content):
+    def test_a_damaged_config(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=1)
-        (tmp_path / "run/config.yaml").write_bytes(content)
+        (tmp_path / "run/config.yaml").write_text("optim: {lrr: 1}")
         message = said(small_config(tmp_path / "run"))
         assert f"{tmp_path}/run/config.yaml is damaged" in message and "choose another" in message
 
@@ -260,9 +244,3 @@ class TestSummary:
         folder.write_summary(None)
         folder.write_summary(None)
         assert folder.summary() is None
-
-    def test_is_standard_json(self, tmp_path):
-        folder = RunFolder(small_config(tmp_path))
-        folder.write_summary(summary("a", test_bpd=float("nan")))
-        written = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
-        assert written["test_bpd"] == "nan" and math.isnan(folder.summary().test_bpd)
