@@ -31,7 +31,7 @@ def option(default: T, help: str, **bounds: float) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What the run is called and where it happens."""
+    """The run: its folder, seed and device."""
 
     dir: str = option("runs/quickstart", "run folder, seen by all workers")
     seed: int = option(0, "initial values, order of the images, noise and flips", at_least=0, at_most=2**63 - 1)
@@ -43,7 +43,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is learned."""
+    """The images that the flow learns."""
 
     name: str = option("dead_leaves", "cifar10, images, dead_leaves or module:function")
     path: str | None = option(None, "folder or zip of images; folder of the CIFAR-10 archive")
@@ -67,7 +67,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PartsConfig:
-    """Where the flow is cut."""
+    """The parts that the flow is cut into."""
 
     split: str | tuple[str, ...] = option("across", "blocks, across, balanced, or layers to cut before: a,b")
     num: int | None = option(3, "parts (null: what a split by blocks or by names gives)", at_least=1, at_most=16_384)
@@ -82,7 +82,7 @@ class PartsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Which parts train when."""
+    """The order in which parts train."""
 
     mode: Literal["end_to_end", "sequential", "alternate", "concurrent"] = option("concurrent", "the local schedule")
     local_epochs: int = option(8, "passes over the data with isolated parts", at_least=0, at_most=1_000_000)
@@ -101,7 +101,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How a part is updated."""
+    """The updates of a part."""
 
     name: Literal["adam", "adamax"] = option("adam", "optimizer")
     lr: float = option(2e-3, "learning rate", above=0)
@@ -115,7 +115,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """How a step is computed: what may be rounded otherwise, for speed, and what in less than float32."""
+    """The arithmetic of a step: for speed, numbers may be rounded otherwise, or have less than 32 bits."""
 
     step: Literal["fast", "reference"] = option(
         "fast", "fast: ActNorms folded into convolutions, fused optimizer; reference: operation by operation"
@@ -126,7 +126,7 @@ class PrecisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkConfig:
-    """How latents travel from part to part."""
+    """The links, on which latents travel from part to part."""
 
     backend: Literal["auto", "nccl", "gloo"] = option("auto", "auto: nccl for workers with a GPU each, else gloo")
     dtype: Literal["float32", "bfloat16", "int8"] = option(
@@ -138,7 +138,7 @@ class LinkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """What is kept for the backward."""
+    """The activations that are kept for the backward."""
 
     activations: Literal["keep", "recompute", "invert"] = option(
         "keep",
@@ -149,7 +149,7 @@ class MemoryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """After the gather, and in end_to_end."""
+    """The end-to-end epochs, after the gather and in end_to_end."""
 
     parallel: Literal["single", "ddp"] = option("single", "on rank 0's device, or data-parallel on all workers")
     lr: float | None = option(None, "learning rate (null: optim.lr)", above=0)
@@ -165,7 +165,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What survives an interruption."""
+    """The checkpoints, from which an interrupted run goes on."""
 
     every_epochs: int = option(1, "epochs from one checkpoint to the next", at_least=1)
     keep: int = option(2, "newest checkpoints kept", at_least=1)

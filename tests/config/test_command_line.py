@@ -24,12 +24,9 @@ def test_both_forms():
     "arguments, parts",
     [
         (["--optim.lr"], ["--optim.lr has no value", "write --optim.lr VALUE"]),
-        (["--config"], ["--config has no value"]),
         (["--optim.lr", "--run.seed", "1"], ["--optim.lr has no value"]),
         (["--optim.lr", "1", "--optim.lr=2"], ["--optim.lr is given twice ('1' and '2')"]),
-        (["--config", "a", "--config", "b"], ["--config is given twice"]),
         (["1e-4"], ["'1e-4' is not an option", "--section.name value"]),
-        (["-lr", "1"], ["'-lr' is not an option"]),
         (["--optim.lrr", "1"], ["unknown option 'optim.lrr'", "did you mean 'optim.lr'?"]),
         (["--lr", "1"], ["unknown option 'lr'", "did you mean 'optim.lr'?"]),
         (["--zzz", "1"], ["unknown option 'zzz'", "there are run, data"]),

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from harmful import YAMLS, laughs
+from harmful import YAMLS
 from refusals import files_under, refusal
 
 import pipeflow
@@ -30,9 +30,6 @@ def test_yaml_that_is_no_file(make, read, tmp_path):
 
 
 MACHINES = {
-    "call": ("workers: !!python/object/apply:os.mkdir [was_run]", "python/object"),
-    "billion laughs": (laughs(), "write out what it stands for"),
-    "nesting": ("[" * 250_000, "recursion"),
     "so many workers": ("workers: 1000000000000", "1,000,000 or fewer"),
     "a number beyond floats": (f"flops: 0x{'f' * 1000}", "flops"),
     "a long text": (f"flops: {'9' * 200_000} x", "flops"),
