@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeflow.config.loading import show
@@ -30,7 +31,7 @@ def check(config: "Config") -> None:
             _check_bounds(f"{section.name}.{option.name}", getattr(options, option.name), option.metadata)
     if config.num_epochs == 0:
         raise ConfigError("schedule.local_epochs and schedule.finetune_epochs are both 0: nothing would train.")
-    _ = config.schedule.turn
+    _ = config.schedule.turn  # raises where alternate_every is no length of a turn
     _check_names(config)
     _check_parts(config)
     if config.num_parts is not None:
@@ -39,7 +40,7 @@ def check(config: "Config") -> None:
         _check_replicas(config)
 
 
-def _check_bounds(name: str, value: Any, bounds: Any) -> None:
+def _check_bounds(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
     for each in value if isinstance(value, tuple) else [value]:
         for bound, (holds, words) in _BOUNDS.items():
             if each is not None and bound in bounds and not holds(each, bounds[bound]):
