@@ -60,47 +60,43 @@ def test_flips_mirror_half_of_the_images_and_leave_the_data_alone():
     assert not torch.equal(flipped[order], again[torch.tensor(numbers_of(again)).argsort()])
 
 
-def test_flip_needs_a_left_and_a_right():
-    flat = ImageData(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(4, 6, dtype=torch.uint8), "flat")
-    assert Batches(flat, seed=0, batch_size=2, flip=False).train(0, 0).shape == (2, 6)
-    with pytest.raises(DataError, match="data.flip"):
-        Batches(flat, seed=0, batch_size=2, flip=True)
+FLAT = ImageData(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(4, 6, dtype=torch.uint8), "flat")
 
 
-@pytest.mark.parametrize("batch_size", [0, 11])
-def test_batch_size_that_cannot_be(batch_size):
-    with pytest.raises(ConfigError, match=f"optim.batch_size is {batch_size}.*10 training images"):
-        Batches(numbered(10), seed=0, batch_size=batch_size, flip=False)
+def test_images_may_have_any_shape():
+    assert Batches(FLAT, seed=0, batch_size=2, flip=False).train(0, 0).shape == (2, 6)
 
 
-@pytest.mark.parametrize("step", [-1, 3])
-def test_step_outside_of_the_epoch(step):
-    with pytest.raises(IndexError):
-        Batches(numbered(10), seed=0, batch_size=3, flip=False).train_images(0, step)
+@pytest.mark.parametrize(
+    "ask, error, message",
+    [
+        (lambda: Batches(FLAT, 0, 2, flip=True), DataError, "data.flip"),
+        (lambda: Batches(numbered(10), 0, 0, False), ConfigError, "optim.batch_size is 0.*10 training images"),
+        (lambda: Batches(numbered(10), 0, 11, False), ConfigError, "optim.batch_size is 11.*10 training images"),
+        (lambda: Batches(numbered(10), 0, 3, False).train_images(0, -1), IndexError, "step -1"),
+        (lambda: Batches(numbered(10), 0, 3, False).train_images(0, 3), IndexError, "step 3"),
+        (lambda: Batches(numbered(9), 0, 4, False).test_batches(0, 4), ConfigError, "eval.num_images is 0.*5 test"),
+        (lambda: Batches(numbered(9), 0, 4, False).test_batches(6, 4), ConfigError, "eval.num_images is 6.*5 test"),
+    ],
+)
+def test_numbers_that_cannot_be(ask, error, message):
+    with pytest.raises(error, match=message):
+        ask()
 
 
 def test_dequantize_keeps_to_its_bin_for_any_noise():
     images = torch.arange(256, dtype=torch.uint8)
-    before = images.clone()
     largest = float(np.nextafter(np.float32(1), np.float32(0)))
     for u in (0.0, 0.5, largest):
-        values = dequantize(images, torch.full((256,), u))
+        noise = torch.full((256,), u)
+        values = dequantize(images, noise)
+        assert torch.equal(images, torch.arange(256, dtype=torch.uint8)) and (noise == u).all()
         assert values.dtype == torch.float32 and values.min() >= -0.5 and values.max() < 0.5
         # float64 holds the exact edges of the bins.
         assert torch.equal(((values.double() + 0.5) * 256).floor(), images.double())
         assert ((values.double() + 0.5) * 256 - images - u).abs().max() <= 2**-17
-    assert torch.equal(images, before)
     plain = images.float() / 256 - 0.5 + torch.full((256,), largest) / 256
     assert plain.max() == 0.5, "what dequantize is to avoid"
-
-
-def test_dequantize_changes_neither_images_nor_noise():
-    images = torch.randint(256, (4, 3, 2, 2), dtype=torch.uint8)
-    noise = torch.rand(4, 3, 2, 2)
-    kept = images.clone(), noise.clone()
-    first = dequantize(images, noise)
-    assert torch.equal(images, kept[0]) and torch.equal(noise, kept[1])
-    assert torch.equal(first, dequantize(images, noise))
 
 
 def test_a_slice_of_a_batch_needs_no_more_than_a_slice_of_the_noise():
@@ -145,10 +141,3 @@ def test_evaluation_is_the_same_whatever_the_run():
         found = list(other.test_batches(num_images, batch_size))
         assert [len(batch) for batch in found] == sizes
         assert torch.equal(torch.cat(found), whole[: sum(sizes)])
-
-
-@pytest.mark.parametrize("num_images", [0, 12])
-def test_more_test_images_than_there_are(num_images):
-    batches = Batches(numbered(20, num_test=11), seed=0, batch_size=4, flip=False)
-    with pytest.raises(ConfigError, match=f"eval.num_images is {num_images}.*11 test images"):
-        batches.test_batches(num_images, 4)

@@ -1,10 +1,8 @@
-"""A folder or a zip of images: what is read, what is kept, and what is said of a source that cannot be used."""
+"""A folder or a zip of images: reading, the cache, and the messages about sources that cannot be used."""
 
 import io
 import os
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -186,14 +184,6 @@ def test_a_part_without_images(part, files, write, options, tmp_path):
     assert "data.path" in message and f"no images in {part}/" in message
 
 
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG whose header announces an image that is not there."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    whole = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    pixels = b"IDAT" + zlib.compress(bytes(100))
-    return whole + struct.pack(">I", len(pixels) - 4) + pixels + struct.pack(">I", zlib.crc32(pixels))
-
-
 @pytest.mark.parametrize(
     "make, says",
     [
@@ -201,12 +191,11 @@ def png_of_size(width: int, height: int) -> bytes:
         (lambda good: b"GIF89a", ["cannot be decoded", "replace or remove"]),
         (lambda good: encode(np.zeros((5, 4, 3), np.uint8)), ["4x5", "5x4", "resize or remove"]),
         (lambda good: encode(np.zeros((4, 5), np.uint16)), ["more than 8 bits", "save it with 8 bits"]),
-        (lambda good: png_of_size(5000, 5000), ["more than 16,000,000 pixels"]),
-        (lambda good: png_of_size(10_000, 10_000), ["more than 16,000,000 pixels"]),
-        (lambda good: png_of_size(100_000, 100_000), ["more than 16,000,000 pixels"]),
+        (lambda good: encode(np.zeros((5000, 5000), bool)), ["more than 16,000,000 pixels"]),
+        (lambda good: encode(np.zeros((10_000, 10_000), bool)), ["more than 16,000,000 pixels"]),
         (lambda good: bytes(64_000_001), ["64,000,001 bytes", "remove it"]),
     ],
-    ids=["truncated", "no image", "another size", "16 bits", "large", "warned of", "bomb", "large file"],
+    ids=["truncated", "no image", "another size", "16 bits", "large", "warned of", "large file"],
 )
 def test_a_file_that_cannot_be_used_is_named(make, says, files, write, options, tmp_path, cache, recwarn):
     files["train/dog/2.png"] = make(files["train/dog/2.png"])

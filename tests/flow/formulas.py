@@ -1,7 +1,14 @@
-"""openai/glow's nets written from their parameters, to compare with."""
+"""openai/glow's nets written from their parameters, to compare with, and a small flow step."""
 
 import torch
 from torch.nn import functional
+
+from pipeflow.flow import ActNorm, Coupling, FlowStep, InvertibleConv1x1
+
+
+def flow_step(channels=4, form="lu", kind="affine", fold=False, width=5, dtype=torch.float32):
+    coupling = Coupling(channels, width, kind, dtype, fold)
+    return FlowStep(ActNorm(channels), InvertibleConv1x1(channels, form), coupling, fold)
 
 
 def zero_conv(module, x):

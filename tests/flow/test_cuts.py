@@ -61,10 +61,6 @@ def test_balanced_is_the_best_of_all_cuts(num):
     assert largest_part(cuts) == min(map(largest_part, itertools.combinations(allowed, num - 1)))
 
 
-def test_balanced_goes_as_far_as_there_are_places():
-    assert len(cut_names(glow((1, 8, 8), 2, 2, 2), "balanced", 4)) == 3
-
-
 @pytest.mark.parametrize(
     "split, num, message",
     [

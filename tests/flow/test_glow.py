@@ -123,7 +123,6 @@ class TestBuildFlow:
 
 
 OWN = """
-from torch import nn
 from pipeflow.flow import ActNorm, InvertibleConv1x1, Squeeze, glow
 
 calls = []
@@ -140,12 +139,6 @@ def whole(config, shape):
 
 def nothing(config, shape):
     pass
-
-def wrong_module(config, shape):
-    return nn.Linear(3, 3)
-
-def no_layer(config, shape):
-    return [ActNorm(shape[0]), nn.Conv2d(3, 3, 1)]
 
 def misfit(config, shape):
     return [Squeeze(), ActNorm(shape[0])]
@@ -179,8 +172,6 @@ class TestOwnFlow:
         [
             ("missing", "has no function 'missing'"),
             ("nothing", "returned a NoneType: return a list of layers or a Flow"),
-            ("wrong_module", "returned a Linear: return a list of layers or a Flow"),
-            ("no_layer", "layer 'layers.1' is a Conv2d"),
             ("misfit", r"layer 'layers.1' cannot take a latent of shape \(12, 4, 4\)"),
             ("other_images", r"for images of shape \(3, 16, 16\), but the data has \(3, 8, 8\)"),
         ],

@@ -1,6 +1,4 @@
-"""A small RealNVP of a user's own layers, cut and trained by parts."""
-
-import math
+"""A small RealNVP of a user's own layers on vectors, cut and trained by parts."""
 
 import pytest
 import torch
@@ -10,25 +8,8 @@ from pipeflow.flow import Flow, Layer, cut_names, split_flow
 from pipeflow.use.likelihood import bits_per_dim
 
 
-class Flatten(Layer):
-    """Images to vectors."""
-
-    def __init__(self, shape):
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, x):
-        return x.flatten(1), x.new_zeros(len(x))
-
-    def inverse(self, y):
-        return y.view(-1, *self.shape)
-
-    def output_shape(self, shape):
-        return (math.prod(shape),)
-
-
 class MaskedCoupling(Layer):
-    """A coupling of RealNVP on vectors, with a dense net; `parity` tells which values stay."""
+    """A coupling of RealNVP with a dense net; `parity` tells which values stay. It has the defaults of a dense layer."""
 
     def __init__(self, num_values, parity, width=16):
         super().__init__()
@@ -50,32 +31,34 @@ class MaskedCoupling(Layer):
 
 @pytest.fixture
 def own():
-    return Flow([Flatten((1, 4, 4)), *(MaskedCoupling(16, index % 2) for index in range(4))], (1, 4, 4))
+    return Flow([MaskedCoupling(16, index % 2) for index in range(4)], (16,))
 
 
 @pytest.fixture
 def images(normal):
     """Neighbours are alike, so that there is something to learn."""
     smooth = nn.functional.interpolate(normal(64, 1, 2, 2), size=4, mode="bilinear")
-    return 0.3 * smooth + 0.05 * normal(64, 1, 4, 4)
+    return (0.3 * smooth + 0.05 * normal(64, 1, 4, 4)).flatten(1)
 
 
-def test_inverse_and_samples(own, images):
+def test_defaults_suit_dense_layers(own, images):
+    before = own.log_prob(images)
+    own.initialize(images)
     latent, _, taken_out = own(images)
-    torch.testing.assert_close(own.inverse(latent, taken_out), images, atol=1e-5, rtol=0)
-    assert own.sample(3, torch.Generator().manual_seed(0)).shape == (3, 1, 4, 4)
+    assert torch.equal(own.log_prob(images), before) and not taken_out
+    torch.testing.assert_close(own.inverse(latent, []), images, atol=1e-5, rtol=0)
+    assert own.sample(3, torch.Generator().manual_seed(0)).shape == (3, 16)
+    assert own.multiply_adds() == 4 * (16 * 16 + 16 + 16 * 32 + 32)
 
 
 def test_cut_by_name_and_by_balance(own):
-    assert own.multiply_adds() == 4 * (16 * 16 + 16 + 16 * 32 + 32)
-    first, _ = split_flow(own, cut_names(own, ["layers.2"]))
-    assert first.names == ["layers.0", "layers.1"] and first.output_shape == (16,)
-    assert first.head_name == "heads.layers.2" and first.global_parameters()["heads.layers.2.mean"].shape == (16,)
-    assert cut_names(own, "balanced", 2) == ["layers.3"]
-    assert cut_names(own, "balanced", 4) == ["layers.2", "layers.3", "layers.4"]
+    first, _ = split_flow(own, cut_names(own, ["layers.1"]))
+    assert first.names == ["layers.0"] and first.output_shape == (16,)
+    assert first.head_name == "heads.layers.1" and first.global_parameters()["heads.layers.1.mean"].shape == (16,)
+    assert cut_names(own, "balanced", 2) == ["layers.2"]
 
 
-@pytest.mark.parametrize("cuts", [["layers.2"], ["layers.2", "layers.4"]])
+@pytest.mark.parametrize("cuts", [["layers.1"], ["layers.1", "layers.3"]])
 def test_trains_by_parts(own, images, cuts):
     parts = split_flow(own, cuts)
     optimizers = [torch.optim.Adam(part.global_parameters().values(), lr=1e-2) for part in parts]

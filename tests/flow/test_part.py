@@ -52,12 +52,6 @@ class TestPart:
         assert [layer for part in parts for layer in part.layers] == [layer for _, layer in flow.named_layers()]
         assert [part.index for part in parts] == list(range(len(parts)))
 
-    def test_squeeze_and_factor_out_stay_with_their_steps(self, flow):
-        first, second, third = split_flow(flow, CUTS["across blocks"])
-        assert first.names == ["blocks.0.squeeze", "blocks.0.steps.0"]
-        assert second.names == ["blocks.0.steps.1", "blocks.0.factor_out", "blocks.1.squeeze", "blocks.1.steps.0"]
-        assert third.names == ["blocks.1.steps.1"]
-
     def test_shapes_and_types_are_those_of_the_outputs(self, flow, parts, x):
         expected = flow.shape
         for part, output in outputs(parts, x):
@@ -148,12 +142,6 @@ class TestIsolation:
         assert sum(gradient is None for gradient in found) == on_no_latents_path
         reached = [gradient for gradient in found if gradient is not None and gradient.abs().sum() > 0]
         assert len(reached) == len(found) - on_no_latents_path - only_what_is_taken_out > 40
-
-    def test_outgoing_is_the_latent_itself_without_a_graph(self, parts, x):
-        for part, output in outputs(parts, x):
-            sent = part.outgoing(output)
-            assert torch.equal(sent, output.latent)
-            assert not sent.requires_grad and sent.grad_fn is None
 
     def test_a_parts_loss_trains_all_of_its_parameters_and_no_others(self, parts, x):
         for trained in parts:

@@ -7,15 +7,8 @@ from torch.distributions import Normal
 
 from pipeflow.flow import GaussianPrior, Prior
 from pipeflow.flow.heads import HEADS
-from pipeflow.flow.priors import diagonal_gaussian_log_prob
 
 SHAPES = [(3, 2, 4), (5,)]
-
-
-def test_diagonal_gaussian_is_the_normal_log_density(normal):
-    x, mean, log_scale = (normal(2, 3, 2, 4, seed=seed) for seed in range(3))
-    expected = Normal(mean, log_scale.exp()).log_prob(x).sum(dim=(1, 2, 3))
-    torch.testing.assert_close(diagonal_gaussian_log_prob(x, mean, log_scale), expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
