@@ -76,7 +76,7 @@ def compare(cut: str, schedule: str, dtype: str, scratch: Path) -> dict:
     plan = make_plan(config)
     num_parts, steps = config.parts.num, plan.phases[0].steps
     summary = measure(config, scratch / f"{cut} {schedule} {dtype}".replace(" ", "_").replace(",", ""))
-    measured, formula = summary["bytes"]["forward"], plan.forward
+    measured, formula = summary["bytes"]["forward"], plan.forward_bytes
     assert measured == formula, f"{cut}, {schedule}: measured {measured}, by formula {formula}"
     pipeline = sum(pipeline_bytes(plan))
     return {

@@ -91,11 +91,19 @@ def load_data(data: DataConfig) -> ImageData:
     return ImageData(train, test, name)
 
 
-def _subset(images: Tensor, num: int | None, option: str) -> Tensor:
-    there = len(images)
+def num_taken(num: int | None, there: int, option: str) -> int:
+    """Number of images that `data.num_train` or `data.num_test` takes of those that are there, None taking all.
+
+    Raises DataError where there are fewer.
+    """
     if num is not None and num > there:
         raise DataError(f"data.{option} is {num}, but there are only {there} images; lower it, or set null for all.")
-    order = torch.randperm(there, generator=torch.Generator().manual_seed(SUBSET_SEED))
+    return there if num is None else num
+
+
+def _subset(images: Tensor, num: int | None, option: str) -> Tensor:
+    num = num_taken(num, len(images), option)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SUBSET_SEED))
     return images[order[:num]]
 
 

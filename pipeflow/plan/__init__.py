@@ -1,10 +1,11 @@
-"""What a configuration will do and cost, before anything is trained, and what it would on machines that are described.
+"""A plan of a run before anything is trained, and predictions of it on machines that are described.
 
-plan.py        the parts, the phases and the bytes of a run, exactly; show.py prints them
-machines.py    the machines: from a file, from options, or measured by probe.py
-work.py        seconds of a part's forward, backward and update; memory.py what a worker holds
-simulate.py    workers, links and time; programs.py what each worker of a schedule does, in order
-predict.py     seconds, bytes, memory and idle share of every schedule, cut and rival; recommend.py which to take
+plan.py            the parts, the phases and the bytes of a run, exactly
+traffic.py         the formulas of the bytes that a run sends
+without_memory.py  flows whose tensors have shapes and no values
+show.py            prints a plan, or its phases
+command.py         `pipeflow plan`, with its options
+predict/           seconds, bytes and memory of every schedule, cut and rival on such machines
 """
 
 from pipeflow.plan.plan import Images, Plan, make_plan

@@ -1,4 +1,4 @@
-"""What `pipeflow plan` does with its options."""
+"""Runs `pipeflow plan` with its options."""
 
 import argparse
 import json
@@ -16,52 +16,47 @@ from pipeflow.plan.predict.recommend import recommend
 from pipeflow.plan.predict.table import as_json, print_predictions
 from pipeflow.plan.show import print_phases, print_plan
 
-_FOR_A_PLOT = "--plot draws seconds against the speed of links: it needs 2 workers or more, and --flops or --probe."
-
 
 def run(options: argparse.Namespace, config: Config) -> None:
     """Prints the plan, and predictions where machines are described or measured.
 
     Raises ConfigError for machines that cannot be, or options that need machines where there are none.
     """
-    on_stdout = options.json == "-"
-    console = Console(highlight=False, stderr=on_stdout)
-    # A file that cannot be read is said before anything is built or measured.
-    machines = _described(options)
+    console = Console(highlight=False, stderr=options.json == "-")
+    # Errors in the description are reported before anything is built or measured.
+    machines = _described_machines(options)
     if machines is None and (options.json or options.plot):
         raise ConfigError(
             "--json and --plot show predictions: describe machines too (--machines, --workers or --probe)."
         )
+    if machines is not None and options.plot and (machines.workers < 2 or not machines.in_seconds):
+        raise ConfigError(
+            "--plot draws seconds against the speed of links: it needs 2 workers or more, and --flops or --probe."
+        )
     plan = make_plan(config)
     if options.probe is not None:
-        machines = _probe(options, plan, console)
-    if options.phases:
-        print_phases(plan, console)
-    else:
-        print_plan(plan, console)
+        machines = _measured_machines(options, plan, console)
+    (print_phases if options.phases else print_plan)(plan, console)
     if machines is not None:
         console.print()
         _predict(options, plan, machines, console)
 
 
-def _described(options: argparse.Namespace) -> Machines | None:
-    inline = {
+def _described_machines(options: argparse.Namespace) -> Machines | None:
+    """The machines of a file or of options; for a probe, those that its other options alone would describe."""
+    given = {
         "workers": options.workers, "bandwidth": options.link, "latency": options.latency, "flops": options.flops,
         "memory": options.memory,
     }  # fmt: skip
-    if options.probe is not None:
-        if options.machines is not None or options.flops is not None:
-            raise ConfigError("--probe measures the machines: give neither --machines nor --flops with it.")
-        told = {name: value for name, value in inline.items() if value is not None}
-        if options.plot and int(told.get("workers", 2)) < 2:
-            raise ConfigError(_FOR_A_PLOT)
-        return read_machines(None, {"workers": 1, "bandwidth": 1, **told, "flops": 1})  # what was told is looked at
-    if options.machines is None and all(value is None for value in inline.values()):
-        return None
-    return read_machines(options.machines, inline)
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.probe is None:
+        return read_machines(options.machines, given) if given or options.machines is not None else None
+    if options.machines is not None or options.flops is not None:
+        raise ConfigError("--probe measures the machines: give neither --machines nor --flops with it.")
+    return read_machines(None, {"workers": 2, "bandwidth": 1, **given, "flops": 1})
 
 
-def _probe(options: argparse.Namespace, plan: Plan, console: Console) -> Machines:
+def _measured_machines(options: argparse.Namespace, plan: Plan, console: Console) -> Machines:
     from pipeflow.plan.predict.probe import describe, probe
 
     workers = int(options.workers) if options.workers is not None else max(2, len(plan.parts))
@@ -69,8 +64,8 @@ def _probe(options: argparse.Namespace, plan: Plan, console: Console) -> Machine
     machines = probe(plan.config, plan.flow.shape, workers)
     write_machines(machines, options.probe, describe(machines))
     console.print(f"Written to {options.probe}: --machines {options.probe} reads it back.", "", sep="\n")
-    inline = {"bandwidth": options.link, "latency": options.latency, "memory": options.memory}
-    return read_machines(options.probe, inline)
+    given = {"bandwidth": options.link, "latency": options.latency, "memory": options.memory}
+    return read_machines(options.probe, given)
 
 
 def _predict(options: argparse.Namespace, plan: Plan, machines: Machines, console: Console) -> None:
@@ -85,8 +80,6 @@ def _predict(options: argparse.Namespace, plan: Plan, machines: Machines, consol
         else:
             Path(options.json).write_text(text)
     if options.plot:
-        if machines.workers < 2 or not machines.in_seconds:
-            raise ConfigError(_FOR_A_PLOT)
         from pipeflow.plan.predict.figure import plot_by_speed
 
         plot_by_speed(predictor, options.plot)

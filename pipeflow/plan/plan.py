@@ -1,6 +1,6 @@
-"""A run that is yet to be made: its parts, its phases, and what travels, by formula.
+"""A run that is yet to be made: its parts, its phases, and the bytes that it sends, by formula.
 
-No image is loaded for the data that comes along, and of a folder or a zip only the first is decoded.
+Images of the built-in data are not loaded, and of a folder or a zip only the first is decoded.
 """
 
 from collections import Counter
@@ -11,25 +11,24 @@ from pipeflow.config import Config
 from pipeflow.config.checks import check_batch_size
 from pipeflow.data import load_data
 from pipeflow.data.image_folder import measure_images
-from pipeflow.data.sources import DEAD_LEAVES_NUM
+from pipeflow.data.sources import DEAD_LEAVES_NUM, num_taken
 from pipeflow.errors import ConfigError, DataError
 from pipeflow.flow import Flow, Part, build_flow, cut_names, split_flow
 from pipeflow.flow.layers import Shape
-from pipeflow.plan.traffic import eval_link_bytes, gather_bytes, gradient_bytes, phase_link_bytes, replica_bytes
+from pipeflow.plan import traffic
 from pipeflow.plan.without_memory import build_without_memory
 from pipeflow.training.schedule import Phase, Schedule
 
 SMALL_IMAGE = (3, 32, 32)
 """Shape of the images of cifar10 and dead_leaves."""
-
 CIFAR10_NUM = {"train": 50_000, "test": 10_000}
 
 
 class Images(NamedTuple):
-    """What a plan knows of the data."""
+    """The data as a plan needs it."""
 
     shape: Shape
-    """Of one image, without the batch."""
+    """Shape of one image, without the batch."""
     num_train: int
     num_test: int
 
@@ -40,56 +39,62 @@ class Plan:
 
     config: Config
     flow: Flow
-    """Of fake tensors where it is pipeflow's own: it has shapes, but no values."""
+    """The flow, whose tensors have shapes but no values where it is pipeflow's own."""
     parts: list[Part]
     phases: list[Phase]
     num_train: int
     num_test: int
 
     @property
-    def forward(self) -> list[int]:
-        """Bytes over each link in all of training."""
-        optim, dtype = self.config.optim, self.config.link.dtype
-        by_phase = [phase_link_bytes(phase, self.parts, optim.batch_size, dtype) for phase in self.phases]
-        return [sum(link) for link in zip(*by_phase)]
-
-    @property
-    def evaluation(self) -> int:
-        """Bytes over the links in all evaluations before the gather: twice, where there are averaged weights."""
-        local = [phase for phase in self.phases if phase.is_local]
-        if not local:
-            return 0
-        num_images = min(self.config.eval.num_images or self.num_test, self.num_test)
-        in_training = num_images * (1 + sum(phase.evaluate for phase in local))
-        return sum(eval_link_bytes(self.parts, in_training + self.num_test)) * (2 if self.config.optim.ema > 0 else 1)
-
-    @property
-    def gather(self) -> dict[str, int]:
-        """Bytes of the gather, by kind; before data-parallel epochs rank 0 also sends everything to all others."""
-        local = [phase for phase in self.phases if phase.is_local]
-        trained = {part for phase in local for part in phase.trained}
-        ema = self.config.optim.ema > 0
-        counts = Counter(gather_bytes(self.parts, range(len(self.parts)), trained, ema) if local else {})
-        if self._is_data_parallel:
-            for _ in range(self.num_workers - 1):
-                counts.update(gather_bytes(self.parts, [1] * len(self.parts), trained, ema))
-        return dict(counts)
-
-    @property
     def num_workers(self) -> int:
-        """One for each replica of each part."""
+        """Workers with one for each replica of each part."""
         return len(self.parts) * self.config.parts.replicas
 
     @property
-    def gradients(self) -> int:
-        """Bytes of gradients in data-parallel epochs."""
-        steps = sum(phase.steps for phase in self.phases if not phase.is_local)
-        return gradient_bytes(self.parts, self.num_workers, steps) if self._is_data_parallel else 0
+    def local_phases(self) -> list[Phase]:
+        """The phases before the gather."""
+        return [phase for phase in self.phases if phase.is_local]
 
     @property
-    def replicas(self) -> int:
+    def forward_bytes(self) -> list[int]:
+        """Bytes over each link in all of training."""
+        batch_size, dtype = self.config.optim.batch_size, self.config.link.dtype
+        by_phase = [traffic.phase_link_bytes(phase, self.parts, batch_size, dtype) for phase in self.phases]
+        return [sum(link) for link in zip(*by_phase)]
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes over the links in all evaluations before the gather: twice, where there are averaged weights."""
+        if not self.local_phases:
+            return 0
+        num_images = min(self.config.eval.num_images or self.num_test, self.num_test)
+        num_images *= 1 + sum(phase.evaluate for phase in self.local_phases)
+        once = sum(traffic.eval_link_bytes(self.parts, num_images + self.num_test))
+        return once * (2 if self.config.optim.ema > 0 else 1)
+
+    @property
+    def gather_bytes(self) -> dict[str, int]:
+        """Bytes of the gather, by kind; before data-parallel epochs rank 0 also sends everything to all others."""
+        trained = {part for phase in self.local_phases for part in phase.trained}
+        ema = self.config.optim.ema > 0
+        counts: Counter[str] = Counter()
+        if self.local_phases:
+            counts.update(traffic.gather_bytes(self.parts, range(len(self.parts)), trained, ema))
+        if self._is_data_parallel:
+            everything = traffic.gather_bytes(self.parts, [1] * len(self.parts), trained, ema)
+            counts.update({kind: count * (self.num_workers - 1) for kind, count in everything.items()})
+        return dict(counts)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of gradients in data-parallel epochs."""
+        steps = sum(phase.steps for phase in self.phases if not phase.is_local)
+        return traffic.gradient_bytes(self.parts, self.num_workers, steps) if self._is_data_parallel else 0
+
+    @property
+    def replica_bytes(self) -> int:
         """Bytes of gradients that replicas of parts average before the gather."""
-        return sum(replica_bytes(phase, self.parts, self.config.parts.replicas) for phase in self.phases)
+        return sum(traffic.replica_bytes(phase, self.parts, self.config.parts.replicas) for phase in self.phases)
 
     @property
     def _is_data_parallel(self) -> bool:
@@ -99,7 +104,7 @@ class Plan:
 def make_plan(config: Config, images: Images | None = None) -> Plan:
     """Builds the flow and the schedule, without images.
 
-    images: None: those that the configuration names, which must be there.
+    images: shape and numbers; those of the configuration's data, which must be there, if not given.
 
     Raises:
         ConfigError: the parts, the model or the batch size cannot be.
@@ -123,19 +128,14 @@ def _measure_data(config: Config) -> Images:
     data = config.data
     if data.name == "python":
         raise DataError("data.name is python: images given from Python cannot be planned from a configuration.")
-    if data.name == "dead_leaves":
-        num_train, num_test = data.num_train or DEAD_LEAVES_NUM["train"], data.num_test or DEAD_LEAVES_NUM["test"]
-        return Images(SMALL_IMAGE, num_train, num_test)
+    shape: Shape = SMALL_IMAGE
+    if data.name == "dead_leaves":  # there are as many as are asked for
+        return Images(shape, data.num_train or DEAD_LEAVES_NUM["train"], data.num_test or DEAD_LEAVES_NUM["test"])
     if data.name == "cifar10":
-        shape, train, test = SMALL_IMAGE, CIFAR10_NUM["train"], CIFAR10_NUM["test"]
-    elif data.name == "images":
+        train, test = CIFAR10_NUM["train"], CIFAR10_NUM["test"]
+    elif data.name == "images" and data.path is not None:
         shape, train, test = measure_images(data.path)
     else:
         images = load_data(data)
         shape, train, test = images.shape, len(images.train), len(images.test)
-    for option, num, there in (("num_train", data.num_train, train), ("num_test", data.num_test, test)):
-        if num is not None and num > there:
-            raise DataError(
-                f"data.{option} is {num}, but there are only {there} images; lower it, or set null for all."
-            )
-    return Images(shape, data.num_train or train, data.num_test or test)
+    return Images(shape, num_taken(data.num_train, train, "num_train"), num_taken(data.num_test, test, "num_test"))

@@ -1,9 +1,11 @@
-"""What a run computes and sends, by formula: the bytes of each kind of traffic, and the work of training.
+"""Bytes that a run sends, by formula, for each kind of traffic; and its share of the work of end-to-end training.
 
-Exact: the links of a run count the same bytes.
+The formulas are exact: the links of a run count the same bytes.
 """
 
 from collections.abc import Collection, Sequence
+
+from torch import nn
 
 from pipeflow.flow import Part
 from pipeflow.links.codec import make_codec
@@ -11,16 +13,15 @@ from pipeflow.training.schedule import Phase, training_macs
 
 
 def latent_bytes(part: Part, batch: int, dtype: str) -> int:
-    """Bytes of what a part hands to the next for one batch of this many images, in a type of `link.dtype`."""
+    """Bytes of a part's latents for a batch of this many images, in a type of `link.dtype`."""
     return make_codec(dtype, part.output_shape).num_bytes(batch)
 
 
 def phase_link_bytes(phase: Phase, parts: Sequence[Part], batch_size: int, dtype: str) -> list[int]:
     """Bytes over each link in a phase's training."""
-    return [
-        latent_bytes(part, batch_size, dtype) * (phase.count_sent(part.index) if phase.is_local else 0)
-        for part in parts[:-1]
-    ]
+    if not phase.is_local:
+        return [0] * (len(parts) - 1)
+    return [latent_bytes(part, batch_size, dtype) * phase.count_sent(part.index) for part in parts[:-1]]
 
 
 def eval_link_bytes(parts: Sequence[Part], num_images: int) -> list[int]:
@@ -29,7 +30,7 @@ def eval_link_bytes(parts: Sequence[Part], num_images: int) -> list[int]:
 
 
 def gather_bytes(parts: Sequence[Part], owners: Sequence[int], trained: Collection[int], ema: bool) -> dict[str, int]:
-    """Bytes that the gather sends to rank 0, by kind. Heads stay behind; what rank 0 holds is there already.
+    """Bytes that the gather sends to rank 0, by kind, without heads and without what rank 0 holds already.
 
     Args:
         owners: rank of the worker that holds each part.
@@ -37,11 +38,10 @@ def gather_bytes(parts: Sequence[Part], owners: Sequence[int], trained: Collecti
         ema: whether there are averaged weights.
     """
     counts = {"parameters": 0, "optimizer": 0, "ema": 0}
-    for part, owner in zip(parts, owners):
-        if owner == 0:
-            continue
-        counts["parameters"] += sum(tensor.nbytes for tensor in _without_head(part.global_state(), part).values())
-        parameters = sum(tensor.nbytes for tensor in _without_head(part.global_parameters(), part).values())
+    for part in (part for part, owner in zip(parts, owners) if owner != 0):
+        parameters = _parameter_bytes(part)
+        state = [module.state_dict(keep_vars=True) for module in _flow_modules(part)]
+        counts["parameters"] += sum(tensor.nbytes for tensors in state for tensor in tensors.values())
         counts["optimizer"] += 2 * parameters * (part.index in trained)
         counts["ema"] += parameters * ema
     return counts
@@ -49,26 +49,28 @@ def gather_bytes(parts: Sequence[Part], owners: Sequence[int], trained: Collecti
 
 def gradient_bytes(parts: Sequence[Part], num_workers: int, steps: int) -> int:
     """Bytes that a ring of data-parallel workers sends to average the whole flow's gradients, float32."""
-    parameters = sum(
-        tensor.nbytes for part in parts for tensor in _without_head(part.global_parameters(), part).values()
-    )
-    return 2 * (num_workers - 1) * parameters * steps
+    return 2 * (num_workers - 1) * sum(map(_parameter_bytes, parts)) * steps
 
 
 def replica_bytes(phase: Phase, parts: Sequence[Part], num_replicas: int) -> int:
     """Bytes that a local phase's replicas send to average the gradients of their parts, heads included."""
-    values = [sum(value.nbytes for value in part.global_parameters().values()) for part in parts]
+    if not phase.is_local:
+        return 0
+    values = [sum(parameter.nbytes for parameter in part.parameters()) for part in parts]
     sent = sum(count * phase.count_training(part.index) for part, count in zip(parts, values))
-    return 2 * (num_replicas - 1) * sent * phase.is_local
-
-
-def _without_head(tensors: dict, part: Part) -> dict:
-    """The last part's head is the flow's own prior, and stays."""
-    head = f"{part.head_name}." if part.head_name.startswith("heads.") else None
-    return {name: tensor for name, tensor in tensors.items() if head is None or not name.startswith(head)}
+    return 2 * (num_replicas - 1) * sent
 
 
 def training_share(phases: Sequence[Phase], parts: Sequence[Part]) -> float:
     """Training multiply-adds of all phases, as a share of the same epochs end to end."""
     whole = 3 * sum(part.multiply_adds() for part in parts)
-    return sum(training_macs(phase, parts, 1) for phase in phases) / sum(phase.steps * whole for phase in phases)
+    return sum(training_macs(phase, list(parts), 1) for phase in phases) / sum(phase.steps * whole for phase in phases)
+
+
+def _flow_modules(part: Part) -> list[nn.Module]:
+    """A part's layers, and its head only if that is the flow's own prior, which stays."""
+    return [*part.layers, *([] if part.head_name.startswith("heads.") else [part.head])]
+
+
+def _parameter_bytes(part: Part) -> int:
+    return sum(parameter.nbytes for module in _flow_modules(part) for parameter in module.parameters())

@@ -5,8 +5,7 @@ import torch
 
 from pipeflow.config import Config
 from pipeflow.flow import cut_names, glow, split_flow
-from pipeflow.plan.predict.memory import Activations, copied_bytes, flow_bytes, saved_bytes, trained_bytes
-from pipeflow.plan.traffic import gather_bytes
+from pipeflow.plan.predict.memory import Activations, copied_bytes, saved_bytes, trained_bytes
 from pipeflow.training.trainer import PartTrainer
 
 
@@ -49,13 +48,6 @@ def test_a_checkpoint_copies_what_a_trainer_holds(flow, ema):
         _, loss = trainer.forward(torch.rand(2, *part.input_shape) - 0.5)
         trainer.update(loss)
         assert copied_bytes([part], ema) == sum(tensor.nbytes for tensor in trainer.tensors().values())
-
-
-@pytest.mark.parametrize("ema", [False, True])
-def test_the_gather_sends_what_the_costs_say(flow, ema):
-    parts = split_flow(flow, cut_names(flow, "across", 3))
-    expected = sum(gather_bytes(parts, [0, 1, 2], {0, 1, 2}, ema).values())
-    assert sum(flow_bytes(part, ema) for part in parts[1:]) == expected
 
 
 def test_recomputing_keeps_the_inputs_and_one_layer(flow):

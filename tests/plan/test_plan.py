@@ -32,8 +32,8 @@ def test_a_plan_is_what_the_run_then_did(finished_run):
     config = read_config(finished_run)
     plan = make_plan(config)
     assert [part.describe() for part in plan.parts] == summary["parts"]
-    assert plan.forward == summary["bytes"]["forward"]
-    assert plan.evaluation == summary["bytes"]["eval"]
+    assert plan.forward_bytes == summary["bytes"]["forward"]
+    assert plan.evaluation_bytes == summary["bytes"]["eval"]
     batch_size = config.optim.batch_size
     assert [training_macs(phase, plan.parts, batch_size) for phase in plan.phases] == [
         record["macs"] for record in summary["epochs"]
@@ -49,7 +49,7 @@ def test_before_the_gather_all_test_images_are_evaluated_once(finetune_epochs, e
         schedule={"local_epochs": 3, "finetune_epochs": finetune_epochs}, optim={"ema": ema}, eval={"num_images": 40}
     )
     once = sum(eval_link_bytes(plan.parts, 4 * 40 + 100))
-    assert plan.evaluation == once * (2 if ema else 1)
+    assert plan.evaluation_bytes == once * (2 if ema else 1)
 
 
 # Data

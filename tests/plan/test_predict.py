@@ -46,7 +46,7 @@ def test_bytes_are_those_of_the_links(mode, dtype):
     phases = Schedule(plan.config, 3, 20).phases()
     expected = sum(sum(phase_link_bytes(phase, plan.parts, 64, dtype)) for phase in phases) / 3
     assert predictor.local(mode, predictor.cuts()[0]).bytes == expected
-    assert sum(plan.forward) / 3 == expected
+    assert sum(plan.forward_bytes) / 3 == expected
 
 
 def test_bytes_of_gradients_are_those_of_the_ring(small):

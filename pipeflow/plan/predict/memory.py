@@ -105,10 +105,10 @@ def saved_bytes(module: nn.Module, inputs: Tensor) -> int:
     return _bytes_of([saved])
 
 
-def _parameters_and_buffers(modules: Sequence[nn.Module]) -> tuple[int, int]:
-    """Bytes of all modules' parameters, and of their buffers."""
-    parameters = sum(each.nbytes for module in modules for each in module.parameters())
-    return parameters, sum(each.nbytes for module in modules for each in module.buffers())
+def _parameters_and_buffers(parts: Sequence[Part]) -> tuple[int, int]:
+    """Bytes of the parameters that are trained with these parts, their heads' with them, and of their buffers."""
+    parameters = sum(each.nbytes for part in parts for each in part.parameters())
+    return parameters, sum(each.nbytes for part in parts for each in part.buffers())
 
 
 def trained_bytes(parts: Sequence[Part], ema: bool) -> int:
@@ -117,15 +117,10 @@ def trained_bytes(parts: Sequence[Part], ema: bool) -> int:
     return parameters * (2 + MOMENTS + ema) + buffers
 
 
-def copied_bytes(modules: Sequence[nn.Module], ema: bool) -> int:
+def copied_bytes(parts: Sequence[Part], ema: bool) -> int:
     """Bytes of the copy in host memory that a checkpoint is written from: all that is trained, but for the gradients."""
-    parameters, buffers = _parameters_and_buffers(modules)
+    parameters, buffers = _parameters_and_buffers(parts)
     return parameters * (1 + MOMENTS + ema) + buffers
-
-
-def flow_bytes(part: Part, ema: bool) -> int:
-    """Bytes that the gather sends of a trained part, all but a local head: `traffic.gather_bytes`, sooner counted."""
-    return copied_bytes([*part.layers, *([] if part.head_name.startswith("heads.") else [part.head])], ema)
 
 
 def _saved_by_layer(flow: Flow, batch_size: int) -> dict[str, Saved]:

@@ -7,12 +7,12 @@ from pipeflow.flow import Part
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.predict.cuts import Cut, Cuts
 from pipeflow.plan.predict.machines import Machines
-from pipeflow.plan.predict.memory import Activations, copied_bytes, flow_bytes, trained_bytes
+from pipeflow.plan.predict.memory import Activations, copied_bytes, trained_bytes
 from pipeflow.plan.predict.prediction import Prediction
 from pipeflow.plan.predict.programs import Handling
 from pipeflow.plan.predict.simulate import Operation, SimulatedLink, SimulatedTimeline, simulate
 from pipeflow.plan.predict.work import Work, layer_work
-from pipeflow.plan.traffic import gradient_bytes
+from pipeflow.plan.traffic import gather_bytes, gradient_bytes
 
 
 class FlowCounts:
@@ -31,7 +31,8 @@ class FlowCounts:
 
     def gathered_bytes(self, part: Part) -> int:
         """Bytes that the gather sends of a trained part."""
-        return self._once("gathered", [part], lambda: flow_bytes(part, self._config.optim.ema > 0))
+        ema = self._config.optim.ema > 0
+        return self._once("gathered", [part], lambda: sum(gather_bytes([part], [1], {part.index}, ema).values()))
 
     def gradient_bytes(self, workers: int, steps: int) -> int:
         """Bytes that data-parallel workers send to average the whole flow's gradients."""
