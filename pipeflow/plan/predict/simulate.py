@@ -80,11 +80,6 @@ class SimulatedTimeline:
         """Seconds in which each worker computed."""
         return [sum(span.end - span.begin for span in spans) for spans in self.workers]
 
-    @property
-    def idle(self) -> float:
-        """Share of all workers' time in which they did not compute."""
-        return 1 - sum(self.busy()) / (len(self.workers) * self.seconds) if self.seconds else 0.0
-
     def share_alone(self) -> float:
         """Share of the time in which one worker computes and no other does."""
         changes = sorted(
