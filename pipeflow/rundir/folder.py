@@ -94,10 +94,8 @@ class RunFolder:
         return not is_first and launch.exists() and launch.read_text() == _launch()
 
     def write_config(self) -> None:
-        """Writes config.yaml: from here on the folder holds this run."""
-        partial = self.path / "config.yaml.partial"
-        partial.write_text(yaml.safe_dump(self.config.to_dict(), sort_keys=False))
-        partial.replace(self.path / "config.yaml")
+        """Writes config.yaml. From here on the folder holds this run."""
+        self._write("config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False))
 
     def show_token(self) -> str:
         """Leaves a file that the other workers must see if the folder is shared."""
@@ -118,14 +116,17 @@ class RunFolder:
         return read_summary(self.path)
 
     def write_summary(self, summary: Summary | None) -> None:
-        """Writes summary.json whole, or removes it where a run goes on."""
-        path = self.path / "summary.json"
+        """Writes summary.json, or removes it where a run goes on."""
         if summary is None:
-            path.unlink(missing_ok=True)
-            return
-        partial = path.with_suffix(".partial")
-        partial.write_text(dumps(summary.to_json(), indent=1) + "\n")
-        partial.replace(path)
+            (self.path / "summary.json").unlink(missing_ok=True)
+        else:
+            self._write("summary.json", dumps(summary.to_json(), indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Writes a file that is whole or not there."""
+        partial = self.path / f"{name}.partial"
+        partial.write_text(text)
+        partial.replace(self.path / name)
 
     def _holds_run(self) -> bool:
         return (self.path / "config.yaml").exists()

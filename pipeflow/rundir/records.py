@@ -37,7 +37,7 @@ class EpochBytes(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch(Record):
-    """A finished epoch. Lists have a value for each worker, and mappings one for each part, if not said otherwise."""
+    """A finished epoch. Tuples have a value for each worker, mappings one for each part, unless said otherwise."""
 
     epoch: Count
     phase: Mode
@@ -53,13 +53,14 @@ class Epoch(Record):
     """Bits/dim at the exit of each part, None where there are no heads or no evaluation."""
     seconds: Positive
     idle: tuple[Number, ...] | None = None
-    """Fraction of the time that a worker waited for others. A resumed epoch has this and the next of its last sitting."""
+    """Fraction of the time that a worker waited for others; of a resumed epoch, since its last resume."""
     cpu_seconds: tuple[Seconds, ...] | None = None
+    """Seconds of its processor cores; of a resumed epoch, since its last resume."""
     images: Count
     macs: Count
     bytes: EpochBytes
     test_bpd_raw: Number | None = None
-    """Of the weights themselves, where `test_bpd` is of their average."""
+    """Bits/dim of the weights themselves, where `test_bpd` is that of their average."""
 
     @property
     def is_local(self) -> bool:
@@ -68,7 +69,7 @@ class Epoch(Record):
 
     @property
     def training_bytes(self) -> int:
-        """Bytes of latents, gradients and images handed out; evaluation and control are not training's."""
+        """Bytes of latents, gradients and images handed out. Evaluation and control are not training's."""
         return sum(count for _, _, count in self.bytes.latents) + self.bytes.gradients + self.bytes.images
 
 
@@ -110,7 +111,7 @@ class RunBytes(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Memory(Record):
-    """Bytes that each worker held at first, and at most."""
+    """Bytes of memory that each worker held at first, and at most."""
 
     before: tuple[Count, ...]
     peak: tuple[Count, ...]
@@ -118,7 +119,7 @@ class Memory(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Record):
-    """A run: what it learned, and at which cost. What has a default is not known of a run that has not ended."""
+    """A run's results and costs. Fields with a default are unknown while a run has not ended."""
 
     name: Text
     test_bpd: Number
@@ -143,7 +144,7 @@ class Summary(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Record):
-    """The `start` event of a log, as far as it is read."""
+    """The fields of a log's `start` event that are read back."""
 
     initial_bpd: Finite
     parts: tuple[PartSummary, ...]
@@ -159,7 +160,7 @@ class Gather(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Carried(Record):
-    """Seconds and bytes of an interrupted epoch until then, which its record will have in it."""
+    """Seconds and bytes of an interrupted epoch so far. The epoch's record will include them."""
 
     seconds: Seconds
     bytes: EpochBytes
@@ -178,10 +179,11 @@ class Position(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Totals(Record):
-    """Sums over a run so far. bytes: by kind, `latents/0` for those over the first link."""
+    """Sums over a run so far."""
 
     seconds: RunSeconds
     bytes: Mapping[Text, Count]
+    """Bytes by kind, those of latents also by link: `latents/0`."""
     macs: Count
     initial_bpd: Finite
     exit_bpd: tuple[Number, ...] | None
@@ -198,7 +200,7 @@ class File(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
-    """All of a checkpoint but its tensors."""
+    """A checkpoint without its tensors."""
 
     epoch: Count
     """Epochs that are done."""
@@ -221,9 +223,9 @@ class Manifest(Record):
         return checkpoint_name(self.epoch, 0 if self.position is None else self.position.step)
 
     @classmethod
-    def from_json(cls, value: object) -> Self:
-        """The manifest that `to_json` wrote. Raises RecordError."""
-        manifest = super().from_json(value)
+    def from_json(cls, value: object, name: str = "") -> Self:
+        """Reads what `to_json` wrote. Raises RecordError."""
+        manifest = super().from_json(value, name)
         epochs = [record.epoch for record in manifest.history]
         if len(epochs) != manifest.epoch or epochs != list(range(len(epochs))):
             raise RecordError(f"its history has other epochs than the {manifest.epoch} that are done")
@@ -231,5 +233,5 @@ class Manifest(Record):
 
 
 def checkpoint_name(epoch: int, step: int = 0) -> str:
-    """Name of the folder of a checkpoint after so many epochs, and batches of the next."""
+    """Names the folder of a checkpoint after `epoch` epochs and `step` batches of the next."""
     return f"epoch-{epoch:06d}{f'-step-{step:06d}' if step else ''}"

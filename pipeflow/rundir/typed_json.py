@@ -35,10 +35,10 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Base of the records: to JSON values and back."""
+    """Base of the records, which writes them as JSON values and reads them back."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain values. Numbers that are not finite stay floats."""
+        """Gives the record as plain values. Numbers that are not finite stay floats."""
         values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {
             field.name: _plain(value)
@@ -47,12 +47,11 @@ class Record:
         }
 
     @classmethod
-    def from_json(cls, value: object) -> Self:
-        """The record that `to_json` wrote. Keys that it does not know are left out. Raises RecordError."""
-        return cls._read(value, "")
+    def from_json(cls, value: object, name: str = "") -> Self:
+        """Reads what `to_json` wrote, without keys that are no fields. name: of the place, for errors.
 
-    @classmethod
-    def _read(cls, value: object, name: str) -> Self:
+        Raises RecordError.
+        """
         if not isinstance(value, dict):
             raise RecordError(f"{name or 'it'} is {brief(value)} and no mapping")
         read: dict[str, Any] = {}
@@ -65,7 +64,7 @@ class Record:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Standard JSON, in which numbers that are not finite stand as "nan", "inf" and "-inf"."""
+    """Writes standard JSON, in which numbers that are not finite stand as "nan", "inf" and "-inf"."""
     return json.dumps(_in_words(value), allow_nan=False, indent=indent)
 
 
@@ -92,12 +91,12 @@ def _fields(record: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 def _read(kind: Any, value: Any, name: str) -> Any:
-    """The value as the type `kind` has it. Raises RecordError."""
+    """Reads a value of the type `kind`. Raises RecordError."""
     origin, arguments = get_origin(kind), get_args(kind)
     if NoneType in arguments:
         return None if value is None else _read(arguments[0], value, name)
     if isinstance(kind, type) and issubclass(kind, Record):
-        return kind._read(value, name)
+        return kind.from_json(value, name)
     if origin is Mapping:
         if not isinstance(value, dict):
             raise RecordError(f"{name} is {brief(value)} and no mapping")
@@ -116,17 +115,14 @@ def _read(kind: Any, value: Any, name: str) -> Any:
 
 
 def _read_plain(kind: Any, value: Any, complaint: str) -> Any:
-    """The same of a type that is neither a list nor a mapping. complaint: how the error begins."""
-    if kind is object:
-        return value
-    origin, arguments = get_origin(kind), get_args(kind)
-    base, is_right = arguments if origin is Annotated else (kind, lambda _: True)
-    read = float(value) if base is float and isinstance(value, str) and value in _NOT_FINITE else value
-    if origin is Literal:
-        fits = isinstance(value, str) and value in arguments
+    """Reads a value of a type that is neither a list nor a mapping. complaint: how the error begins."""
+    base: type
+    if get_origin(kind) is Literal:
+        base, is_right = str, get_args(kind).__contains__
     else:
-        fits = isinstance(read, (int, float) if base is float else base)
-        fits = fits and (base is bool or not isinstance(read, bool))
-    if not (fits and is_right(read)):
+        base, is_right = get_args(kind) or (kind, lambda _: True)
+    read = float(value) if base is float and value in _NOT_FINITE else value
+    fits = isinstance(read, (int, float) if base is float else base)
+    if not fits or (isinstance(read, bool) and base in (int, float)) or not is_right(read):
         raise RecordError(f"{complaint} {brief(value)}")
     return read
