@@ -1,4 +1,4 @@
-"""What a latent looks like on a link: its type there, its bytes, and what the receiver makes of it.
+"""How a latent is written on a link: the type of what travels, its bytes, and how the receiver reads it.
 
     float32, bfloat16   the values in that type
     int8                a byte a value, with a range for each channel of each batch
@@ -22,35 +22,35 @@ from torch import Tensor
 from pipeflow.flow.layers import Shape
 
 _RANGE_BYTES = 2 * 4
-"""Of a channel's `low` and `step`, float32."""
+"""Bytes of a channel's `low` and `step`, float32."""
 
 
 class Codec(ABC):
     """A way to write latents of one shape."""
 
     dtype: torch.dtype
-    """Of what travels."""
+    """Type of the payload."""
     needs_generator = False
     """Whether the two ends share random numbers."""
 
     def __init__(self, shape: Shape):
-        """shape: of one latent, without the batch."""
+        """shape: [channels, ...] of one latent, without the batch."""
         self.shape = shape
 
     @abstractmethod
     def encode(self, latent: Tensor, generator: torch.Generator | None) -> Tensor:
-        """What travels, contiguous, for `latent`: [batch, *shape], float32. Both ends give equal generators."""
+        """The payload, contiguous, for a latent, [batch, *shape], float32. Both ends give equal generators."""
 
     @abstractmethod
     def decode(self, payload: Tensor, generator: torch.Generator | None) -> Tensor:
         """The latent that the receiver trains on, [batch, *shape], float32."""
 
     def payload_shape(self, batch: int) -> Shape:
-        """Shape of what travels for a batch."""
+        """Shape of the payload of a batch."""
         return (batch, *self.shape)
 
     def num_bytes(self, batch: int) -> int:
-        """Bytes of what travels for a batch."""
+        """Bytes of the payload of a batch."""
         return math.prod(self.payload_shape(batch)) * self.dtype.itemsize
 
 
@@ -77,7 +77,7 @@ class DitheredBytes(Codec):
     def payload_shape(self, batch: int) -> Shape:
         return (_RANGE_BYTES * self.shape[0] + batch * math.prod(self.shape),)
 
-    def encode(self, latent: Tensor, generator: torch.Generator) -> Tensor:
+    def encode(self, latent: Tensor, generator: torch.Generator | None) -> Tensor:
         channels = latent.flatten(2) if latent.ndim > 2 else latent.unsqueeze(2)
         low = channels.amin(dim=(0, 2))
         step = ((channels.amax(dim=(0, 2)) - low) / 255).clamp_min(torch.finfo(torch.float32).tiny)
@@ -86,7 +86,7 @@ class DitheredBytes(Codec):
         values = values.clamp_(0, 255).to(torch.uint8)
         return torch.cat([torch.cat([low, step]).view(torch.uint8), values.flatten()])
 
-    def decode(self, payload: Tensor, generator: torch.Generator) -> Tensor:
+    def decode(self, payload: Tensor, generator: torch.Generator | None) -> Tensor:
         num_channels = self.shape[0]
         head = _RANGE_BYTES * num_channels
         low, step = payload[:head].view(torch.float32).view(2, num_channels, 1)
@@ -94,7 +94,8 @@ class DitheredBytes(Codec):
         values = (values - self._dither(values, generator)).add_(0.5).mul_(step).add_(low)
         return values.view(-1, *self.shape)
 
-    def _dither(self, like: Tensor, generator: torch.Generator) -> Tensor:
+    def _dither(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        assert generator is not None, "both ends draw the dither from generators of their own"
         return torch.rand(like.shape, generator=generator, device=like.device)
 
 

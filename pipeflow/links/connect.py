@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch.distributed as dist
-
 from pipeflow.config import Config
 from pipeflow.flow.part import Part
-from pipeflow.links.link import Channel, Link, LocalLink, ReceivingEnd, SendingEnd
+from pipeflow.links.channel import Channel
+from pipeflow.links.link import Link, LocalLink, ReceivingEnd, SendingEnd
 from pipeflow.links.wire import make_wire
-from pipeflow.workers.world import NO_TIMEOUT, World
+from pipeflow.workers.world import World
 
 
 def connect(world: World, parts: Sequence[Part], owners: Sequence[int], config: Config) -> dict[int, Link]:
@@ -39,17 +38,13 @@ def connect(world: World, parts: Sequence[Part], owners: Sequence[int], config: 
 
 def _connect_ranks(world: World, channel: Channel, ranks: tuple[int, int], config: Config) -> Link | None:
     """This worker's end of the link from the first rank to the second, or None where it is neither."""
-    group = dist.new_group(list(ranks), backend="gloo", timeout=NO_TIMEOUT)
-    nccl = None
-    if world.backend == "nccl":
-        nccl = dist.new_group(list(ranks), backend="nccl", timeout=NO_TIMEOUT)
-    if world.rank not in ranks:
+    group = world.new_group(ranks, "gloo")
+    nccl = world.new_group(ranks, "nccl") if world.backend == "nccl" else None
+    if group is None:
         return None
     source, target = ranks
     peer = target if world.rank == source else source
     world.watch(peer)
+    end = SendingEnd if world.rank == source else ReceivingEnd
     wire = make_wire(group, nccl, peer, world.device)
-    depth, timeout = config.link.depth, config.link.timeout_s
-    if world.rank == source:
-        return SendingEnd(channel, wire, depth, timeout, world.traffic, world.alarm, world.timeline, world.rank)
-    return ReceivingEnd(channel, wire, depth, timeout, world.alarm, world.timeline, world.rank)
+    return end(channel, wire, config.link, world.traffic, world.alarm, world.timeline)

@@ -30,7 +30,7 @@ class Entries:
         self._store.set(key, value)
         self._traffic.add("control", self._rank, 0, len(key) + len(value))
 
-    def take(self, checkpoint: str, ranks: Sequence[int]) -> list[dict] | None:
+    def collect(self, checkpoint: str, ranks: Sequence[int]) -> list[dict] | None:
         """On rank 0: the entries of all these workers, once; None as long as there are not all of them."""
         others = {rank: self._key(checkpoint, rank) for rank in ranks if rank != 0}
         if others and not self._store.check(list(others.values())):

@@ -8,7 +8,6 @@ open the folder -> data, flow, parts, workers -> initialise or resume
 import contextlib
 import dataclasses
 import errno
-import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,6 +37,7 @@ from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
 from pipeflow.use.likelihood import exit_bits_per_dim
 from pipeflow.use.sample import to_images
+from pipeflow.workers.trace import gather_spans
 from pipeflow.workers.world import World, join_workers
 
 SAMPLE_TEMPERATURE = 0.7
@@ -312,7 +312,7 @@ class Run:
             return _Inside(stopped_at, trained.losses, carried)
         recorder.phase_trained(phase, self._merge_losses(losses), time.perf_counter() - start, busy, cpu, traffic)
         if self.world.timeline.wanted(phase.epoch):
-            self._draw_timeline()
+            self.recorder.timeline(gather_spans(self.world.timeline, self.control))
         try:
             self._evaluate_phase(phase)
         except _Interrupted:
@@ -331,21 +331,6 @@ class Run:
             start = time.perf_counter()
             result = self._evaluate(phase.epoch, self.num_test)
             recorder.local_ended(result, time.perf_counter() - start, self._collect(None)[1])
-
-    def _draw_timeline(self) -> None:
-        """Brings everybody's spans together, on rank 0's clock as far as workers of other machines can tell it."""
-        self.control.share("now", "the timeline")
-        here = [socket.gethostname(), time.time_ns(), self.world.timeline.take()]
-        everyone = self.control.gather(here, "the timeline")
-        self.recorder.timeline(
-            [
-                [
-                    [kind, name, begin - (now - everyone[0][1]) * (host != everyone[0][0]), length]
-                    for kind, name, begin, length in spans
-                ]
-                for host, now, spans in everyone
-            ]
-        )
 
     def _gather(self) -> None:
         start = time.perf_counter()
@@ -415,7 +400,7 @@ class Run:
 
     def _collect(self, value: Any, what: str = "the bytes sent") -> tuple[list, list]:
         """Everybody's values on rank 0, and the bytes that all have sent since the last call."""
-        collected = self.control.gather([value, self.world.traffic.take()], what)
+        collected = self.control.gather([value, self.world.traffic.drain()], what)
         return [value for value, _ in collected], [entry for _, traffic in collected for entry in traffic]
 
     def _merge_losses(self, losses: list[dict[str, float]]) -> dict[str, float]:

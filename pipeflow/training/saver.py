@@ -81,7 +81,7 @@ class Saver:
             yield 0.0
         if manifest is None:
             return
-        while (entries := self._entries.take(name, writers)) is None:
+        while (entries := self._entries.collect(name, writers)) is None:
             yield _POLL_SECONDS
         before_commit()
         self._checkpoints.commit([File.from_json(entry) for entry in entries], manifest)
@@ -105,7 +105,7 @@ class Saver:
         if job is None:
             return
         job.hurry()
-        error = self._alarm.get(job.ended, None, lambda: "")
+        error = self._alarm.get(job.ended)
         self._job = None
         if error is not None:
             self._alarm.check()

@@ -8,7 +8,8 @@ from pipeflow.data import Batches, load_data
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import split_flow
-from pipeflow.links.link import Channel, LocalLink
+from pipeflow.links.channel import Channel
+from pipeflow.links.link import LocalLink
 from pipeflow.rundir.model import load_flow
 from pipeflow.rundir.reading import read_config, read_summary
 from pipeflow.training.trainer import PartTrainer

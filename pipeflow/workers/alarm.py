@@ -1,4 +1,8 @@
-"""An alarm that every wait of a worker listens to."""
+"""The alarm of a worker: the first error of any thread, which every wait listens to and raises.
+
+A wait inside torch (an all-reduce with a worker that stands still, the making of a group) cannot listen. Where nobody has
+heard the alarm for some seconds, a guard prints the error and ends the process.
+"""
 
 import os
 import queue
@@ -7,127 +11,132 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 
 from pipeflow.errors import PipeflowError, WorkerError
 from pipeflow.workers import parent
 
-BEAT_SECONDS = 1.0
-QUIET_SECONDS = 3.0
-"""Without a beat for so long a worker is not believed to do what it did."""
-_PATIENCE_SECONDS = 2 * QUIET_SECONDS
-UNHEARD_SECONDS = 5.0
-"""An alarm that no wait has heard for so long is one that the computing thread cannot hear."""
-_POLL_SECONDS = 0.2
+T = TypeVar("T")
+
+POLL_SECONDS = 0.2
+_GUARD_SECONDS = 1.0
+_UNHEARD_SECONDS = 5.0
+"""The computing thread cannot hear an alarm that no wait has raised for so long."""
+_CULPRIT_SECONDS = 6.0
+"""A peer that is itself waiting gets so long to report the real failure."""
 
 
 class Alarm:
-    """The first error that any thread of this worker runs into; what waits, waits through it."""
+    """The first error of any thread of this worker. Every wait goes through it."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 0) -> None:
+        """rank: this worker's, for messages."""
+        self.rank = rank
         self.doing = "computed"
-        """What the computing thread does, in the words of a message: \"worker 0 <doing>\"."""
+        """The computing thread's activity, in the words of a message: "worker 0 <doing>"."""
         self.doing_of: Callable[[int], str] = lambda other: ""
-        """What another worker does, as far as this one knows; empty where it does not."""
+        """The activity of another worker, empty where it is not known."""
+        self.about: Callable[[int], str] = lambda other: ""
+        """Another worker's parts and position, in brackets behind its number; empty where they are not known."""
         self._error: PipeflowError | None = None
         self._tripped_at = 0.0
         self._heard = False
         self._lock = threading.Lock()
 
     def trip(self, error: PipeflowError) -> None:
-        """Makes every wait end with this error, unless one came before."""
+        """Makes every wait raise this error, unless another one came first."""
         with self._lock:
             if self._error is None:
                 self._error, self._tripped_at = error, time.monotonic()
 
-    def unheard(self) -> PipeflowError | None:
-        """The error that has been waiting for somebody to check for longer than it should."""
-        late = self._error is not None and time.monotonic() - self._tripped_at > UNHEARD_SECONDS
-        return self._error if late and not self._heard else None
+    def trip_loss(self, event: str) -> None:
+        """Trips with the WorkerError of `loss`."""
+        self.trip(self.loss(event))
+
+    def loss(self, event: str, detail: str = "") -> WorkerError:
+        """The error of a lost worker: the event, what this worker did meanwhile, a detail in brackets, and what to do."""
+        detail = f" ({detail})" if detail else ""
+        return WorkerError(
+            f"{event}, while worker {self.rank} {self.doing}{detail}. Start the same command again to resume."
+        )
 
     def check(self) -> None:
-        """Raises the error the alarm was tripped with."""
+        """Raises the error that the alarm was tripped with."""
         if self._error is not None:
             self._heard = True
             raise self._error
 
-    def wait(self, seconds: float) -> None:
-        """Waits for an error that may come, and raises it."""
+    def listen(self, seconds: float) -> None:
+        """Waits for an error that may come within these seconds, and raises it."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.check()
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
-    def too_late(self, peer: int, text: str) -> str:
-        """The words for a peer that was waited for in vain.
+    def get(self, source: "queue.Queue[T] | queue.SimpleQueue[T]", doing: str = "waited for another") -> T:
+        """The next item of a queue, however long it takes. doing: the activity to report if an error comes meanwhile."""
+        return self.keep_trying(lambda seconds: source.get(timeout=seconds), doing)
 
-        One that waits itself is not the cause: it is given some seconds to tell of it, which raises what it tells.
+    def keep_trying(
+        self, attempt: Callable[[float], T], doing: str, timeout: float | None = None, late: Callable[[], str] = str
+    ) -> T:
+        """Repeats an attempt on a queue until it succeeds; its result.
+
+        Args:
+            attempt: gets from or puts into a queue, and waits for at most the seconds that it is given.
+            doing: the activity to report if an error comes meanwhile.
+            timeout: seconds after which a WorkerError with the text of `late` is raised; None for never.
+            late: makes the text when it is needed.
         """
-        end = time.monotonic() + _PATIENCE_SECONDS
-        while (doing := self.doing_of(peer)).startswith("waited"):
-            if time.monotonic() > end:
-                return f"{text} Worker {peer} itself {doing}."
-            self.wait(_POLL_SECONDS)
-        return text
-
-    @contextmanager
-    def telling(self, doing: str) -> Iterator[None]:
-        """What the computing thread does in the block; after an error it stays what it was about."""
-        before, self.doing = self.doing, doing
-        yield
-        self.doing = before
-
-    def get(
-        self, source: queue.Queue, timeout: float | None, late: Callable[[], str], doing: str = "waited for another"
-    ) -> Any:
-        """The next item of a queue; WorkerError with the text of `late` after `timeout` seconds (None: never).
-
-        doing: what for, should an error come from elsewhere meanwhile.
-        """
-        return self._wait(lambda: source.get(timeout=_POLL_SECONDS), timeout, late, doing)
-
-    def put(
-        self,
-        target: queue.Queue,
-        item: Any,
-        timeout: float | None,
-        late: Callable[[], str],
-        doing: str = "waited for another",
-    ) -> None:
-        """Adds to a bounded queue, waiting for room as `get` waits for an item."""
-        self._wait(lambda: target.put(item, timeout=_POLL_SECONDS), timeout, late, doing)
-
-    def _wait(self, attempt: Callable[[], Any], timeout: float | None, late: Callable[[], str], doing: str) -> Any:
         start = time.monotonic()
         with self.telling(doing):
             while True:
                 self.check()
                 try:
-                    return attempt()
+                    return attempt(POLL_SECONDS)
                 except (queue.Empty, queue.Full):
                     if timeout is not None and time.monotonic() - start > timeout:
                         raise WorkerError(late()) from None
 
+    def wait_for_culprit(self, peer: int, text: str) -> str:
+        """The text of the error for a peer that was waited for in vain.
 
-def guard(rank: int, alarm: Alarm, closed: threading.Event) -> None:
-    """Watches the launcher, and that alarms are heard; for a thread, until it is closed."""
-    while not closed.wait(BEAT_SECONDS):
-        if parent.is_gone():
-            alarm.trip(
-                WorkerError(
-                    f"worker {rank}: the launcher (process {parent.PROCESS}) is gone, while worker {rank} {alarm.doing}. "
-                    f"Start the same command again to resume."
-                )
-            )
-        error = alarm.unheard()
-        if error is not None:
-            end_process(error)
+        A peer that is itself waiting is not the culprit. It gets a few seconds to report the real failure, which is then
+        raised here.
+        """
+        end = time.monotonic() + _CULPRIT_SECONDS
+        while (doing := self.doing_of(peer)).startswith("waited"):
+            if time.monotonic() > end:
+                return f"{text} Worker {peer} itself {doing}."
+            self.listen(POLL_SECONDS)
+        return text
+
+    @contextmanager
+    def telling(self, doing: str) -> Iterator[None]:
+        """Sets the activity for the block. After an error it stays, for the message."""
+        before, self.doing = self.doing, doing
+        yield
+        self.doing = before
+
+    def start_guard(self) -> threading.Event:
+        """Starts the thread that watches the launcher and that alarms are heard. Setting the event ends it."""
+        ended = threading.Event()
+        threading.Thread(target=self._guard, args=(ended,), name="pipeflow-guard", daemon=True).start()
+        return ended
+
+    def _guard(self, ended: threading.Event) -> None:
+        while not ended.wait(_GUARD_SECONDS):
+            if parent.is_gone():
+                self.trip_loss(f"worker {self.rank}: the launcher (process {parent.PROCESS}) is gone")
+            error = self._error
+            if error is not None and not self._heard and time.monotonic() - self._tripped_at > _UNHEARD_SECONDS:
+                _end_process(error)
 
 
-def end_process(error: PipeflowError) -> NoReturn:
-    """Ends a process whose computing thread is beyond reach."""
+def _end_process(error: PipeflowError) -> NoReturn:
+    """Ends the process with the error's message, unless another worker has shown it."""
     try:
         if not error.reported:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -136,7 +145,7 @@ def end_process(error: PipeflowError) -> NoReturn:
 
 
 def is_broken_connection(error: RuntimeError) -> bool:
-    """Whether torch says with it that another process, or the way to it, is gone."""
+    """Whether this error of torch says that another process, or the connection to it, is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 

@@ -1,8 +1,8 @@
-"""Control: phases, results and failures between rank 0 and the others, over a gloo group of its own.
+"""Control: phases, results and parts between rank 0 and the others, over a gloo group of its own.
 
 Values travel as JSON, never pickled. Each operation runs in a thread that may block for as long as it takes, while the
 caller waits through the alarm: a worker that waits for a fine-tuning of hours neither spins, times out, nor misses the
-loss of rank 0. Each operation says what it is for: with that a worker that is lost is reported.
+loss of rank 0. Each operation names what it carries, for the message when the other worker is lost.
 """
 
 import json
@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeflow.errors import WorkerError
 from pipeflow.workers.alarm import Alarm, first_line
 from pipeflow.workers.traffic import Traffic
 
@@ -23,27 +22,18 @@ from pipeflow.workers.traffic import Traffic
 class Control:
     """The control group of one worker. With one worker it hands values back and sends nothing."""
 
-    def __init__(
-        self,
-        rank: int,
-        world_size: int,
-        group: dist.ProcessGroup | None,
-        traffic: Traffic,
-        alarm: Alarm,
-        about: Callable[[int], str] = lambda other: "",
-    ):
-        """about: what is known of another worker, in words behind its number."""
-        self.rank = rank
+    def __init__(self, world_size: int, group: dist.ProcessGroup | None, traffic: Traffic, alarm: Alarm):
+        self.rank = alarm.rank
         self.world_size = world_size
         self.group = group
         self._traffic = traffic
         self._alarm = alarm
-        self._about = about
-        self._requests: queue.Queue = queue.Queue()
+        self._requests: queue.Queue[tuple[Callable[[], object], queue.SimpleQueue[Exception | None]] | None]
+        self._requests = queue.Queue()
         if group is not None:
             threading.Thread(target=self._serve, name="pipeflow-control", daemon=True).start()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Ends the thread; nothing can be sent any more."""
         self._requests.put(None)
 
@@ -55,16 +45,17 @@ class Control:
             return value
         return self.receive_json(0, what)
 
-    def gather(self, value: Any, what: str = "an answer") -> list:
+    def gather(self, value: Any, what: str = "an answer") -> list[Any]:
         """Everybody's values in the order of ranks on rank 0, an empty list elsewhere."""
         if self.rank != 0:
             self.send_json(value, 0, what)
             return []
         return [value, *(self.receive_json(other, what) for other in range(1, self.world_size))]
 
-    def share(self, value: Any, what: str = "an answer") -> list:
+    def share(self, value: Any, what: str = "an answer") -> list[Any]:
         """Everybody's values in the order of ranks, on every rank."""
-        return self.broadcast(self.gather(value, what), what)
+        everyone: list[Any] = self.broadcast(self.gather(value, what), what)
+        return everyone
 
     def send(self, tensor: Tensor, target: int, kind: str, what: str = "") -> None:
         """Sends a tensor, whose size the target knows, counted under `kind`."""
@@ -79,10 +70,9 @@ class Control:
         return tensor
 
     def send_json(self, value: Any, target: int, what: str) -> None:
-        """Sends plain values to one worker. what: they are, for the message where it is lost."""
+        """Sends plain values to one worker. what: their name, for the message where the worker is lost."""
         payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        size = torch.tensor([payload.numel()])
-        self.send(size, target, "control", what)
+        self.send(torch.tensor([payload.numel()]), target, "control", what)
         self.send(payload, target, "control", what)
 
     def receive_json(self, source: int, what: str) -> Any:
@@ -90,15 +80,16 @@ class Control:
         size = int(self.receive(torch.empty(1, dtype=torch.int64), source, what))
         return json.loads(self.receive(torch.empty(size, dtype=torch.uint8), source, what).numpy().tobytes())
 
-    def _call(self, operation: Callable[[], Any], peer: int, doing: str) -> None:
-        answer: queue.Queue = queue.Queue()
+    def _call(self, operation: Callable[[], object], peer: int, doing: str) -> None:
+        answer: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._requests.put((operation, answer))
-        error = self._alarm.get(answer, None, lambda: "", doing)
-        if error is not None:
-            raise WorkerError(
-                f"worker {peer} was lost{self._about(peer)}: its control connection to worker {self.rank} broke, while "
-                f"worker {self.rank} {doing} ({first_line(error)}). Start the same command again to resume."
-            )
+        with self._alarm.telling(doing):
+            error = self._alarm.get(answer, doing)
+            if error is not None:
+                raise self._alarm.loss(
+                    f"worker {peer} was lost{self._alarm.about(peer)}: its control connection to worker {self.rank} broke",
+                    first_line(error),
+                )
 
     def _serve(self) -> None:
         while (request := self._requests.get()) is not None:

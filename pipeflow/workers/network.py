@@ -1,7 +1,7 @@
-"""Which network interface workers listen on: none but the loopback where all of them are on one machine.
+"""The network interface that workers listen on: only the loopback where all of them are on one machine.
 
-Neither gloo nor NCCL asks who connects, so nobody outside should be able to. Left alone, both listen on the interface
-that the machine's name stands for.
+Neither gloo nor NCCL asks who connects, so nobody outside should be able to. By default both listen on the interface that
+the machine's name stands for.
 """
 
 import os
@@ -11,13 +11,13 @@ LIBRARIES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Each library's own environment variable for the interface."""
 
 _LOOPBACKS = ("lo", "lo0")
-"""On Linux, on macOS."""
+"""Names on Linux and on macOS."""
 
 
 def stay_on_this_machine() -> None:
-    """Names the loopback to gloo and NCCL where the launcher put all workers on this machine; what the user set stays.
+    """Names the loopback to gloo and NCCL where the launcher put all workers on this machine.
 
-    To be called before groups are made: that is when their sockets are.
+    To be called before groups are made, which is when they open their sockets.
     """
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         use_loopback()

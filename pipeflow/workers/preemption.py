@@ -1,10 +1,10 @@
-"""SIGTERM as a notice: the machine is wanted back, the run saves what it has and leaves.
+"""SIGTERM as a notice: the machine is wanted back, the run saves itself and leaves.
 
     SIGTERM at any worker -> [its monitor tells the others'] -> the worker in front stops before its next batch and says so
     down the links, behind its last latent -> everybody has trained the same batches -> checkpoint -> exit code 75
 
-Nobody has to agree on a batch: whoever computes later than the worker in front gets its word in the order of the latents,
-and whoever does not depend on it has nothing to do in this phase. A second thread ends the process when the time is over.
+Nobody has to agree on a batch: a worker behind the front one hears of the stop in the order of the latents, and a worker
+that does not depend on it has nothing to do in this phase. A second thread ends the process when the time is over.
 """
 
 import os
@@ -18,41 +18,44 @@ from contextlib import contextmanager, suppress
 
 from pipeflow.errors import PREEMPTED_EXIT_CODE
 
-LAST_WORDS_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 5.0
 
 
 class Notice:
-    """Whether the run has been asked to leave. Given once, by a signal or by another worker."""
+    """Whether the run was asked to leave, by a signal or by another worker."""
 
     def __init__(self, rank: int):
         self.rank = rank
         self.from_rank: int | None = None
-        """Of the worker that got the signal first, as far as this one knows."""
+        """The worker that got the signal first, as far as this one knows; None without a notice."""
         self.is_of_a_loss: Callable[[], bool] = lambda: False
-        """Whether a SIGTERM is the launcher's, who ends what a lost worker has left; it must not wait for anything."""
-        self._is_over: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        """What the guard hears: False for a notice, True for the end. A signal handler may put into it, unlike an Event."""
+        """Whether a SIGTERM comes from the launcher, which ends the workers that a lost one leaves. Must not wait."""
+        self._events: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """Tells the grace thread: False for a notice, True for the end. Unlike an Event, a signal handler may use it."""
 
     def __bool__(self) -> bool:
         return self.from_rank is not None
 
     def give(self, from_rank: int) -> None:
-        """The run is to end."""
+        """Asks the run to leave."""
         if self.from_rank is None:
             self.from_rank = from_rank
-            self._is_over.put(False)
+            self._events.put(False)
 
     @contextmanager
     def listening(self, grace_s: float, last_good: Callable[[], str]) -> Iterator[None]:
         """Takes SIGTERM as a notice inside the block; a process that is still in it `grace_s` seconds later is ended.
 
-        last_good: what there is to resume from, in words. A thread that is not the main one cannot listen to signals:
-        there SIGTERM stays what it was, and the notices of other workers are followed. After a loss the launcher's
-        SIGTERM is no notice: the monitor ends this worker.
+        A thread that is not the main one cannot listen to signals: there SIGTERM stays what it was, and only the notices of
+        other workers count. After a loss the launcher's SIGTERM is no notice: the monitor ends this worker.
+
+        Args:
+            grace_s: seconds from the notice to the end of the process.
+            last_good: names the checkpoint to resume from, for the message.
         """
         is_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, self._take_signal) if is_main_thread else None
-        threading.Thread(target=self._guard, args=(grace_s, last_good), name="pipeflow-grace", daemon=True).start()
+        threading.Thread(target=self._end_late, args=(grace_s, last_good), name="pipeflow-grace", daemon=True).start()
         try:
             yield
         except BaseException:
@@ -63,20 +66,20 @@ class Notice:
             if is_main_thread:
                 signal.signal(signal.SIGTERM, before)
         finally:
-            self._is_over.put(True)
+            self._events.put(True)
 
     def _take_signal(self, *_: object) -> None:
-        # After a loss there is nothing to save with the others, and the monitor ends this worker for it.
         if not self.is_of_a_loss():
             self.give(self.rank)
 
-    def _guard(self, grace_s: float, last_good: Callable[[], str]) -> None:
-        if self._is_over.get():
+    def _end_late(self, grace_s: float, last_good: Callable[[], str]) -> None:
+        """Waits for a notice, then ends the process after `grace_s` seconds, unless the block ends before."""
+        if self._events.get():
             return
         end = time.monotonic() + grace_s
         while (left := end - time.monotonic()) > 0:
             with suppress(queue.Empty):
-                if self._is_over.get(timeout=left):
+                if self._events.get(timeout=left):
                     return
         if self.rank in (0, self.from_rank):
             print(
@@ -89,15 +92,15 @@ class Notice:
 
 
 def _end_after_last_words() -> None:
-    """From now on a SIGTERM ends the process, but only once the error that it is about to say must have been said.
+    """From now on a SIGTERM ends the process only after the seconds that its own error needs to be printed.
 
-    What one worker has lost makes the launcher end all others: they would fall silent in the middle of telling why.
+    A worker that is lost makes the launcher end all others, which would fall silent while they tell why.
     """
     terminated: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def end() -> None:
         terminated.get()
-        time.sleep(LAST_WORDS_SECONDS)
+        time.sleep(_LAST_WORDS_SECONDS)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=end, name="pipeflow-last-words", daemon=True).start()

@@ -6,28 +6,28 @@ import torch.distributed as dist
 
 
 def share_of(batch_size: int, num_replicas: int, index: int) -> slice:
-    """The images of a global batch that are one replica's; sizes differ by one at most."""
+    """The images of a global batch that belong to one replica; shares differ by one image at most."""
     return slice(index * batch_size // num_replicas, (index + 1) * batch_size // num_replicas)
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """Who shares the batches of this worker; a worker with all of them is alone here."""
+    """The workers that share this worker's batches, itself included."""
 
     ranks: tuple[int, ...]
     rank: int
-    """This worker's."""
+    """This worker's rank."""
     group: dist.ProcessGroup | None = None
-    """For gradients, where there is more than one."""
+    """The process group of their gradients; None for a single worker."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of replicas."""
         return len(self.ranks)
 
     @property
     def index(self) -> int:
-        """This worker's number among them."""
+        """This worker's position among them."""
         return self.ranks.index(self.rank)
 
     @property
@@ -40,6 +40,7 @@ class Replicas:
         return share_of(batch_size, self.size, self.index)
 
     def weight(self, batch_size: int, rank: int) -> float:
-        """What part of a global batch is the share of the worker `rank`, of whichever replicas as many as these."""
+        """Fraction of the global batch that worker `rank` trains on; weights its loss in the mean over replicas."""
         share = share_of(batch_size, self.size, rank % self.size)
-        return (share.stop - share.start) / batch_size
+        num_images: int = share.stop - share.start
+        return num_images / batch_size

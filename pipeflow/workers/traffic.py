@@ -7,23 +7,23 @@ _TRAINING = ("latents", "gradients", "images")
 
 
 class Traffic:
-    """Bytes that this worker has sent, by kind and by where from and to (parts for latents, else ranks)."""
+    """Bytes that this worker has sent, by kind, source and target: parts for latents, ranks for all else."""
 
     def __init__(self) -> None:
         self.training = 0
-        """Of latents, gradients and images so far: what the progress display shows."""
-        self._counts: Counter = Counter()
+        """Bytes of latents, gradients and images so far, for the progress display."""
+        self._counts: Counter[tuple[str, int, int]] = Counter()
         self._lock = threading.Lock()
 
     def add(self, kind: str, source: int, target: int, num_bytes: int) -> None:
-        """Counts a payload: called once for each, where it is sent."""
+        """Counts a payload, once, where it is sent."""
         with self._lock:
             self._counts[kind, source, target] += num_bytes
             if kind in _TRAINING:
                 self.training += num_bytes
 
-    def take(self) -> list[list]:
-        """`[kind, from, to, bytes]` since the last call."""
+    def drain(self) -> list[tuple[str, int, int, int]]:
+        """`(kind, source, target, bytes)` since the last call."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
-        return [[*key, value] for key, value in sorted(counts.items())]
+        return [(*key, num_bytes) for key, num_bytes in sorted(counts.items())]

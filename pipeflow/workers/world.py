@@ -1,58 +1,70 @@
 """The workers of a run: who this one is, on which device, and how it reaches the others.
 
-Made from what torchrun and Ray Train both set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). One process
-alone is a world of size 1, without torch.distributed.
+World reads what torchrun and Ray Train both set: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. A single process
+is a world of size 1, without torch.distributed.
 """
 
-import contextlib
 import itertools
 import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.rendezvous import rendezvous
 
 from pipeflow.config import Config
 from pipeflow.device import choose_device
 from pipeflow.errors import ConfigError, PipeflowError, Preempted, WorkerError
-from pipeflow.workers.alarm import Alarm, first_line, guard, is_broken_connection
+from pipeflow.workers.alarm import Alarm, first_line, is_broken_connection
 from pipeflow.workers.control import Control
-from pipeflow.workers.heartbeat import CAUSE_SECONDS, Monitor, claim_failure
+from pipeflow.workers.heartbeat import Monitor, claim_failure
 from pipeflow.workers.network import stay_on_this_machine
 from pipeflow.workers.preemption import Notice
 from pipeflow.workers.replicas import Replicas
 from pipeflow.workers.timeline import Timeline
 from pipeflow.workers.traffic import Traffic
 
-_START_TIMEOUT = timedelta(minutes=10)
-_FAIL_SECONDS = 5.0
-NO_TIMEOUT = timedelta(days=365)
-"""Groups wait for as long as it takes: lost workers are noticed by broken connections and missing heartbeats."""
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+else:
+    from torch.distributed import PrefixStore, TCPStore
 
-_OF_A_MACHINE = ("run.dir", "run.device", "data.path")
-"""Options that may differ from worker to worker: paths that lead to one place, and devices."""
+_START_TIMEOUT = timedelta(minutes=10)
+_NO_TIMEOUT = timedelta(days=365)
+"""Groups wait for as long as it takes: broken connections and missing heartbeats tell of lost workers."""
+_STORE_TIMEOUT = timedelta(seconds=30)
+_CAUSE_SECONDS = 3.0
+"""The monitor hears within these seconds why a connection broke inside torch."""
+_CLAIM_SECONDS = 5.0
+"""A store that is out of reach gets so long to take a worker's error."""
+
+_MAY_DIFFER = ("run.dir", "run.device", "data.path")
+"""Options that may differ from worker to worker: devices, and paths that lead to one place."""
 _RUNS = itertools.count()
 
 
-@contextlib.contextmanager
+@contextmanager
 def join_workers(config: Config) -> Iterator["World"]:
     """Joins the workers that the launcher started, for the block, whose end all of them reach together.
 
-    An error in the block is told to the others: `reported` tells whether another worker's came first and has been reported
-    there. A connection that breaks inside torch becomes a WorkerError that names what is behind it.
+    An error in the block is told to the other workers; `reported` says whether the error of another worker came first and
+    is shown there. A connection that breaks inside torch becomes a WorkerError that names the cause.
 
-    Raises ConfigError for a device or a backend that cannot be, for more workers than parts, and where workers were
-    started with different options.
+    Raises:
+        ConfigError: there is no such device or backend, there are more workers than parts, or workers were started with
+            different options.
+        WorkerError: the workers did not come together, or one was lost.
     """
     world = World(config)
     try:
         world.join()
         yield world
-        world.close()
+        world.leave()
     except Preempted as notice:
         notice.reported = world.rank != 0
         raise
@@ -67,7 +79,7 @@ def join_workers(config: Config) -> Iterator["World"]:
         raise loss from None
     finally:
         # Nobody waits for the others any more: what they do next is no reason to end this process.
-        world.closed.set()
+        world.guard_ended.set()
 
 
 class World:
@@ -78,9 +90,7 @@ class World:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.num_replicas = config.parts.replicas
         """Workers that hold the same parts, before the gather."""
-        self.mesh: DeviceMesh | None = None
-        """All workers by `part` and `replica`, where parts have replicas and train by themselves."""
-        self.alarm = Alarm()
+        self.alarm = Alarm(self.rank)
         self.notice = Notice(self.rank)
         self.traffic = Traffic()
         self.device = torch.device("cpu")
@@ -88,16 +98,14 @@ class World:
         self.timeline: Timeline
         self.control: Control
         self.monitor: Monitor | None = None
-        self.closed = threading.Event()
+        """The watch over the other workers; None for a single one."""
+        self.guard_ended = self.alarm.start_guard()
         self._config = config
-        self._store: dist.Store | None = None
-        self._attempt = ""
-        watch = (self.rank, self.alarm, self.closed)
-        threading.Thread(target=guard, args=watch, name="pipeflow-guard", daemon=True).start()
+        self._key_prefix = ""
 
     @property
     def stage(self) -> int:
-        """Where this worker stands in the line of those that hold different parts."""
+        """This worker's position in the line of those that hold different parts."""
         return self.rank // self.num_replicas
 
     @property
@@ -109,30 +117,28 @@ class World:
         """Meets the other workers, if any, and chooses this one's device and the backend of its links."""
         config = self._config
         group = self._connect() if self.size > 1 else None
-        about = self.monitor.about if self.monitor is not None else lambda other: ""
-        self.control = Control(self.rank, self.size, group, self.traffic, self.alarm, about)
-        self._check_same(config)
+        self.control = Control(self.size, group, self.traffic, self.alarm)
+        self._check_same_options()
         config.check_world_size(self.size)
         self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
-        self.backend = self._choose_backend(config)
+        self.backend = self._choose_backend()
         self.timeline = Timeline(config.timeline, self.device)
 
-    def _check_same(self, config: Config) -> None:
-        """Whether everybody was given the same options, but for those that may be of a machine."""
-        everyone = self.control.share(config.to_dict(), "the configuration")
-        for rank, other in enumerate(everyone):
-            for section, options in everyone[0].items():
-                for name, value in options.items():
-                    if f"{section}.{name}" not in _OF_A_MACHINE and other[section][name] != value:
-                        raise ConfigError(
-                            f"{section}.{name}: is {value!r} at worker 0 and {other[section][name]!r} at worker {rank}: "
-                            f"start all workers with the same options."
-                        )
-
-    def _connect(self) -> dist.ProcessGroup:
+    def _connect(self) -> dist.ProcessGroup | None:
+        """The control group, over gloo."""
         try:
             with self.alarm.telling("waited for the others at the start"):
-                return self._meet()
+                stay_on_this_machine()
+                store, _, _ = next(rendezvous("env://", timeout=_START_TIMEOUT))
+                # A restart, or a second run in the same workers, must not meet the keys of the one before.
+                self._key_prefix = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
+                self._store = PrefixStore(self._key_prefix, store)
+                store, timeout = self._open_store(), self._config.run.heartbeat_timeout_s
+                self.monitor = Monitor(store, self.size, timeout, self.alarm, self.notice, self.traffic)
+                dist.init_process_group(
+                    "gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT
+                )
+                return self.new_group(range(self.size), "gloo")
         except RuntimeError as error:
             raise WorkerError(
                 f"worker {self.rank}: the {self.size} workers did not come together at {os.environ['MASTER_ADDR']}:"
@@ -140,56 +146,58 @@ class World:
                 f"can they reach that address?"
             ) from None
 
-    def _meet(self) -> dist.ProcessGroup:
-        """The control group over gloo.
+    def connect_store(self) -> PrefixStore | None:
+        """A new connection to the launcher's store for one thread, since a connection serves one at a time.
 
-        Keys in the store carry the launcher's attempt and the number of this process's run: a restart, or a second
-        `train` in the same workers, must not meet the keys of the one before.
+        None for a single worker.
         """
-        self._attempt = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
-        stay_on_this_machine()
-        store, _, _ = next(dist.rendezvous("env://", timeout=_START_TIMEOUT))
-        self._store = dist.PrefixStore(self._attempt, store)
-        store, timeout = self.connect_store(), self._config.run.heartbeat_timeout_s
-        self.monitor = Monitor(store, self.rank, self.size, timeout, self.alarm, self.notice, self.traffic)
-        dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
-        return dist.new_group(backend="gloo", timeout=NO_TIMEOUT)
+        return self._open_store() if self.size > 1 else None
 
-    def connect_store(self) -> dist.Store | None:
-        """A connection to the launcher's store for one thread, since each serves one at a time; None for one worker."""
-        if self.size == 1:
-            return None
+    def _open_store(self) -> PrefixStore:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
-        return dist.PrefixStore(self._attempt, store)
+        return PrefixStore(self._key_prefix, TCPStore(address, port, is_master=False, timeout=_STORE_TIMEOUT))
 
-    def _choose_backend(self, config: Config) -> str:
+    def _check_same_options(self) -> None:
+        everyone = self.control.share(self._config.to_dict(), "the configuration")
+        for rank, other in enumerate(everyone):
+            for section, options in everyone[0].items():
+                for name, value in options.items():
+                    if f"{section}.{name}" not in _MAY_DIFFER and other[section][name] != value:
+                        raise ConfigError(
+                            f"{section}.{name}: is {value!r} at worker 0 and {other[section][name]!r} at worker {rank}: "
+                            f"start all workers with the same options."
+                        )
+
+    def _choose_backend(self) -> str:
         """NCCL where each worker has a GPU to itself, unless asked otherwise."""
-        asked = config.link.backend
-        has_gpu = self.device.type == "cuda"
-        about = torch.cuda.get_device_properties(self.device) if has_gpu else None
-        gpu, model = (str(about.uuid), about.name) if has_gpu else ("", "CPU")
-        gpus, models = zip(*self.control.share([[socket.gethostname(), gpu], model], "the devices"))
-        if config.link.dtype == "int8" and len(set(models)) > 1:
+        asked = self._config.link.backend
+        gpu, model = "", "CPU"
+        if self.device.type == "cuda":
+            properties = torch.cuda.get_device_properties(self.device)
+            gpu, model = str(properties.uuid), properties.name
+        everyone = self.control.share([socket.gethostname(), gpu, model], "the devices")
+        models = sorted({each[2] for each in everyone})
+        if self._config.link.dtype == "int8" and len(models) > 1:
             raise ConfigError(
                 f"link.dtype: int8 needs all workers on the CPU, or all on GPUs of one model, but here are "
-                f"{', '.join(sorted(set(models)))}: both ends of a link draw one dither, and their random numbers differ. "
+                f"{', '.join(models)}: both ends of a link draw one dither, and their random numbers differ. "
                 f"Use bfloat16."
             )
-        if asked == "nccl" and not has_gpu:
+        if asked == "nccl" and not gpu:
             raise ConfigError("link.backend: nccl moves CUDA tensors only, this run is on the CPU: use auto or gloo.")
-        shared = len({tuple(each) for each in gpus}) < self.size or any(not gpu for _, gpu in gpus)
-        if asked == "nccl" and shared:
+        gpus = {(host, uuid) for host, uuid, _ in everyone if uuid}
+        is_shared = len(gpus) < self.size
+        if asked == "nccl" and is_shared:
             raise ConfigError("link.backend: nccl needs a GPU for each worker, here some share one: use auto or gloo.")
-        return "gloo" if shared or asked == "gloo" else "nccl"
+        return "gloo" if is_shared or asked == "gloo" else "nccl"
 
     def watch(self, peer: int) -> None:
-        """Has this worker follow the heartbeat of another one, with which it shares a link."""
+        """Follows the heartbeat of another worker, with which this one shares a link."""
         if self.monitor is not None:
-            self.monitor.watch([peer])
+            self.monitor.watch(peer)
 
     def tell_parts(self, owners: Sequence[int]) -> None:
-        """Which worker holds which parts, for messages about one that is lost before it has told so itself.
+        """Sets which worker holds which parts, for messages about one that is lost before its first beat.
 
         owners: the stage that holds each part.
         """
@@ -197,67 +205,70 @@ class World:
             stages = [[part for part, owner in enumerate(owners) if owner == stage] for stage in range(self.num_stages)]
             self.monitor.parts = {rank: stages[rank // self.num_replicas] for rank in range(self.size)}
 
+    def new_group(
+        self, ranks: Sequence[int], backend: str, timeout: timedelta = _NO_TIMEOUT
+    ) -> dist.ProcessGroup | None:
+        """A process group of these ranks, None on the others. All workers make all groups, in one order."""
+        group = dist.new_group(list(ranks), backend=backend, timeout=timeout)
+        return group if isinstance(group, dist.ProcessGroup) else None
+
     def replicas_of_parts(self) -> Replicas:
         """The workers that hold this one's parts. All workers call this together."""
         if self.num_replicas == 1:
             return Replicas((self.rank,), self.rank)
-        ranks = torch.arange(self.size).view(self.num_stages, self.num_replicas)
-        lines = {tuple(line): dist.new_group(line, backend="gloo") for line in ranks.T.tolist()}
-        groups = {tuple(same): self._gradient_group(same) for same in ranks.tolist()}
-        (line,), (same,) = ([each for each in of if self.rank in each] for of in (lines, groups))
-        self.mesh = DeviceMesh.from_group(
-            [lines[line], groups[same]], self.device.type, ranks, mesh_dim_names=("part", "replica")
-        )
-        return Replicas(same, self.rank, self.mesh.get_group("replica"))
+        ranks = range(self.size)
+        rows = [ranks[start : start + self.num_replicas] for start in ranks[:: self.num_replicas]]
+        groups = [self._gradient_group(row) for row in rows]
+        return Replicas(tuple(rows[self.stage]), self.rank, groups[self.stage])
 
     def replicas_of_all(self) -> Replicas:
-        """All workers, who hold the whole flow. All call this together."""
-        ranks = list(range(self.size))
-        return Replicas(tuple(ranks), self.rank, self._gradient_group(ranks))
+        """All workers, which hold the whole flow. All call this together."""
+        return Replicas(tuple(range(self.size)), self.rank, self._gradient_group(range(self.size)))
 
-    def _gradient_group(self, ranks: list[int]) -> dist.ProcessGroup:
-        """For those who wait for each other in every batch."""
-        return dist.new_group(ranks, backend=self.backend, timeout=timedelta(seconds=self._config.link.timeout_s))
+    def _gradient_group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+        """A group that waits no longer than links do: its workers wait for each other in every batch."""
+        return self.new_group(ranks, self.backend, timedelta(seconds=self._config.link.timeout_s))
 
     def fail(self, error: PipeflowError) -> bool:
-        """Tells the others of this worker's error. True where another worker's came first and has been said there."""
+        """Tells the others of this worker's error; whether the error of another worker came first and is shown there."""
         if self.monitor is None or error.reported or self.monitor.store_lost:
             return error.reported
-        answer: list[bool] = []
+        claims: list[bool] = []
 
         def claim() -> None:
-            with contextlib.suppress(RuntimeError):
-                answer.append(claim_failure(self._store, self.rank, str(error)))
+            with suppress(RuntimeError):
+                claims.append(claim_failure(self._store, self.rank, str(error)))
 
-        # In a thread: behind a link that is cut the store never answers.
+        # In a thread, since a store behind a link that is cut never answers.
         claiming = threading.Thread(target=claim, name="pipeflow-failure", daemon=True)
         claiming.start()
-        claiming.join(_FAIL_SECONDS)
-        return not answer[0] if answer else False
+        claiming.join(_CLAIM_SECONDS)
+        return claims == [False]
 
     def cause_of(self, error: RuntimeError) -> PipeflowError:
-        """What is behind a connection that broke inside torch: what the monitor hears in these seconds, else no more."""
+        """The cause of a connection that broke inside torch, if the monitor hears of it, or else all that is known."""
         try:
-            self.alarm.wait(CAUSE_SECONDS)
+            self.alarm.listen(_CAUSE_SECONDS)
         except PipeflowError as cause:
             return cause
-        quiet = "" if self.monitor is None else self.monitor.quiet()
+        missed = "" if self.monitor is None else self.monitor.missed()
         return WorkerError(
             f"a worker was lost, or its link: a connection of worker {self.rank} to the others broke, while it "
-            f"{self.alarm.doing} ({first_line(error)}){quiet}. Start the same command again to resume."
+            f"{self.alarm.doing} ({first_line(error)}){missed}. Start the same command again to resume."
         )
 
-    def close(self) -> None:
+    def leave(self) -> None:
         """Ends heartbeat and groups, after all workers have come to the same end."""
-        if self.monitor is not None:
-            self.control.share("closing", "the end of the run")  # watched still, for as long as rank 0 draws its plots
-            self.monitor.close()
-            late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
-            unwatched = threading.Timer(self._config.run.heartbeat_timeout_s, self.alarm.trip, [late])
-            unwatched.daemon = True
-            unwatched.start()
-            # After this nobody needs the store, which may end with rank 0's process.
-            self.control.share("end", "the end of the run")
-            unwatched.cancel()
-            self.control.close()
-            dist.destroy_process_group()
+        if self.monitor is None:
+            return
+        self.control.share("closing", "the end of the run")  # still under watch, for as long as rank 0 finishes the run
+        self.monitor.stop()
+        late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
+        unwatched = threading.Timer(self._config.run.heartbeat_timeout_s, self.alarm.trip, [late])
+        unwatched.daemon = True
+        unwatched.start()
+        # After this nobody needs the store, which may end with rank 0's process.
+        self.control.share("end", "the end of the run")
+        unwatched.cancel()
+        self.control.stop()
+        dist.destroy_process_group()

@@ -15,7 +15,7 @@ def test_off_a_span_is_one_object_that_does_nothing():
     timeline = Timeline(TimelineConfig(), CPU)
     timeline.at(0, 10)
     assert timeline.span(COMPUTE, "a") is timeline.span(WAIT, "b")
-    assert timeline.take() == [] and not timeline.wanted(0)
+    assert timeline.finish() == [] and not timeline.wanted(0)
 
 
 def test_only_the_batches_asked_for():
@@ -25,9 +25,9 @@ def test_only_the_batches_asked_for():
             timeline.at(epoch, step)
             with timeline.span(COMPUTE, f"{epoch} {step}"):
                 pass
-    spans = timeline.take()
-    assert [span[:2] for span in spans] == [[COMPUTE, "1 3"], [COMPUTE, "1 4"]]
-    assert spans[0][2] + spans[0][3] <= spans[1][2] and timeline.take() == []
+    spans = timeline.finish()
+    assert [span[:2] for span in spans] == [(COMPUTE, "1 3"), (COMPUTE, "1 4")]
+    assert spans[0][2] + spans[0][3] <= spans[1][2] and timeline.finish() == []
 
 
 def test_three_workers_leave_a_trace_and_a_picture(tmp_path, launch):

@@ -1,20 +1,13 @@
-"""What surrounds a worker's loop: losses, exit bits/dim, shares of a batch, bytes, and the alarm that waits listen to."""
+"""Losses of a phase, and exit bits/dim."""
 
-import itertools
 import math
-import queue
-import threading
-import time
 
 import pytest
 import torch
 
-from pipeflow.errors import TrainingStopped, WorkerError
+from pipeflow.errors import TrainingStopped
 from pipeflow.training.losses import LARGEST_LOSS, Losses
 from pipeflow.use.likelihood import exit_bits_per_dim
-from pipeflow.workers.alarm import Alarm
-from pipeflow.workers.replicas import share_of
-from pipeflow.workers.traffic import Traffic
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -105,119 +98,3 @@ class TestExitBitsPerDim:
 
     def test_none(self):
         assert exit_bits_per_dim([], 2, 4) == []
-
-
-@pytest.mark.parametrize("world_size", range(1, 9))
-@pytest.mark.parametrize("batch_size", [8, 9, 15, 64])
-def test_shares_cover_the_batch_in_order_and_differ_by_one_at_most(batch_size, world_size):
-    images = list(range(batch_size))
-    shares = [images[share_of(batch_size, world_size, rank)] for rank in range(world_size)]
-    assert list(itertools.chain(*shares)) == images
-    sizes = [len(share) for share in shares]
-    assert max(sizes) - min(sizes) <= 1 <= min(sizes)
-
-
-class TestTraffic:
-    def test_counts_by_kind_and_ends_and_takes_them_once(self):
-        traffic = Traffic()
-        for payload in [("latents", 0, 1, 5), ("eval", 0, 1, 7), ("latents", 1, 2, 1), ("latents", 0, 1, 6)]:
-            traffic.add(*payload)
-        assert traffic.take() == [["eval", 0, 1, 7], ["latents", 0, 1, 11], ["latents", 1, 2, 1]]
-        assert traffic.take() == []
-        traffic.add("latents", 0, 1, 2)
-        assert traffic.take() == [["latents", 0, 1, 2]]
-        assert traffic.training == 14, "evaluation is not training"
-
-    def test_nothing_is_lost_between_threads(self):
-        """Four add while a fifth takes; each addition is slow enough for another thread to come between."""
-
-        class SlowBytes(int):
-            def __radd__(self, other):
-                time.sleep(1e-4)
-                return int(other) + int(self)
-
-        traffic, taken, ended = Traffic(), [], threading.Event()
-
-        def add(source: int) -> None:
-            for _ in range(50):
-                traffic.add("latents", source % 2, 1, SlowBytes(3))
-
-        def take() -> None:
-            while not ended.wait(1e-3):
-                taken.extend(traffic.take())
-
-        adders = [threading.Thread(target=add, args=[source]) for source in range(4)]
-        taker = threading.Thread(target=take)
-        for thread in [taker, *adders]:
-            thread.start()
-        for thread in adders:
-            thread.join()
-        ended.set()
-        taker.join()
-        taken.extend(traffic.take())
-        assert traffic.training == sum(entry[3] for entry in taken) == 4 * 50 * 3
-        assert sum(entry[3] for entry in taken if entry[1] == 1) == 2 * 50 * 3
-
-
-class TestAlarm:
-    def test_hands_on_items_and_puts_them(self):
-        alarm, items = Alarm(), queue.Queue(1)
-        alarm.check()
-        alarm.put(items, "latent", 1.0, lambda: "")
-        assert alarm.get(items, None, lambda: "") == "latent"
-
-    def test_get_waits_for_an_item(self):
-        alarm, items = Alarm(), queue.Queue()
-        threading.Timer(0.1, items.put, ["late"]).start()
-        assert alarm.get(items, 10.0, lambda: "") == "late"
-
-    def test_put_waits_for_room(self):
-        alarm, items = Alarm(), queue.Queue(1)
-        items.put("first")
-        threading.Timer(0.1, items.get).start()
-        alarm.put(items, "second", 10.0, lambda: "")
-        assert items.get() == "second"
-
-    @pytest.mark.parametrize("kind", ["get", "put"])
-    def test_too_late(self, kind):
-        """The text is made when it is needed: it says how far things have come by then."""
-        alarm, items, texts = Alarm(), queue.Queue(1), []
-        if kind == "put":
-            items.put("first")
-
-        def late() -> str:
-            texts.append(kind)
-            return f"part 1 waited for step {len(texts)}"
-
-        start = time.monotonic()
-        with pytest.raises(WorkerError, match="^part 1 waited for step 1$"):
-            alarm.get(items, 0.1, late) if kind == "get" else alarm.put(items, "second", 0.1, late)
-        assert 0.1 <= time.monotonic() - start < 5
-        assert items.qsize() == (kind == "put")
-        alarm.check()
-
-    @pytest.mark.parametrize("kind", ["get", "put"])
-    @pytest.mark.parametrize("timeout", [None, 100.0])
-    def test_tripped_by_another_thread(self, kind, timeout):
-        alarm, items, error = Alarm(), queue.Queue(1), WorkerError("worker 2 was lost")
-        if kind == "put":
-            items.put("first")
-        threading.Timer(0.1, alarm.trip, [error]).start()
-        start = time.monotonic()
-        with pytest.raises(WorkerError) as raised:
-            if kind == "get":
-                alarm.get(items, timeout, lambda: "too late")
-            else:
-                alarm.put(items, "second", timeout, lambda: "too late")
-        assert raised.value is error
-        assert time.monotonic() - start < 5
-
-    def test_the_first_error_stays_and_nothing_goes_on(self):
-        alarm, items, first = Alarm(), queue.Queue(), WorkerError("first")
-        items.put("there already")
-        alarm.trip(first)
-        alarm.trip(WorkerError("second"))
-        for call in (alarm.check, lambda: alarm.get(items, None, str), lambda: alarm.put(items, 1, None, str)):
-            with pytest.raises(WorkerError, match="^first$"):
-                call()
-        assert items.qsize() == 1

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from pipeflow.links.channel import EVALUATION, TRAINING, Channel
 from pipeflow.links.codec import make_codec
-from pipeflow.links.link import EVALUATION, TRAINING, Channel
 
 SHAPE = (3, 8, 8)
 SCALES = torch.tensor([0.1, 1.0, 30.0]).view(3, 1, 1)

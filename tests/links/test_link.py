@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pipeflow.errors import WorkerError
-from pipeflow.links.link import EVALUATION, TRAINING, Channel, LocalLink
+from pipeflow.links.channel import EVALUATION, TRAINING, Channel
+from pipeflow.links.link import LocalLink
 from pipeflow.workers.traffic import Traffic
 from tests.small_runs import errors_in, finish
 
@@ -19,8 +20,7 @@ def test_a_local_link_hands_on_what_was_sent_and_counts_its_bytes():
     latent = torch.randn(5, 3, 4, 4)
     link.send(TRAINING, 1, 7, latent)
     assert torch.equal(link.receive(TRAINING, 1, 7), latent)
-    assert traffic.take() == [["latents", 2, 3, 5 * 3 * 4 * 4 * 4]]
-    assert traffic.take() == []
+    assert traffic.drain() == [("latents", 2, 3, 5 * 3 * 4 * 4 * 4)]
 
 
 def test_bfloat16_halves_the_bytes_of_training_and_leaves_evaluation_alone():
@@ -31,7 +31,7 @@ def test_bfloat16_halves_the_bytes_of_training_and_leaves_evaluation_alone():
     received = link.receive(TRAINING, 0, 0)
     assert received.dtype == torch.float32 and torch.equal(received, latent.bfloat16().float())
     assert torch.equal(link.receive(EVALUATION, 0, 0), latent)
-    assert traffic.take() == [["eval", 2, 3, 960], ["latents", 2, 3, 480]]
+    assert traffic.drain() == [("eval", 2, 3, 960), ("latents", 2, 3, 480)]
 
 
 def test_another_step_than_expected_is_an_error_that_names_both():
@@ -50,7 +50,7 @@ def test_a_latent_with_a_gradient_cannot_be_sent():
 def test_between_processes(launch):
     """One after the other in the same two processes; the last one loses one of them."""
     programs = ["order", "depth", "wrong_step", "late", "lost"]
-    process = launch(2, *programs, entry="tests.training.programs.links:main")
+    process = launch(2, *programs, entry="tests.links.both_ends:main")
     output = finish(process)
     assert process.returncode == 0, output
     for program in programs:

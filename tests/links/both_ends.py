@@ -10,9 +10,10 @@ import time
 import torch
 import torch.distributed as dist
 
-from pipeflow.config import TimelineConfig
+from pipeflow.config import LinkConfig, TimelineConfig
 from pipeflow.errors import WorkerError
-from pipeflow.links.link import EVALUATION, TRAINING, Channel, ReceivingEnd, SendingEnd
+from pipeflow.links.channel import EVALUATION, TRAINING, Channel
+from pipeflow.links.link import LinkEnd, ReceivingEnd, SendingEnd
 from pipeflow.links.wire import make_wire
 from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.timeline import Timeline
@@ -23,13 +24,12 @@ DEPTH = 3
 CPU = torch.device("cpu")
 
 
-def ends(rank: int, timeout: float = 60.0):
-    group = dist.new_group([0, 1], backend="gloo")
-    wire, alarm, traffic = make_wire(group, None, 1 - rank, CPU), Alarm(), Traffic()
-    timeline = Timeline(TimelineConfig(), CPU)
-    if rank == 0:
-        return SendingEnd(CHANNEL, wire, DEPTH, timeout, traffic, alarm, timeline, rank), alarm, traffic
-    return ReceivingEnd(CHANNEL, wire, DEPTH, timeout, alarm, timeline, rank), alarm, traffic
+def end(rank: int, timeout: float = 60.0) -> LinkEnd:
+    """A sending end on rank 0, a receiving one on rank 1."""
+    wire = make_wire(dist.new_group([0, 1], backend="gloo"), None, 1 - rank, CPU)
+    kind = SendingEnd if rank == 0 else ReceivingEnd
+    config, timeline = LinkConfig(depth=DEPTH, timeout_s=timeout), Timeline(TimelineConfig(), CPU)
+    return kind(CHANNEL, wire, config, Traffic(), Alarm(rank), timeline)
 
 
 def latent(step: int) -> torch.Tensor:
@@ -38,7 +38,7 @@ def latent(step: int) -> torch.Tensor:
 
 def order(rank: int) -> None:
     """Many batches of different sizes arrive in order, as float32; bytes are counted where they are sent."""
-    link, _, traffic = ends(rank)
+    link = end(rank)
     for step in range(50):
         if rank == 0:
             link.send(TRAINING, 1, step, latent(step))
@@ -49,18 +49,18 @@ def order(rank: int) -> None:
     else:
         assert torch.equal(link.receive(EVALUATION, 1, 0), latent(2) / 3)
     link.close()
-    sent = {entry[0]: entry[1:] for entry in traffic.take()}
+    sent = {kind: (source, target, count) for kind, source, target, count in link.traffic.drain()}
     if rank == 0:
         values = sum(latent(step).numel() for step in range(50))
-        assert sent["latents"] == [0, 1, 2 * values] and sent["eval"] == [0, 1, 4 * latent(2).numel()]
-        assert sent["control"] == [0, 1, (51 + DEPTH) * 32]  # and the headers that close the link
+        assert sent["latents"] == (0, 1, 2 * values) and sent["eval"] == (0, 1, 4 * latent(2).numel())
+        assert sent["control"] == (0, 1, (51 + DEPTH) * 32)  # and the headers that close the link
     else:
         assert sent == {}, "nothing ever goes back"
 
 
 def depth(rank: int) -> None:
     """The sender runs ahead by `depth` batches at each end, then waits for the receiver."""
-    link, _, _ = ends(rank)
+    link = end(rank)
     if rank == 0:
         sent = []
 
@@ -89,7 +89,7 @@ def depth(rank: int) -> None:
 
 def wrong_step(rank: int) -> None:
     """The receiver checks that it gets the step it expects."""
-    link, _, _ = ends(rank)
+    link = end(rank)
     if rank == 0:
         link.send(TRAINING, 0, 3, latent(3))
         dist.barrier()
@@ -105,7 +105,7 @@ def wrong_step(rank: int) -> None:
 
 def late(rank: int) -> None:
     """A latent that does not come in time names the link, the worker and what was waited for; the first may take longer."""
-    link, _, _ = ends(rank, timeout=0.5)
+    link = end(rank, timeout=0.5)
     if rank == 0:
         time.sleep(1.0)
         for step in (7, 8):
@@ -124,7 +124,7 @@ def late(rank: int) -> None:
 
 def lost(rank: int) -> None:
     """A worker that is gone is named at once by whoever waits for it."""
-    link, _, _ = ends(rank)
+    link = end(rank)
     if rank == 0:
         print("lost passed on rank 0", flush=True)
         os._exit(0)
