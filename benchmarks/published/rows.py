@@ -201,6 +201,7 @@ class Settings:
 
 def launch_arguments(row: Row, data: str | None, options: Mapping[str, str]) -> tuple[str, ...]:
     """Of pipeflow.launch. data: path of the images; None: as the options and the row's configuration file say."""
+    options = {"run.figures": "false", **options}
     if data is not None:
         options = {"data.name": "images", "data.path": data, **options}
     words = (word for name, value in options.items() for word in (f"--{name}", value))

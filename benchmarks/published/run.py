@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.published.choose import choose
@@ -30,10 +30,10 @@ from pipeflow.rundir.typed_json import dumps
 HERE = Path(__file__).parent
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a slice, or all that is missing, and writes the results; the exit code."""
     began = time.monotonic()
-    options = _arguments()
+    options = _arguments(arguments)
     terminated = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: terminated.set())
 
@@ -52,7 +52,7 @@ def main() -> int:
     return 1 if errors else 0
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="a zip or folder of images as train/ and test/; else CIFAR-10 is fetched")
     parser.add_argument("--size", choices=SIZES, default="full")
@@ -65,7 +65,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--choose", action="store_true", help="instead of the rows, try what the source leaves open")
     parser.add_argument("--runs", type=Path, help="where the run folders go")
     parser.add_argument("--out", type=Path, help="where the results go")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for text in options.set:
         if "=" not in text:
             parser.error(f"--set {text}: write --set section.option=value.")

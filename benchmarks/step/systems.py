@@ -7,7 +7,7 @@ product's own, COMPILE_MODE; one of normflows is the arguments of `benchmarks.st
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ REDUCED_OVERHEAD = {
 SYSTEMS = {**NORMFLOWS, **PIPEFLOW, **REDUCED_OVERHEAD}
 
 CLIP_NORM = 1.0
+_NUM_IMAGES, _NUM_BATCHES = 64, 8
+"""Different images, for making them takes milliseconds each, and batches in which they are repeated."""
 NUM_LATENTS = 4
 """Batches of latents that a part which is not the first trains on, in turn."""
 
@@ -95,7 +97,7 @@ def configuration(case: Case, options: dict) -> Config:
     """The case's run with a system's options."""
     sections = {
         "run": {"device": case.device},
-        "data": {"num_train": max(512, 8 * case.batch_size), "num_test": 64},
+        "data": {"num_train": _NUM_IMAGES, "num_test": 1},
         "model": case.model,
         "parts": {"split": "balanced", "num": 1 if case.part is None else NUM_PARTS},
         "optim": {"batch_size": case.batch_size, "lr": 1e-4, "clip_norm": CLIP_NORM},
@@ -112,6 +114,8 @@ class Images:
 
     def __init__(self, config: Config, device: torch.device):
         data = load_data(config.data)
+        repeats = -(-_NUM_BATCHES * config.optim.batch_size // len(data.train))
+        data = replace(data, train=data.train.repeat(repeats, 1, 1, 1))
         self.batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
         self._ahead = ImagesAhead(self.batches, device, Timeline(config.timeline, device))
         self._step = 0
@@ -134,11 +138,14 @@ class PipeflowStep:
             _compile_steps(flow, options[COMPILE_MODE])
         cuts = cut_names(flow, config.parts.split, config.parts.num)
         parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
-        latent = images.batches.initial()
+        latent = images.batches.initial().to(device)
         for part in parts:
-            latent = part.initialize(latent)
+            latent = part.to(device).initialize(latent)
         self.part = parts[case.part or 0]
-        self._next = _latents_in_turn(parts[: case.part], images, device) if case.part else images
+        self._next = _latents_in_turn(parts[: case.part], images) if case.part else images
+        for part in parts:
+            if part is not self.part:
+                part.cpu()
         self.trainer = PartTrainer(self.part, device, config, config.optim.lr, num_updates=10**6)
         self.num_parameters = sum(parameter.numel() for parameter in self.part.parameters())
         self.multiply_adds = _multiply_adds(flow, self.part)
@@ -174,13 +181,12 @@ def _multiply_adds(flow: Flow, part: Part) -> dict[str, int]:
     return {"coupling": coupling, "other": part.multiply_adds() - coupling}
 
 
-def _latents_in_turn(earlier: list[Part], images: Images, device: torch.device) -> Callable[[], Tensor]:
-    """What the parts before make of a few batches, one after the other, over and over."""
+def _latents_in_turn(earlier: list[Part], images: Images) -> Callable[[], Tensor]:
+    """The latents that the parts before make of a few batches, one after the other, over and over."""
     with torch.no_grad():
-        latents = [images().cpu() for _ in range(NUM_LATENTS)]
+        latents = [images() for _ in range(NUM_LATENTS)]
         for part in earlier:
             latents = [part(latent).latent for latent in latents]
-    latents = [latent.to(device) for latent in latents]
     turn = itertools.cycle(latents)
     return lambda: next(turn)
 

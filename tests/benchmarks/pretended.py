@@ -1,0 +1,19 @@
+"""A benchmark for tests of what runs benchmarks: it does what its first argument says."""
+
+import time
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> int:
+    """raise, sleep, exit CODE, or epoch FILE MINUTES: one more of two epochs."""
+    what, *rest = arguments
+    if what == "raise":
+        raise ValueError("as it should")
+    if what == "sleep":
+        time.sleep(600)
+    if what == "epoch":
+        file = Path(rest[0])
+        epochs = len(file.read_text()) if file.exists() else 0
+        file.write_text("x" * (epochs + 1))
+        print("left: nothing" if epochs else "left: one epoch", "of", rest[1], "minutes")
+    return int(rest[0]) if what == "exit" else 0
