@@ -43,11 +43,11 @@ def load_flow(run_dir: str | Path, flow: Flow | None = None) -> Flow:
         with open_file(path), safe_open(path, framework="pt") as file:
             shape = _shape_in(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        is_glow = flow is None and config.model.name == "glow"
         if flow is None:
-            _check_fits(tensors, _outline(config, shape, len(tensors)))
-            flow = build_flow(config, shape)
+            flow = _without_memory(config, shape, len(tensors)) if is_glow else build_flow(config, shape)
         _check_fits(tensors, flow)
-        flow.load_state_dict(tensors)
+        flow.load_state_dict(tensors, assign=is_glow)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged or of another model: {' '.join(str(error).split())[:300]}") from None
     return flow
@@ -63,19 +63,17 @@ def _shape_in(metadata: dict[str, str] | None) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _outline(config: Config, shape: tuple[int, ...], num_tensors: int) -> Flow | None:
-    """Builds the configuration's flow without memory for its parameters; None where the user's function builds it."""
-    if config.model.name != "glow":
-        return None
+def _without_memory(config: Config, shape: tuple[int, ...], num_tensors: int) -> Flow:
+    """Builds the configuration's Glow without memory for its parameters: the file may hold far smaller ones."""
     if config.model.num_blocks * config.model.num_steps > num_tensors:
         raise ValueError(f"config.yaml asks for more flow steps than the file's {num_tensors} tensors are for")
     with torch.device("meta"):
         return build_flow(config, shape)
 
 
-def _check_fits(tensors: dict[str, Tensor], flow: Flow | None) -> None:
+def _check_fits(tensors: dict[str, Tensor], flow: Flow) -> None:
     """Raises ValueError where a tensor is missing, or has another type or shape than the flow's."""
-    for name, expected in ({} if flow is None else flow.state_dict()).items():
+    for name, expected in flow.state_dict().items():
         found = tensors.get(name)
         if found is None:
             raise ValueError(f"it has no {name}")
