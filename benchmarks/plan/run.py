@@ -282,7 +282,7 @@ def measure() -> dict:
 
 def take_probes(settings: dict) -> dict[bool, Machines]:
     """Of the workers and batches that were measured; written beside this file too."""
-    from pipeflow.plan.predict.probe import describe, probe
+    from pipeflow.plan.predict.probe import probe
 
     workers = settings["workers"]
     plan = small_plan(max(settings["batch"]), workers)
@@ -291,7 +291,7 @@ def take_probes(settings: dict) -> dict[bool, Machines]:
         True: probe(plan.config, plan.flow.shape, 1, threads=os.cpu_count()),
     }
     for is_single, machines in probes.items():
-        write_machines(machines, HERE / PROBES[is_single], describe(machines))
+        write_machines(machines, HERE / PROBES[is_single])
     return probes
 
 

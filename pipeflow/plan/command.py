@@ -44,11 +44,7 @@ def run(options: argparse.Namespace, config: Config) -> None:
 
 def _described_machines(options: argparse.Namespace) -> Machines | None:
     """The machines of a file or of options; for a probe, those that its other options alone would describe."""
-    given = {
-        "workers": options.workers, "bandwidth": options.link, "latency": options.latency, "flops": options.flops,
-        "memory": options.memory,
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(options)
     if options.probe is None:
         return read_machines(options.machines, given) if given or options.machines is not None else None
     if options.machines is not None or options.flops is not None:
@@ -56,16 +52,22 @@ def _described_machines(options: argparse.Namespace) -> Machines | None:
     return read_machines(None, {"workers": 2, "bandwidth": 1, **given, "flops": 1})
 
 
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    """The fields of `Machines` that stand on the command line."""
+    fields = {"workers": "workers", "bandwidth": "link", "latency": "latency", "flops": "flops", "memory": "memory"}
+    values = {name: getattr(options, option) for name, option in fields.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _measured_machines(options: argparse.Namespace, plan: Plan, console: Console) -> Machines:
-    from pipeflow.plan.predict.probe import describe, probe
+    from pipeflow.plan.predict.probe import probe
 
     workers = int(options.workers) if options.workers is not None else max(2, len(plan.parts))
     console.print(f"Measuring with {workers} processes at once, about half a minute ...")
     machines = probe(plan.config, plan.flow.shape, workers)
-    write_machines(machines, options.probe, describe(machines))
+    write_machines(machines, options.probe)
     console.print(f"Written to {options.probe}: --machines {options.probe} reads it back.", "", sep="\n")
-    given = {"bandwidth": options.link, "latency": options.latency, "memory": options.memory}
-    return read_machines(options.probe, given)
+    return read_machines(options.probe, _given(options))
 
 
 def _predict(options: argparse.Namespace, plan: Plan, machines: Machines, console: Console) -> None:

@@ -10,16 +10,11 @@ from pipeflow.config import Config
 
 Made = TypeVar("Made")
 
-_MODE = FakeTensorMode(allow_non_fake_inputs=True)
-"""The one mode of all flows, since fake tensors of different modes do not mix."""
-
-
-def without_memory() -> FakeTensorMode:
-    """A context in which new tensors have no memory, and neither have results of computations."""
-    return _MODE
+WITHOUT_MEMORY = FakeTensorMode(allow_non_fake_inputs=True)
+"""A context in which new tensors have no memory. It is the only one: fake tensors of different modes do not mix."""
 
 
 def build_without_memory(config: Config, build: Callable[[], Made]) -> Made:
     """Calls `build`, without memory for pipeflow's own flows; a user's function may need real values."""
-    with _MODE if config.model.name == "glow" else nullcontext():
+    with WITHOUT_MEMORY if config.model.name == "glow" else nullcontext():
         return build()

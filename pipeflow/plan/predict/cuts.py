@@ -29,22 +29,19 @@ class Cuts:
 
     def __init__(self, plan: Plan):
         self._plan = plan
-        self._by_workers: dict[int, list[Cut]] = {}
         self._by_name: dict[str, Cut] = {}
 
     def for_workers(self, workers: int) -> list[Cut]:
         """Cuts into as many parts as there are workers or fewer, the configured one first."""
-        if workers not in self._by_workers:
-            plan = self._plan
-            cuts = [Cut(self._configured_name(), plan.parts)] if len(plan.parts) > 1 else []
-            for name, split, num in self._splits(workers):
-                if name not in self._by_name:
-                    self._by_name[name] = Cut(name, self.split(cut_names(plan.flow, split, num)))
-                cut = self._by_name[name]
-                if 1 < len(cut.parts) <= workers and cut.starts not in [other.starts for other in cuts]:
-                    cuts.append(cut)
-            self._by_workers[workers] = cuts
-        return self._by_workers[workers]
+        plan = self._plan
+        cuts = [Cut(self._configured_name(), plan.parts)] if len(plan.parts) > 1 else []
+        for name, split, num in self._splits(workers):
+            if name not in self._by_name:
+                self._by_name[name] = Cut(name, self.split(cut_names(plan.flow, split, num)))
+            cut = self._by_name[name]
+            if 1 < len(cut.parts) <= workers and cut.starts not in [other.starts for other in cuts]:
+                cuts.append(cut)
+        return cuts
 
     def split(self, names: Sequence[str]) -> list[Part]:
         """The flow's parts, cut before these layers."""

@@ -147,10 +147,10 @@ def read_machines(path: str | Path | None = None, options: dict[str, Any] | None
     return Machines(**{name: _read_field(name, value) for name, value in values.items() if value is not None})
 
 
-def write_machines(machines: Machines, path: str | Path, head: str = "") -> None:
-    """The file that `read_machines` reads, with `head` as a comment on top."""
-    comment = "".join(f"# {line}\n" for line in head.splitlines())
-    Path(path).write_text(comment + yaml.safe_dump(machines.to_dict(), sort_keys=False))
+def write_machines(machines: Machines, path: str | Path) -> None:
+    """Writes measured machines to a file that `read_machines` reads."""
+    text = yaml.safe_dump(machines.to_dict(), sort_keys=False)
+    Path(path).write_text(f"# Measured by pipeflow plan --probe\n{text}")
 
 
 def _read_file(path: Path) -> dict[str, Any]:

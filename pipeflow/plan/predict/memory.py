@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeflow.flow import Flow, Part
-from pipeflow.plan.without_memory import without_memory
+from pipeflow.plan.without_memory import WITHOUT_MEMORY
 
 Output = TypeVar("Output")
 
@@ -86,7 +86,7 @@ class Activations:
     def _of_head(self, part: Part) -> Kept:
         counts = []
         for batch_size in _COUNTED:
-            with without_memory():
+            with WITHOUT_MEMORY:
                 latent = torch.empty(batch_size, *part.output_shape).requires_grad_()
                 saved, _ = _keeping(part.head, part.head.log_prob, latent)
             counts.append(_bytes_of([saved]))
@@ -124,7 +124,7 @@ def copied_bytes(parts: Sequence[Part], ema: bool) -> int:
 
 
 def _saved_by_layer(flow: Flow, batch_size: int) -> dict[str, Saved]:
-    with without_memory():
+    with WITHOUT_MEMORY:
         latent = torch.empty(batch_size, *flow.shape)
         by_layer = {}
         for name, layer in flow.named_layers():

@@ -62,11 +62,6 @@ def probe(
     return read_machines(None, {**found, "alone": measured[0]["alone"], **measured[0]["links"]})
 
 
-def describe(machines: Machines) -> str:
-    """The head of the file."""
-    return "Measured by pipeflow plan --probe: " + ", ".join(f"{key} {value}" for key, value in machines.about.items())
-
-
 def _results(folder: str, rank: int) -> Path:
     return Path(folder) / f"{rank}.json"
 

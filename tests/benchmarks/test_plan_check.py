@@ -5,6 +5,8 @@ from benchmarks.plan.run import EPOCH, check, check_table, median_of, small_plan
 from pipeflow.plan.predict.machines import Machines
 from pipeflow.plan.predict.predictor import Predictor
 
+pytestmark = pytest.mark.slow
+
 PROBES = {
     False: Machines(workers=2, flops=1e10, bandwidth=1e9),
     True: Machines(flops=2e10),
