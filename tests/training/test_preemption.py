@@ -3,9 +3,8 @@
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +16,14 @@ from pipeflow.flow import Flow, build_flow
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.training.saver import Saver
 from pipeflow.training.worker import Worker
+from tests.launching import Launch
 from tests.small_runs import assert_same_tensors, finish, learned, options, read_until, small_config, train_in_turn
 
 SHAPE = (3, 32, 32)
 MODES = {
     "concurrent": {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1},
     "alternate": {"mode": "alternate", "local_epochs": 3, "finetune_epochs": 1, "alternate_every": "2 steps"},
-    "sequential": {"mode": "sequential", "local_epochs": 9, "finetune_epochs": 1},
+    "sequential": {"mode": "sequential", "local_epochs": 3, "finetune_epochs": 1},
     "end to end": {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 2},
 }
 
@@ -76,8 +76,7 @@ def test_preempted_again_and_again_it_is_the_same_run(undisturbed, tmp_path, mod
             saved |= {path.name for path in (tmp_path / "run").glob("checkpoints/*")}
     assert summary["num_epochs"] == config.num_epochs
     assert any("-step-" in name for name in saved) and not any(name.endswith(".partial") for name in saved)
-    for path in (tmp_path / "run/checkpoints").glob("*-step-*"):
-        os.rename(path, tmp_path / path.name)  # what remains is to be the other run's
+    put_aside_what_was_saved_inside_epochs(tmp_path / "run")
     assert_same_tensors(undisturbed(mode), tmp_path / "run")
     assert learned(undisturbed(mode)) == learned(tmp_path / "run")
 
@@ -109,45 +108,49 @@ def test_preempted_in_the_last_evaluation_the_checkpoint_before_it_is_waited_for
         train(config)
 
 
-def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
-    """The launcher passes the signal on to all workers; two of them resume what three have saved."""
-    data, schedule = {"num_train": 640, "num_test": 40}, {"mode": "concurrent", "local_epochs": 3, "finetune_epochs": 1}
-    config = small_config(tmp_path / "run", data=data, schedule=schedule)
-    process = launch(3, *options(config))
+def preempt(launch, num_workers: int, config: Config) -> Launch:
+    """A launch that gets SIGTERM after its first epoch, which it passes on to all workers, and has ended."""
+    process = launch(num_workers, *options(config))
     seen = read_until(process, lambda line: line.startswith("epoch 1/"))
     process.send_signal(signal.SIGTERM)
     output = seen + finish(process)
     assert "preempted (SIGTERM at worker" in output and "nothing that was trained is lost" in output, output
     assert "error:" not in output
-    undisturbed = small_config(tmp_path / "undisturbed", data=data, schedule=schedule)
-    train(undisturbed)
-    process = launch(2, *options(config))
-    output = finish(process)
-    assert process.returncode == 0 and "resuming after 1 epochs" in output, output
-    for path in (tmp_path / "run/checkpoints").glob("*-step-*"):
-        os.rename(path, tmp_path / path.name)
+    assert process.exit_codes() == [PREEMPTED_EXIT_CODE] * num_workers
+    return process
+
+
+def put_aside_what_was_saved_inside_epochs(run: Path) -> None:
+    """What remains is to be the undisturbed run's."""
+    for path in run.glob("checkpoints/*-step-*"):
+        path.rename(run.parent / path.name)
+
+
+def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
+    """Two of them resume what three have saved."""
+    about = {"data": {"num_train": 320}, "schedule": {"mode": "concurrent", "local_epochs": 3, "finetune_epochs": 1}}
+    config = small_config(tmp_path / "run", **about)
+    preempt(launch, 3, config)
+    assert "resuming after 1 epochs" in train_in_turn(2, [config])
+    train(small_config(tmp_path / "undisturbed", **about))
+    put_aside_what_was_saved_inside_epochs(tmp_path / "run")
     assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
     assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
 
 
 def test_data_parallel_workers_stop_at_one_batch(tmp_path, launch):
-    data, schedule = {"num_train": 640, "num_test": 40}, {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 3}
-    sections = {"data": data, "schedule": schedule, "finetune": {"parallel": "ddp"}}
-    configs = [small_config(tmp_path / name, **sections) for name in ("run", "undisturbed")]
-    process = launch(2, *options(configs[0]))
-    seen = read_until(process, lambda line: line.startswith("epoch 1/"))
-    process.send_signal(signal.SIGTERM)
-    output = seen + finish(process)
-    assert "nothing that was trained is lost" in output, output
+    schedule = {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 3}
+    about = {"data": {"num_train": 320}, "schedule": schedule, "finetune": {"parallel": "ddp"}}
+    configs = [small_config(tmp_path / name, **about) for name in ("run", "undisturbed")]
+    preempt(launch, 2, configs[0])
     train_in_turn(2, configs)
     assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
 
 
-def test_one_process_leaves_with_the_exit_code_of_a_preemption(tmp_path):
+def test_one_process_leaves_with_the_exit_code_of_a_preemption(tmp_path, launch):
     config = small_config(tmp_path / "run", schedule={"mode": "concurrent", "local_epochs": 400, "finetune_epochs": 0})
-    command = [sys.executable, "-m", "pipeflow.launch", *options(config)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        read_until(process, lambda line: line.startswith("epoch 1/"))
-        process.send_signal(signal.SIGTERM)
-        output = process.stdout.read()
-    assert process.returncode == PREEMPTED_EXIT_CODE and output.count("preempted (SIGTERM at worker 0)") == 1
+    process = launch(None, *options(config))
+    read_until(process, lambda line: line.startswith("epoch 1/"))
+    process.send_signal(signal.SIGTERM)
+    assert finish(process).count("preempted (SIGTERM at worker 0)") == 1
+    assert process.returncode == PREEMPTED_EXIT_CODE

@@ -103,6 +103,7 @@ def test_a_whole_epoch_is_trained_while_a_checkpoint_is_not_written_and_it_is_of
 ):
     """The next checkpoint waits for it. Weights, history and log that came meanwhile are not in it."""
     run = tmp_path / "run"
+    niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     gate.open_when_waited_for(lambda: [whole(run), epochs_logged(run)])
     summary = train(small_config(run, schedule=SCHEDULE))
     assert gate.seen == [[[], 2]]
@@ -111,7 +112,7 @@ def test_a_whole_epoch_is_trained_while_a_checkpoint_is_not_written_and_it_is_of
     assert content["history"] == summary["epochs"][:1]
     log = (run / "metrics.jsonl").read_bytes()[: content["log_position"]].decode().splitlines()
     assert [json.loads(line)["event"] for line in log] == ["start", "epoch", "checkpoint"]
-    assert gate.priorities[0] == 19 and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+    assert gate.priorities[0] == 19 and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == niceness
 
 
 def test_the_last_checkpoint_is_whole_before_the_run_says_that_it_is_done(tmp_path, gate):
@@ -206,7 +207,7 @@ def test_the_next_copy_is_taken_when_the_file_of_the_one_before_is_written(tmp_p
         assert torch.equal(value, torch.full((1000,), float(epoch)))
 
 
-LONG = {"mode": "concurrent", "local_epochs": 12, "finetune_epochs": 1}
+LONG = {"mode": "concurrent", "local_epochs": 8, "finetune_epochs": 1}
 
 
 def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before(tmp_path, launch):
@@ -214,14 +215,14 @@ def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before
     config = small_config(tmp_path / "run", schedule=LONG, checkpoint={"keep": 99})
     process = launch(2, *options(config))
     read_until(process, lambda line: line.startswith("epoch 1/"))
-    partial = tmp_path / "run/checkpoints/epoch-000008.partial"
+    partial = tmp_path / "run/checkpoints/epoch-000006.partial"
     partial.mkdir(parents=True)
     os.mkfifo(partial / "worker-1.safetensors")
-    read_until(process, lambda line: line.startswith("epoch 9/"))
+    read_until(process, lambda line: line.startswith("epoch 7/"))
     until((partial / "worker-0.safetensors").exists)
     process.kill()
     finish(process)
-    assert whole(tmp_path / "run")[-1] == "epoch-000007" and partial.exists()
+    assert whole(tmp_path / "run")[-1] == "epoch-000005" and partial.exists()
     train(config)
     assert not partial.exists()
     train(small_config(tmp_path / "undisturbed", schedule=LONG, checkpoint={"keep": 99}))
@@ -233,9 +234,9 @@ def test_a_worker_that_cannot_write_ends_all_and_says_it_once(tmp_path, launch):
     config = small_config(tmp_path / "run", schedule={**LONG, "local_epochs": 400}, checkpoint={"keep": 9})
     process = launch(3, *options(config))
     read_until(process, lambda line: line.startswith("epoch 1/"))
-    (tmp_path / "run/checkpoints/epoch-000008.partial/worker-2.safetensors").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/epoch-000006.partial/worker-2.safetensors").mkdir(parents=True)
     output = finish(process)
     assert process.returncode != 0
     (said,) = errors_in(output)
-    assert "after 8 epochs could not be written" in said and "Is a directory" in said and "epoch-000007" in said
-    assert whole(tmp_path / "run")[-1] == "epoch-000007"
+    assert "after 6 epochs could not be written" in said and "Is a directory" in said and "epoch-000005" in said
+    assert whole(tmp_path / "run")[-1] == "epoch-000005"
