@@ -103,7 +103,7 @@ def test_one_run_is_a_row_and_four_figures_in_its_folder(tmp_path):
 
 
 def test_several_runs_are_compared_in_figures_of_their_own(tmp_path):
-    folders = [write(tmp_path / place / "same_name") for place in ("a", "b")]
+    folders = [write(tmp_path / place / "same_name", ALTERNATE[:1]) for place in ("a", "b")]
     text = printed(folders, width=300, out=tmp_path / "out")
     assert all(str(folder) in text for folder in folders)  # the names alone would not tell them apart
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -111,12 +111,18 @@ def test_several_runs_are_compared_in_figures_of_their_own(tmp_path):
     assert not list(folders[0].glob("*.png"))
 
 
-def test_a_narrow_console_loses_nothing(tmp_path):
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes most of a report's time."""
+    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [])
+
+
+def test_a_narrow_console_loses_nothing(tmp_path, no_figures):
     text = printed([write(tmp_path / "a_name_that_is_rather_long")], width=60)
     for cell in ("a_name_that_is_rather_long", "3 alternate + 2 finetune", "6.800 6.300 5.800", "12.3"):
         assert cell in text
 
 
-def test_a_run_that_has_not_ended_is_marked(tmp_path):
+def test_a_run_that_has_not_ended_is_marked(tmp_path, no_figures):
     text = printed([write_log(tmp_path / "live", ALTERNATE[:2])])
     assert "5.900*" in text and "has not ended" in text
