@@ -1,4 +1,4 @@
-"""A worker's error on its way to the user: which errors end a run, and what is said of those that Ray raises."""
+"""How a worker's error gets to the user: which errors end a run, and how those that Ray raises are worded."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,31 +12,31 @@ from pipeflow.errors import PipeflowError, WorkerError
 class NoRetryOfMistakes(UserCallback):
     """Ends the run at once at an error that a restart would only meet again.
 
-    Lost workers, and what pipeflow did not foresee, are left to Ray's `FailureConfig`.
+    Lost workers and unforeseen errors are left to Ray's `FailureConfig`.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raises the error, which Ray's controller takes for its own and does not retry."""
-        error = first_said(worker_exceptions.values())
+        error = first_reported(worker_exceptions.values())
         if error is not None and not isinstance(error, WorkerError):
             raise error
 
 
-def first_said(errors: Iterable[Exception]) -> PipeflowError | None:
-    """Of the workers' errors the one that is not another's echo; None where none is for the user to mend."""
+def first_reported(errors: Iterable[Exception]) -> PipeflowError | None:
+    """The first of the workers' errors that is not the echo of another's; None where the user can mend none of them."""
     ours = [error for error in errors if isinstance(error, PipeflowError)]
     return min(ours, key=lambda error: error.reported, default=None)
 
 
 def in_words(error: TrainingFailedError) -> Exception:
-    """pipeflow's own error inside the one that Ray raises, or else Ray's with its traceback."""
+    """The error of pipeflow inside the one that Ray raises, or else Ray's with its traceback."""
     if isinstance(error, ControllerError):
         inner = error.controller_failure
         return inner if isinstance(inner, PipeflowError) else error
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    said = first_said(failures.values())
-    if said is not None:
-        return said
+    own = first_reported(failures.values())
+    if own is not None:
+        return own
     for rank, failure in failures.items():
         if isinstance(failure, RayActorError):
             return WorkerError(

@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from ray.train import Result
 
 
-_USAGE = """usage: python -m launch.ray_train [--storage FOLDER] [--config FILE] [--section.option VALUE ...]
-
-Trains on the Ray cluster that runs (RAY_ADDRESS, or one on this machine). Options of the launcher:
-  --storage FOLDER         a folder that all nodes see; run.dir is taken relative to it
-  --workers N              workers, a GPU each where the cluster has GPUs  [as many as parts x replicas]
-  --placement pack|spread  on few nodes, or on many  [pack]
-  --max-restarts N         restarts from the newest checkpoint after a worker or a node was lost  [3]
-  --cpus-per-worker N      CPUs that Ray keeps for a worker, and threads it computes with  [1]
-
-and of the run:
-"""
-
-
 def train_on_ray(
     config: Config,
     *,
@@ -45,21 +32,21 @@ def train_on_ray(
 ) -> "Result":
     """Trains on the Ray cluster that this process is connected to, or else on the one that runs.
 
-    The run folder is as everywhere, and the truth: the same call again resumes from it. The result's `metrics` are those
-    of the whole run, its `metrics_dataframe` has a row an epoch (`pipeflow.ray.worker.metrics_of`), its `return_value` is
-    the summary. Ray's own records are kept in `ray/` beside the run folder.
+    The run folder is the same as under torchrun, and the same call again resumes from it. The result's `metrics` are those
+    of the whole run, its `metrics_dataframe` has a row for each epoch (`pipeflow.ray.worker.metrics_of`), its
+    `return_value` is the summary. Ray's own records are kept in `ray/` beside the run folder.
 
     Args:
         config: the run. Relative paths of data are looked for in the job's working directory.
         workers: None for one for each replica of each part.
         placement: pack puts workers on as few nodes as can be, spread on as many.
-        max_restarts: how often lost workers are started anew, on the nodes that are left or have come.
+        max_restarts: number of times that lost workers are started anew, on the nodes that are left or have come.
         storage: a folder that all nodes see. `run.dir` is taken relative to it, unless it is a full path.
-        cpus_per_worker: kept for each worker by Ray, and the threads it computes with where OMP_NUM_THREADS is not set.
+        cpus_per_worker: CPUs that Ray keeps for each worker, and its threads where OMP_NUM_THREADS is not set.
 
     Raises:
-        PipeflowError: what `pipeflow.train` raised in a worker, not retried unless it is a WorkerError.
-        ray.train.TrainingFailedError: anything else that went wrong in a worker, `max_restarts` times.
+        PipeflowError: the error that `pipeflow.train` raised in a worker, not retried unless it is a WorkerError.
+        ray.train.TrainingFailedError: workers failed with any other error, `max_restarts` times.
     """
     if workers is None:
         if config.num_parts is None:
@@ -101,7 +88,7 @@ def train_on_ray(
             name=f"{run_dir.name}-{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=str(run_dir.parent / "ray"),
             failure_config=FailureConfig(max_failures=max_restarts),
-            callbacks=[NoRetryOfMistakes()],
+            callbacks=[NoRetryOfMistakes()],  # type: ignore[list-item]  # typed for the first version of Ray Train
         ),
     )
     try:
@@ -110,11 +97,11 @@ def train_on_ray(
         raise in_words(error) from error
     finally:
         if not was_connected:
-            ray.shutdown()  # ends the workers' output too, so that what is said next is the last line
+            ray.shutdown()  # ends the workers' output too, so that a message printed next is the last line
 
 
 def _with_full_path(config: Config, storage: str | None) -> Config:
-    """run.dir as a path that means the same on all nodes."""
+    """The run with run.dir as a path that means the same on all nodes."""
     run_dir = Path(storage or "", config.run.dir)
     if not run_dir.is_absolute():
         raise ConfigError(
@@ -125,20 +112,27 @@ def _with_full_path(config: Config, storage: str | None) -> Config:
 
 
 class _Parser(argparse.ArgumentParser):
+    """The launcher's own options."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            usage="python -m launch.ray_train [--storage FOLDER] [--config FILE] [--section.option VALUE ...]",
+            description="Trains on the Ray cluster that runs (RAY_ADDRESS, or one on this machine).",
+            add_help=False,
+            allow_abbrev=False,
+        )
+        add = self.add_argument
+        add("--storage", metavar="FOLDER", help="a folder that all nodes see; run.dir is taken relative to it")
+        workers = "workers, a GPU each where the cluster has GPUs  [as many as parts x replicas]"
+        add("--workers", metavar="N", type=_count, help=workers)
+        add("--placement", choices=("pack", "spread"), default="pack", help="on few nodes, or on many  [pack]")
+        restarts = "restarts from the newest checkpoint after a worker or a node was lost  [3]"
+        add("--max-restarts", metavar="N", type=int, default=3, help=restarts)
+        cpus = "CPUs that Ray keeps for a worker, and threads it computes with  [1]"
+        add("--cpus-per-worker", metavar="N", type=_count, default=1, help=cpus)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}.")
-
-
-def _parse(arguments: list[str]) -> tuple[dict, list[str]]:
-    """The launcher's own options, and the rest."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--storage")
-    parser.add_argument("--workers", type=_count)
-    parser.add_argument("--placement", choices=("pack", "spread"), default="pack")
-    parser.add_argument("--max-restarts", type=int, default=3)
-    parser.add_argument("--cpus-per-worker", type=_count, default=1)
-    options, rest = parser.parse_known_args(arguments)
-    return vars(options), rest
 
 
 def _count(text: str) -> int:
@@ -148,15 +142,16 @@ def _count(text: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The driver; its exit code."""
+    """Runs the driver; its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _Parser()
     if "--help" in arguments or "-h" in arguments:
-        print(_USAGE, describe_options(), sep="\n")
+        print(parser.format_help(), describe_options(), sep="\n")
         return 0
     try:
-        options, rest = _parse(arguments)
+        options, rest = parser.parse_known_args(arguments)
         path, overrides = parse_arguments(rest)
-        result = train_on_ray(load(path, overrides), **options)
+        result = train_on_ray(load(path, overrides), **vars(options))
     except PipeflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -1,4 +1,4 @@
-"""One worker of pipeflow inside a Ray Train worker: its environment, its work, and what it reports to Ray."""
+"""One worker of pipeflow inside a Ray Train worker: its environment, its work, and its reports to Ray."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.train
 import ray.util
-from ray.train.backend import Backend
+from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 from ray.util.metrics import Counter, Gauge
 
@@ -17,7 +17,7 @@ from pipeflow import Config, train
 
 
 class LauncherEnvironment(TorchConfig):
-    """Gives workers the environment that torchrun would, and leaves it to pipeflow to make process groups of it."""
+    """Gives workers the environment that torchrun would, from which pipeflow makes the process groups itself."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -28,15 +28,15 @@ class _SetsEnvironment(Backend):
     share_cuda_visible_devices = True  # as under torchrun, LOCAL_RANK picks one of the machine's GPUs
     attempt = 0
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Called by Ray for every group of workers, those of a restart too."""
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        """Is called by Ray for every group of workers, those of a restart too."""
         address, port = worker_group.execute_single(0, _free_address)
         worker_group.execute(_set_environment, address, port, self.attempt)
         self.attempt += 1
 
 
 def _free_address() -> tuple[str, int]:
-    """Where rank 0 can listen: its node's address in the cluster, and a port that is free now."""
+    """An address for rank 0 to listen at: its node's in the cluster, and a port that is free now."""
     with socket.create_server(("", 0)) as server:
         return ray.util.get_node_ip_address(), server.getsockname()[1]
 
@@ -54,17 +54,17 @@ def _set_environment(address: str, port: int, attempt: int) -> None:
     }
 
 
-def work(settings: dict) -> dict:
-    """Runs on every Ray Train worker. settings: a configuration, as `Config.to_dict` gives it."""
+def work(settings: dict[str, Any]) -> Any:
+    """Runs on every Ray Train worker; the summary. settings: a configuration, as `Config.to_dict` gives it."""
     config = Config.from_dict(settings)
     return train(config, report=Reporter(config.run.dir))
 
 
 class Reporter:
-    """Hands what pipeflow reports on to Ray Train, whose `report` is a barrier for all workers.
+    """Passes the reports of pipeflow on to Ray Train, whose `report` is a barrier for all workers.
 
-    Ray keeps metrics in its `Result` only beside a checkpoint. pipeflow's own are in the run folder already, so that Ray's
-    is a file that says where.
+    Ray keeps metrics in its `Result` only beside a checkpoint. pipeflow's checkpoints are in the run folder, so Ray's is a
+    file that names it.
     """
 
     def __init__(self, run_dir: str):
@@ -74,8 +74,8 @@ class Reporter:
         self._rate = _of_run(Gauge("pipeflow_images_per_second", "in training", ("run",)), tags)
         self._sent = _of_run(Counter("pipeflow_link_bytes", "of latents in training", ("run", "link")), tags)
 
-    def __call__(self, event: dict) -> None:
-        """event: as `pipeflow.train` reports it, empty on all workers but rank 0."""
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Reports an event of `pipeflow.train`, which is empty on all workers but rank 0."""
         if not event:
             ray.train.report({})
             return
@@ -87,8 +87,8 @@ class Reporter:
             Path(folder, "pipeflow.json").write_text(json.dumps(pointer))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def show(self, metrics: dict) -> None:
-        """On the dashboard's metrics page, through each node's Prometheus endpoint."""
+    def show(self, metrics: dict[str, Any]) -> None:
+        """Shows an epoch on the dashboard's metrics page, through each node's Prometheus endpoint."""
         if metrics["test_bpd"] is not None:
             self._bits_per_dim.set(metrics["test_bpd"])
         self._rate.set(metrics["images_per_second"])
@@ -102,8 +102,8 @@ def _of_run(metric: Any, tags: dict[str, str]) -> Any:
     return metric
 
 
-def metrics_of(event: dict) -> dict:
-    """What Ray is told of an epoch, or at the end of the whole run: bits/dim, images/s, bytes by link and kind."""
+def metrics_of(event: dict[str, Any]) -> dict[str, Any]:
+    """The metrics that Ray gets for an epoch or, at the end, for the run: bits/dim, images/s, bytes by link and kind."""
     if event["event"] == "epoch":
         latents = {f"{source}->{target}": sent for source, target, sent in event["bytes"]["latents"]}
         others = {kind: sent for kind, sent in event["bytes"].items() if kind != "latents"}

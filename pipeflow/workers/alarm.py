@@ -40,6 +40,8 @@ class Alarm:
         """The activity of another worker, empty where it is not known."""
         self.about: Callable[[int], str] = lambda other: ""
         """Another worker's parts and position, in brackets behind its number; empty where they are not known."""
+        self.watches: list[Callable[[], None]] = []
+        """Functions that the guard calls once a second."""
         self._error: PipeflowError | None = None
         self._tripped_at = 0.0
         self._heard = False
@@ -121,7 +123,7 @@ class Alarm:
         self.doing = before
 
     def start_guard(self) -> threading.Event:
-        """Starts the thread that watches the launcher and that alarms are heard. Setting the event ends it."""
+        """Starts the thread that watches the launcher, and that alarms are heard. Setting the event ends it."""
         ended = threading.Event()
         threading.Thread(target=self._guard, args=(ended,), name="pipeflow-guard", daemon=True).start()
         return ended
@@ -130,6 +132,8 @@ class Alarm:
         while not ended.wait(_GUARD_SECONDS):
             if parent.is_gone():
                 self.trip_loss(f"worker {self.rank}: the launcher (process {parent.PROCESS}) is gone")
+            for watch in self.watches:
+                watch()
             error = self._error
             if error is not None and not self._heard and time.monotonic() - self._tripped_at > _UNHEARD_SECONDS:
                 _end_process(error)

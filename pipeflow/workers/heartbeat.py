@@ -6,7 +6,9 @@ fine-tunes, needs no time-out and still hears of rank 0's end. The first failure
 for one reason, and one of them reports it.
 """
 
+import itertools
 import json
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -46,22 +48,20 @@ class Monitor:
         self._store = store
         self._rank = rank = alarm.rank
         self._timeout = timeout
-        self._pause = min(_BEAT_SECONDS, timeout / 5)
         self._alarm = alarm
         self._notice = notice
         self._traffic = traffic
         self._local = LocalProcesses(store, rank, world_size)
         self._watched = {other for other in (range(world_size) if rank == 0 else [0]) if other != rank}
         self._last: dict[int, tuple[str, float]] = {}
-        self._count = 0
+        self._counter = itertools.count()
         self._answered = time.monotonic()
         self._stopped = threading.Event()
-        self._closed = threading.Event()
         alarm.doing_of, alarm.about = self._doing_of, self._about
         notice.is_of_a_loss = lambda: bool(self._local.ended())
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._watch_store, name="pipeflow-silence", daemon=True).start()
+        alarm.watches.append(self._watch_store)
 
     def watch(self, other: int) -> None:
         """Watches this worker too."""
@@ -72,7 +72,7 @@ class Monitor:
         self._stopped.set()
         self._thread.join()
         self._store.set(_beat_key(self._rank), _ENDED)
-        self._closed.set()
+        self._answered = math.inf
 
     def _about(self, other: int) -> str:
         """Another worker's parts and position, as far as they are known, in brackets behind its number."""
@@ -108,13 +108,12 @@ class Monitor:
                 for other in self._watched:
                     self._look_for_beat(other)
                 self._answered = time.monotonic()
-                self._stopped.wait(self._pause)
+                self._stopped.wait(min(_BEAT_SECONDS, self._timeout / 5))
         except Exception as error:  # any: a worker must not go on unwatched
             self._lose_store(first_line(error))
 
     def _beat(self) -> None:
-        self._count += 1
-        value = json.dumps({"count": self._count, "doing": self._alarm.doing, **self.status()})
+        value = json.dumps({"count": next(self._counter), "doing": self._alarm.doing, **self.status()})
         key = _beat_key(self._rank)
         self._store.set(key, value)
         self._traffic.add("control", self._rank, 0, len(key) + len(value))
@@ -161,11 +160,10 @@ class Monitor:
             )
 
     def _watch_store(self) -> None:
-        """Watches the watch: a store on a machine that is gone does not fail, it never answers."""
-        while not self._closed.wait(self._pause):
-            silent = time.monotonic() - self._answered
-            if silent > self._timeout and not self.store_lost:
-                self._lose_store(f"silent for {silent:.0f} s")
+        """Watches the watch, from the guard's thread: a store on a machine that is gone does not fail, it never answers."""
+        silent = time.monotonic() - self._answered
+        if silent > self._timeout and not self.store_lost:
+            self._lose_store(f"silent for {silent:.0f} s")
 
     def _lose_store(self, why: str) -> None:
         self.store_lost = True
