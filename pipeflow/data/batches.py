@@ -122,11 +122,8 @@ class Batches:
                 f"eval.num_images is {num_images}, but there are {there} test images ({self.data.name}): it must be "
                 f"from 1 to {there}, or null for all."
             )
-        return self._test_batches(num_images, batch_size)
-
-    def _test_batches(self, num_images: int, batch_size: int) -> Iterator[torch.Tensor]:
         # One generator serves all batches, so the noise of an image does not depend on where batches are cut.
         numbers = generator(TEST_NOISE_SEED, "noise of test")
-        for start in range(0, num_images, batch_size):
-            images = self.data.test[start : min(start + batch_size, num_images)]
-            yield dequantize(images, torch.rand(images.shape, generator=numbers))
+        starts = range(0, num_images, batch_size)
+        batches = (self.data.test[start : min(start + batch_size, num_images)] for start in starts)
+        return (dequantize(images, torch.rand(images.shape, generator=numbers)) for images in batches)

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,9 +116,11 @@ def _cifar10(root: str) -> list[Tensor]:
         from torchvision.datasets import CIFAR10
     except ImportError as error:
         raise DataError(f"data.name cifar10 needs torchvision ({error}): install it, or use images.") from error
-    quiet = io.StringIO()
+    quiet, timeout_before = io.StringIO(), socket.getdefaulttimeout()
+    # torchvision's download takes no timeout, so this sets that of all sockets which are opened meanwhile.
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), _socket_timeout(DOWNLOAD_TIMEOUT_S):
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             parts = [CIFAR10(root, train=train, download=True).data for train in (True, False)]
     # torchvision raises OSError for the network and the disk, RuntimeError for a wrong checksum.
     except (OSError, RuntimeError) as error:
@@ -128,18 +129,9 @@ def _cifar10(root: str) -> list[Tensor]:
             f"data.name cifar10: not in {os.path.abspath(root)} and not to be downloaded ({reason}).\n"
             f"Put cifar-10-python.tar.gz there (or set data.path), or set data.name images with images of your own."
         ) from error
-    return [torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))) for part in parts]
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Sets the timeout of sockets opened meanwhile, because torchvision's download takes no timeout."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout_before)
+    return [torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))) for part in parts]
 
 
 def _call_function(data: DataConfig) -> ImageData:

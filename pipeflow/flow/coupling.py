@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeflow.flow.layers import ActNorm, InvertibleConv1x1, Layer, Shape, ZeroConv, check_channels, sum_over_pixels
+from pipeflow.flow.layers import ActNorm, InvertibleConv1x1, Layer, Shape, ZeroConv, sum_over_pixels
 
 
 class CouplingNet(nn.Module):
@@ -46,10 +46,6 @@ class CouplingNet(nn.Module):
         hidden = functional.conv2d(hidden, *self.norm_mid.folded_behind(self.conv_mid.weight)).relu_()
         return functional.conv2d(hidden, *self.conv_out.folded(), padding=1)
 
-    def multiply_adds(self, shape: Shape) -> int:
-        weights = (self.conv_in.weight, self.conv_mid.weight, self.conv_out.conv.weight)
-        return sum(weight.numel() for weight in weights) * shape[1] * shape[2]
-
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         hidden = self.conv_in(x)
@@ -80,7 +76,7 @@ class Coupling(Layer):
         if num_channels < 2:
             raise ValueError(f"a coupling needs 2 channels or more to halve, got {num_channels}")
         self.kind = kind
-        self.num_channels = num_channels
+        self.image_channels = num_channels
         self.num_kept = num_channels // 2
         num_changed = num_channels - self.num_kept
         num_outputs = 2 * num_changed if kind == "affine" else num_changed
@@ -103,11 +99,9 @@ class Coupling(Layer):
         shift, log_scale = self._shift_and_log_scale(kept)
         return torch.cat([kept, changed * torch.exp(-log_scale) - shift], dim=1)
 
-    def output_shape(self, shape: Shape) -> Shape:
-        return check_channels(shape, self.num_channels)
-
     def multiply_adds(self, shape: Shape) -> int:
-        return self.net.multiply_adds(shape)
+        convolutions = (self.net.conv_in, self.net.conv_mid, self.net.conv_out.conv)
+        return sum(convolution.weight.numel() for convolution in convolutions) * shape[1] * shape[2]
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -128,17 +122,15 @@ class FlowStep(Layer):
         self.fold = fold
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x, from_mixing = self._mix(x)
+        if self.fold:
+            x = functional.conv2d(x, *self.actnorm.folded_before(self.invconv.matrix()))
+            from_mixing = sum_over_pixels(self.actnorm.logdet() + self.invconv.logdet(), x)
+        else:
+            x, from_actnorm = self.actnorm(x)
+            x, from_invconv = self.invconv(x)
+            from_mixing = from_actnorm + from_invconv
         x, from_coupling = self.coupling(x)
         return x, from_mixing + from_coupling
-
-    def _mix(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.fold:
-            y = functional.conv2d(x, *self.actnorm.folded_before(self.invconv.matrix()))
-            return y, sum_over_pixels(self.actnorm.logdet() + self.invconv.logdet(), x)
-        x, from_actnorm = self.actnorm(x)
-        x, from_invconv = self.invconv(x)
-        return x, from_actnorm + from_invconv
 
     def inverse(self, y: Tensor) -> Tensor:
         return self.actnorm.inverse(self.invconv.inverse(self.coupling.inverse(y)))

@@ -39,12 +39,9 @@ def glow(
         channels *= 4
         layers[f"blocks.{block}.squeeze"] = Squeeze()
         for step in range(num_steps):
-            layers[f"blocks.{block}.steps.{step}"] = FlowStep(
-                ActNorm(channels),
-                InvertibleConv1x1(channels, invconv),
-                Coupling(channels, width, coupling, net_dtype, fold),
-                fold,
-            )
+            actnorm, mixing = ActNorm(channels), InvertibleConv1x1(channels, invconv)
+            last = Coupling(channels, width, coupling, net_dtype, fold)
+            layers[f"blocks.{block}.steps.{step}"] = FlowStep(actnorm, mixing, last, fold)
         if block < num_blocks - 1:
             layers[f"blocks.{block}.factor_out"] = FactorOut(channels)
             channels //= 2
@@ -62,8 +59,7 @@ def build_flow(config: Config, shape: Shape) -> Flow:
         torch.default_generator.manual_seed(config.run.seed)  # torch.manual_seed would also reseed the GPUs
         if config.model.name == "glow":
             return _build_glow(config, shape)
-        function = load_function("model.name", config.model.name)
-        flow = function(config, shape)
+        flow = load_function("model.name", config.model.name)(config, shape)
         if isinstance(flow, list | tuple | dict):
             try:
                 flow = Flow(flow, shape)

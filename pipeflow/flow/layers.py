@@ -29,6 +29,8 @@ class NoInverse(TypeError):
 class Layer(nn.Module):
     """Base of all transforms. A subclass writes `forward` and `inverse`; the other methods have defaults."""
 
+    image_channels: int | None = None
+    """Channels of the images that the layer was made for, which `output_shape` checks; None if it takes any shape."""
     num_taken_out = 0
     """Number of tensors that `forward` returns after the contribution and `inverse` takes after `y`."""
     stays_with_next = False
@@ -52,6 +54,9 @@ class Layer(nn.Module):
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of `y` for an `x` of this shape, both without the batch. Raises ValueError if the layer cannot take it."""
+        # A wrong number of channels might broadcast unseen.
+        if self.image_channels is not None and (len(shape) != 3 or shape[0] != self.image_channels):
+            raise ValueError(f"it was made for images of {self.image_channels} channels")
         return shape
 
     def multiply_adds(self, shape: Shape) -> int:
@@ -83,16 +88,6 @@ def run_layers(
     return x, total, taken_out
 
 
-def check_channels(shape: Shape, num_channels: int) -> Shape:
-    """Returns `shape` if a layer made for `num_channels` can take it, since a wrong number might broadcast unseen.
-
-    Raises ValueError otherwise.
-    """
-    if len(shape) != 3 or shape[0] != num_channels:
-        raise ValueError(f"it was made for images of {num_channels} channels")
-    return shape
-
-
 def sum_over_pixels(logdet: Tensor, x: Tensor) -> Tensor:
     """Contribution, [batch], of a layer whose log-determinant at each pixel of `x` is the scalar `logdet`."""
     return (logdet * (x.shape[2] * x.shape[3])).expand(x.shape[0])
@@ -108,6 +103,7 @@ class ActNorm(Layer):
 
     def __init__(self, num_channels: int):
         super().__init__()
+        self.image_channels = num_channels
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.log_scale = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("initialized", torch.tensor(False))
@@ -139,9 +135,6 @@ class ActNorm(Layer):
     def inverse(self, y: Tensor) -> Tensor:
         return y * torch.exp(-3 * self._channels_of(self.log_scale)) - self._channels_of(self.bias)
 
-    def output_shape(self, shape: Shape) -> Shape:
-        return check_channels(shape, len(self.bias))
-
     def multiply_adds(self, shape: Shape) -> int:
         return 0
 
@@ -168,6 +161,7 @@ class InvertibleConv1x1(Layer):
 
     def __init__(self, num_channels: int, form: str = "lu"):
         super().__init__()
+        self.image_channels = num_channels
         self.form = form
         rotation, _ = torch.linalg.qr(torch.randn(num_channels, num_channels, dtype=torch.float64))
         if form == "plain":
@@ -199,9 +193,6 @@ class InvertibleConv1x1(Layer):
     def inverse(self, y: Tensor) -> Tensor:
         inverse = torch.linalg.inv(self.matrix().double()).to(y.dtype)
         return functional.conv2d(y, inverse[:, :, None, None])
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return check_channels(shape, len(self.matrix()))
 
     def multiply_adds(self, shape: Shape) -> int:
         channels, height, width = shape
@@ -257,7 +248,7 @@ class FactorOut(Layer):
 
     def __init__(self, num_channels: int):
         super().__init__()
-        self.num_channels = num_channels
+        self.image_channels = num_channels
         self.num_kept = num_channels // 2
         self.prior = ZeroConv(self.num_kept, 2 * (num_channels - self.num_kept))
 
@@ -270,25 +261,16 @@ class FactorOut(Layer):
         mean, log_scale = self._mean_and_log_scale(kept)
         return kept, diagonal_gaussian_log_prob(taken_out, mean, log_scale), taken_out
 
-    def inverse(
-        self,
-        y: Tensor,
-        taken_out: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Appends `taken_out` to `y`, or a draw from its prior at this temperature where `taken_out` is None."""
-        if taken_out is None:
-            mean, log_scale = self._mean_and_log_scale(y)
-            noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
-            taken_out = mean + torch.exp(log_scale) * temperature * noise
+    def inverse(self, y: Tensor, taken_out: Tensor) -> Tensor:  # type: ignore[override]  # as num_taken_out says
         return torch.cat([y, taken_out], dim=1)
 
     def sample_inverse(self, y: Tensor, generator: torch.Generator | None, temperature: float) -> Tensor:
-        return self.inverse(y, None, generator, temperature)
+        mean, log_scale = self._mean_and_log_scale(y)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+        return self.inverse(y, mean + torch.exp(log_scale) * temperature * noise)
 
     def output_shape(self, shape: Shape) -> Shape:
-        channels, height, width = check_channels(shape, self.num_channels)
+        channels, height, width = super().output_shape(shape)
         if channels % 2:
             raise ValueError(f"a factor-out halves the channels, which {channels} does not allow")
         return (channels // 2, height, width)

@@ -124,25 +124,19 @@ class Part(nn.Module):
         """Names of the modules that the part trains: its layers, and its head last."""
         return [*self.names, self.head_name]
 
-    def _modules_by_name(self) -> Iterator[tuple[str, nn.Module]]:
+    def _named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         yield from self.named_layers()
         yield self.head_name, self.head
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by names that do not depend on the cuts: the flow's names, and `heads.<cut>.*`."""
-        return {
-            f"{name}.{key}": parameter
-            for name, module in self._modules_by_name()
-            for key, parameter in module.named_parameters()
-        }
+        named = ((name, module.named_parameters()) for name, module in self._named_modules())
+        return {f"{name}.{key}": parameter for name, parameters in named for key, parameter in parameters}
 
     def global_state(self) -> dict[str, Tensor]:
         """Parameters and buffers by the same names; the tensors share their memory with the part."""
-        return {
-            f"{name}.{key}": tensor
-            for name, module in self._modules_by_name()
-            for key, tensor in module.state_dict().items()
-        }
+        named = ((name, module.state_dict().items()) for name, module in self._named_modules())
+        return {f"{name}.{key}": tensor for name, tensors in named for key, tensor in tensors}
 
     def describe(self) -> dict[str, Any]:
         """The part's entry in `summary.json`; the head's parameters are counted apart."""
