@@ -1,5 +1,6 @@
 """A table to compare runs by, and their figures: `pipeflow report`."""
 
+import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -71,10 +72,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, consol
     if len(set(names)) < len(names):  # folders of the same name in different places
         names = [str(run_dir) for run_dir in run_dirs]
     runs = dict(zip(names, read))
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=1000)  # a file has no width to fit the table into
+    console = console or Console(width=None if sys.stdout.isatty() else 1000)  # a file has no width to fit a table into
     _print_table([_row(name, run) for name, run in runs.items()], console)
     if not all(run.ended for run in read):
         console.print("* has not ended: the last evaluated epoch")

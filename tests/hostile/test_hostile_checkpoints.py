@@ -1,6 +1,5 @@
 """Checkpoints made to do harm: a checksum tells of damage, not of who wrote it. And nothing at all is unpickled."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from harmful import SAFETENSORS, STEP, TEXTS, write
-from refusals import bounded, refusal
+from refusals import refusal
 from safetensors.torch import load_file, save_file
 
 import pipeflow
@@ -118,18 +117,17 @@ class TestCheckpoint:
         self.fit(newest)
         assert "epoch-000002" in refusal(CheckpointError, pipeflow.train, resumed)
 
-    @pytest.mark.parametrize("section", ["model", "ema", "optim.exp_avg", "optim.exp_avg_sq"])
     @pytest.mark.parametrize(
-        "change",
+        "section, change",
         [
-            lambda value: torch.zeros(1),
-            lambda value: value.double(),
-            lambda value: value.long(),
-            lambda value: value[None],
+            ("model", lambda value: torch.zeros(1)),
+            ("ema", lambda value: value.double()),
+            ("optim.exp_avg", lambda value: value.long()),
+            ("optim.exp_avg_sq", lambda value: value[None]),
         ],
         ids=["one value", "float64", "int64", "one dimension more"],
     )
-    def test_tensors(self, change, section, resumed, newest):
+    def test_tensors(self, section, change, resumed, newest):
         key = f"{section}/{STEP}"
         self.rewrite(newest, lambda tensors: tensors.update({key: change(tensors[key])}))
         message = refusal(CheckpointError, pipeflow.train, resumed)
@@ -156,11 +154,9 @@ class TestCheckpoint:
         change_manifest(newest, lambda m: m.update(log_position=(run / "metrics.jsonl").stat().st_size))
         assert "metrics.jsonl, line 1" in refusal(CheckpointError, pipeflow.train, resumed)
 
-    @pytest.mark.parametrize("text", TEXTS)
-    def test_summaries_of_a_run_that_has_ended(self, text, run, resumed):
-        write(run / "summary.json", TEXTS[text])
-        with bounded(60), contextlib.suppress(CheckpointError):  # written anew, or refused
-            pipeflow.train(resumed)
+    def test_a_summary_of_a_run_that_has_ended(self, run, resumed):
+        write(run / "summary.json", "{}")
+        assert "summary.json is damaged" in refusal(CheckpointError, pipeflow.train, resumed)
 
 
 UNPICKLES_NOTHING = """
