@@ -11,19 +11,11 @@ _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
 
 def predict_end_to_end(scenario: Scenario) -> Prediction:
     """The whole flow on one worker."""
-    whole, batch_size, machines = scenario.counts.whole, scenario.batch_size, scenario.machines
-    work = scenario.work(whole)
+    batch_size, machines = scenario.batch_size, scenario.machines
+    work = scenario.work(scenario.counts.whole)
     step = work.forward(batch_size) + work.backward(batch_size) + work.update
     step += machines.image_seconds * batch_size
-    return scenario.predict(
-        "end_to_end",
-        Cut("", [whole]),
-        seconds=scenario.steps() * step * machines.alone,
-        sent=0,
-        memory=scenario.memory([whole], scenario.counts.activations.of(whole).at(batch_size), 0),
-        idle=0.0,
-        workers=1,
-    )
+    return _prediction(scenario, "end_to_end", batch_size, 1, scenario.steps() * step * machines.alone, idle=0.0)
 
 
 def predict_data_parallel(scenario: Scenario) -> list[Prediction]:
@@ -46,19 +38,25 @@ def finetune_seconds(scenario: Scenario) -> float:
 
 
 def _predict(scenario: Scenario, system: str, batch_size: int, workers: int) -> Prediction:
-    whole = scenario.counts.whole
     images = -(-batch_size // workers)
-    work, steps = scenario.work(whole), scenario.steps(batch_size)
+    work = scenario.work(scenario.counts.whole)
     drawn = scenario.machines.image_seconds * batch_size
     compute = drawn + work.forward(images) + work.backward(images) + work.update
-    step = drawn + seconds_until_reduced(scenario, whole, images, workers) + work.update
+    step = drawn + seconds_until_reduced(scenario, scenario.counts.whole, images, workers) + work.update
+    return _prediction(scenario, system, batch_size, workers, scenario.steps(batch_size) * step, 1 - compute / step)
+
+
+def _prediction(
+    scenario: Scenario, system: str, batch_size: int, workers: int, seconds: float, idle: float
+) -> Prediction:
+    whole = scenario.counts.whole
     return scenario.predict(
         system,
         Cut("", [whole]),
-        seconds=steps * step,
-        sent=scenario.counts.gradient_bytes(workers, steps),
-        memory=scenario.memory([whole], scenario.counts.activations.of(whole).at(images), 0),
-        idle=1 - compute / step,
+        seconds=seconds,
+        sent=scenario.counts.gradient_bytes(workers, scenario.steps(batch_size)),
+        memory=scenario.memory([whole], scenario.counts.activations.of(whole).at(-(-batch_size // workers)), 0),
+        idle=idle,
         workers=workers,
         batch_size=batch_size,
     )

@@ -21,13 +21,13 @@ BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 class Recommendation:
     """The way to take, and what to know about it."""
 
+    verdict: str
+    """pipeflow, one worker, data parallelism, pipeline, or nothing."""
     best: Prediction | None
     """None: nothing fits."""
     best_of_ours: Prediction | None
     batch_size: int | None
     """The smallest at which `best` makes 95 % of the images a second that it makes at any that fits."""
-    verdict: str
-    """pipeflow, one worker, data parallelism, pipeline, or nothing."""
     sentences: list[str]
 
 
@@ -38,7 +38,7 @@ def recommend(predictor: Predictor, predictions: Sequence[Prediction]) -> Recomm
         least = min(predictions, key=lambda each: each.memory)
         text = f"Nothing fits: the least is {bytes_text(least.memory)} a worker ({least.describe()})."
         text += " Lower optim.batch_size, or use more workers."
-        return Recommendation(None, None, None, verdict(best), [text])
+        return Recommendation(verdict(best), None, None, None, [text])
     fitting = [each for each in predictions if each.fits]
     best_of_ours = _quickest(each for each in fitting if each.is_ours and each.trains_all)
     sentences = [
@@ -53,7 +53,7 @@ def recommend(predictor: Predictor, predictions: Sequence[Prediction]) -> Recomm
             f"Batch size: {batch_size} is the smallest at which {best.describe()} is within 5 % of its most images a "
             f"second; smaller ones make more updates an epoch, larger ones may need another learning rate."
         )
-    return Recommendation(best, best_of_ours, batch_size, verdict(best), sentences)
+    return Recommendation(verdict(best), best, best_of_ours, batch_size, sentences)
 
 
 def fastest(predictions: Sequence[Prediction]) -> Prediction | None:

@@ -100,8 +100,7 @@ class _Channel:
     """The messages of one worker to another, in order, and the times at which each was put, taken, sent and consumed."""
 
     link: SimulatedLink
-    tags: list[str] = field(default_factory=list)
-    sizes: list[float] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
     taken: list[float] = field(default_factory=list)
     sent: list[float] = field(default_factory=list)
     consumed: list[float] = field(default_factory=list)
@@ -117,8 +116,7 @@ class _Channel:
         depth = self.link.depth
         if depth is not None and len(self.put) >= depth:
             time = max(time, self.taken[len(self.put) - depth])
-        self.tags.append(message.tag)
-        self.sizes.append(message.num_bytes)
+        self.messages.append(message)
         self.put.append(time)
         self.advance()
         return time
@@ -135,7 +133,7 @@ class _Channel:
                 if len(self.consumed) <= index - depth:
                     return
                 begin = max(begin, self.consumed[index - depth])
-            self.sent.append(begin + self.sizes[index] / self.link.bytes_per_second)
+            self.sent.append(begin + self.messages[index].num_bytes / self.link.bytes_per_second)
 
     def arrival(self) -> float | None:
         """Time at which the next message is there; None where that is not known yet."""
@@ -176,7 +174,7 @@ def simulate(programs: Sequence[Sequence[Operation]], link: SimulatedLink = Simu
             begin = max(begin, arrival)
         for awaited in operation.receives:
             channel = channels[awaited.source, worker]
-            tag = channel.tags[len(channel.consumed)]
+            tag = channel.messages[len(channel.consumed)].tag
             if tag != awaited.tag:
                 raise ValueError(f"worker {worker}, {operation.name}: awaits {awaited.tag!r}, but {tag!r} comes first")
             channel.consumed.append(begin)

@@ -16,7 +16,7 @@ _NOTES = (
     "idle: share of the workers' time; largest: largest part's share of the work, which bounds the speed-up. "
     "An epoch of alternate or sequential trains one part (mean over the parts). run: all configured epochs, the gather "
     "and fine-tuning. memory: in the local epochs, lower bound; fine-tuning on one worker needs that of end_to_end. "
-    "With run.device cpu the copy that checkpoints are written from is in it, which else is in the host's memory."
+    "With run.device cpu it includes the copy that checkpoints are written from, which is otherwise in the host's memory."
 )
 
 
@@ -59,11 +59,5 @@ def as_json(predictor: Predictor, predictions: Sequence[Prediction], advice: Rec
         "batch_size": predictor.batch_size,
         "num_train": predictor.plan.num_train,
         "predictions": [dataclasses.asdict(each) for each in predictions],
-        "recommendation": {
-            "verdict": advice.verdict,
-            "best": advice.best and dataclasses.asdict(advice.best),
-            "best_of_ours": advice.best_of_ours and dataclasses.asdict(advice.best_of_ours),
-            "batch_size": advice.batch_size,
-            "sentences": advice.sentences,
-        },
+        "recommendation": dataclasses.asdict(advice),
     }
