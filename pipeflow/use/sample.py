@@ -55,28 +55,18 @@ def sample(run_dir: str | Path, num: int, temperature: float, seed: int, out: st
     return path
 
 
-def sample_grid(images: Tensor | np.ndarray, path: str | Path, columns: int = 8) -> None:
+def sample_grid(images: Tensor, path: str | Path, columns: int = 8) -> None:
     """Writes images as one PNG on white, row by row, enlarged three times and 2 pixels apart.
 
-    Args:
-        images: uint8, [batch, channels, height, width] with 1 or 3 channels.
-
-    Raises:
-        ValueError: `images` has another type or shape, or is empty.
+    images: uint8, [batch, 1 or 3, height, width].
     """
-    pixels = torch.as_tensor(images).cpu().numpy()
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or len(pixels) == 0:
-        raise ValueError(
-            f"images must be uint8 of shape [batch, 1 or 3, height, width], got {pixels.dtype} {list(pixels.shape)}"
-        )
     scale, gap = 3, 2
-    pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
+    pixels = images.cpu().numpy().repeat(scale, axis=2).repeat(scale, axis=3)
     num, channels, height, width = pixels.shape
     columns = min(columns, num)
     rows = math.ceil(num / columns)
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, channels)
-    grid = np.full(shape, 255, np.uint8)
-    for index, image in enumerate(pixels):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        grid[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    cells = np.full((rows * columns, channels, height + gap, width + gap), 255, np.uint8)
+    cells[:num, :, :height, :width] = pixels
+    grid = cells.reshape(rows, columns, *cells.shape[1:]).transpose(0, 3, 1, 4, 2)
+    grid = grid.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
     Image.fromarray(grid.squeeze(2) if channels == 1 else grid).save(path)
