@@ -7,14 +7,21 @@ WORKERS ?= 3
 TEST_JOBS ?= 2
 LOWEST := $(VENV)-lowest/bin/python
 
-.PHONY: train test test-lowest lint clean
+.PHONY: train test test-slow test-lowest lint clean
 
 train: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
 
-# Files of tests go to TEST_JOBS processes, in their order: the longest come early, so that all end at about one time.
+# Files of tests go to TEST_JOBS processes, so that the runs that several tests of a file look at are made once.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+
+# Whatever the README promises, in minutes.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+# The rest: faults of every kind, Ray's loss of a node, several machines, the benchmarks' own tests.
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m slow $(ARGS)
 
 # The tests with the lowest versions that pyproject.toml allows, in an environment of their own (about 5 GB).
 test-lowest: $(VENV)-lowest/.installed

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from formulas import flow_step
 from safetensors.torch import load, save
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeflow.flow import ActNorm, Coupling, FactorOut, InvertibleConv1x1, Layer, Squeeze
+from tests.flow.formulas import flow_step
 
 LAYERS = {
     "actnorm": (lambda: ActNorm(3), 3),

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from formulas import coupling_net, flow_step
 from torch.nn import functional
 
 from pipeflow.flow import Coupling
+from tests.flow.formulas import coupling_net, flow_step
 
 
 class TestCoupling:

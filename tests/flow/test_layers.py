@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from formulas import zero_conv
 from torch.distributions import Normal
 
 from pipeflow.flow import ActNorm, FactorOut, InvertibleConv1x1, Squeeze
+from tests.flow.formulas import zero_conv
 
 
 class TestActNorm:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from harmful import SAFETENSORS, STEP, TEXTS, write
-from refusals import refusal
 from safetensors.torch import load_file, save_file
 
 import pipeflow
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.reading import read_config
+from tests.hostile.harmful import SAFETENSORS, STEP, TEXTS, write
+from tests.hostile.refusals import refusal
 
 
 def change_manifest(folder: Path, change: Callable[[dict], object]) -> None:

@@ -3,13 +3,13 @@
 import os
 
 import pytest
-from harmful import YAMLS
-from refusals import files_under, refusal
 
 import pipeflow
 from pipeflow.config import Config, load
 from pipeflow.errors import ConfigError
 from pipeflow.plan.predict.machines import read_machines
+from tests.hostile.harmful import YAMLS
+from tests.hostile.refusals import files_under, refusal
 
 
 @pytest.mark.parametrize("case", YAMLS)

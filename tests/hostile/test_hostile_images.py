@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harmful import sparse
 from PIL import Image
-from refusals import bounded, files_under, refusal
 
 from pipeflow.config import Config
 from pipeflow.data import load_data
 from pipeflow.data.image_folder import MAX_PIXELS, measure_images
 from pipeflow.errors import DataError
+from tests.hostile.harmful import sparse
+from tests.hostile.refusals import bounded, files_under, refusal
 
 
 def png(width: int = 5, height: int = 4, seed: int = 0) -> bytes:

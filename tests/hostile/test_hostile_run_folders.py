@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from harmful import SAFETENSORS, STEP, TEXTS, YAMLS, change_json, sparse, write
-from refusals import bounded, files_under, refusal
 from safetensors.torch import load_file, save_file
 
 import pipeflow
@@ -20,6 +18,8 @@ from pipeflow.rundir.model import load_flow
 from pipeflow.rundir.reading import read_config
 from pipeflow.use.evaluate import evaluate
 from pipeflow.use.sample import sample
+from tests.hostile.harmful import SAFETENSORS, STEP, TEXTS, YAMLS, change_json, sparse, write
+from tests.hostile.refusals import bounded, files_under, refusal
 
 SUMMARIES = {
     "no parts": lambda summary: summary.pop("parts"),

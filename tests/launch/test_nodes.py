@@ -61,24 +61,18 @@ def wait_for(processes: list[subprocess.Popen], outputs: list[Path], seconds: fl
         assert process.wait(max(1, deadline - time.monotonic())) == 0, output.read_text()
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory) -> Path:
-    """The same run with all parts in one process."""
-    folder = tmp_path_factory.mktemp("one") / "run"
-    train(small_config(folder, run={"device": "cpu"}))
-    return folder
-
-
-def test_three_workers_on_two_machines_are_the_run_of_one_process(one_process, tmp_path):
-    """Without root there are no network namespaces: then this fails, and says that it needs it."""
+@pytest.mark.slow
+@pytest.mark.root
+def test_three_workers_on_two_machines_are_the_run_of_one_process(tmp_path):
+    train(small_config(tmp_path / "one_process", run={"device": "cpu"}))
     folder, outputs = tmp_path / "run", [tmp_path / "host0.txt", tmp_path / "host1.txt"]
     arguments = options(small_config(folder, run={"device": "cpu"}))
     with make_hosts(2) as hosts:
         processes = [on_host(hosts, host, 2 - host, arguments, outputs[host]) for host in (1, 0)]
         wait_for(processes, outputs[::-1])
         between = sum(hosts.sent())
-    assert_same_tensors(folder, one_process)
-    assert learned(folder) == learned(one_process)
+    assert_same_tensors(folder, tmp_path / "one_process")
+    assert learned(folder) == learned(tmp_path / "one_process")
     # One of the two links is within a machine, so that the other's latents, at least, went over the wire.
     assert between > min(learned(folder)["forward"])
 
