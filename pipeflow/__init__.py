@@ -9,6 +9,7 @@ What needs torch is imported when it is first used, so that a mistyped option is
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,15 @@ def train(
     data: ImageData | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Summary:
-    """Trains as the configuration says; see `pipeflow.training.run.train`."""
-    from pipeflow.training.run import train as run
+    """Trains as the configuration says, then draws the run's figures; see `pipeflow.training.train.train`."""
+    from pipeflow.training.train import train as run
 
-    return run(config, flow, data, report)
+    summary = run(config, flow, data, report)
+    if config.run.figures and int(os.environ.get("RANK", 0)) == 0:
+        from pipeflow.report.figures import update_plots
+
+        update_plots(config.run.dir)
+    return summary
 
 
 def __dir__() -> list[str]:

@@ -35,7 +35,7 @@ def test_evaluate_groups_its_sums_as_a_run_that_ended_in_parts_did(finished_run,
     settings["run"]["dir"] = str(tmp_path / "parts")
     settings["schedule"]["finetune_epochs"] = 0
     summary = pipeflow.train(pipeflow.Config.from_dict(settings))
-    assert evaluate(tmp_path / "parts", "cpu").test_bpd == summary["test_bpd"]
+    assert evaluate(tmp_path / "parts", "cpu").test_bpd == summary.test_bpd
 
 
 def test_an_evaluation_is_one_line():

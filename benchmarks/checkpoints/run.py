@@ -82,7 +82,7 @@ def beside(training: Training, saver: Saver, epoch: int, folder: Path) -> dict:
 
 def begin(training: Training, saver: Saver, epoch: int) -> None:
     """As a run of one worker begins a checkpoint."""
-    saver.take(training.trainer.tensors())
+    saver.copy(training.trainer.tensors())
     totals = Totals(seconds=RunSeconds(), bytes={}, macs=0, initial_bpd=8.0, exit_bpd=None)
     manifest = Manifest(epoch=epoch, files=(), stage="whole", counts={}, history=(), state=totals, log_position=0)
     saver.save(epoch, 0, [0], manifest)
@@ -123,7 +123,7 @@ def measure(
     training.steps(WARM_UP)
     saver = Saver(Checkpoints(folder, keep=1), 0, Entries(None, 0, Traffic()), Alarm())
     start = time.perf_counter()
-    saver.take(training.trainer.tensors())
+    saver.copy(training.trainer.tensors())
     first = time.perf_counter() - start
     measured = []
     for index in range(rounds):

@@ -60,7 +60,7 @@ def concurrent(config: Config, rates: tuple[float, ...]) -> list[float]:
         schedule=dataclasses.replace(config.schedule, mode="concurrent", local_epochs=TURN),
         optim=dataclasses.replace(config.optim, part_lr=rates),
     )
-    return train(config)["epochs"][-1]["exit_bpd"]
+    return list(train(config).epochs[-1].exit_bpd)
 
 
 def write_results(

@@ -107,7 +107,7 @@ def _trial(settings: dict[str, Any]) -> None:
     """Trains one part for its turn at one rate, starting from the best turn of the part before."""
     from ray import tune
 
-    from pipeflow.training.run import train
+    from pipeflow.training.train import train
 
     part, rate = settings["part"], settings["rate"]
     config = Config.from_dict(settings["config"])

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipeflow.errors import CheckpointError
 from pipeflow.report.curves import AXES, Axis, Curve, exit_curves, spans, test_curve
 from pipeflow.rundir.reading import SavedRun, read_run
 from pipeflow.rundir.records import Epoch, Summary
@@ -59,6 +60,22 @@ def plots(run_dir: str | Path, out: str | Path | None = None) -> list[Path]:
         figures = {f"bpd_by_{name}.png": _learning_curve(run, AXES[name]) for name in ("epoch", "seconds", "bytes")}
         figures["bytes_by_phase.png"] = _bytes_by_phase(run.summary)
         return _save(figures, Path(run_dir if out is None else out))
+
+
+def update_plots(run_dir: str | Path) -> None:
+    """Draws the figures of a run that has ended, unless they are there and not older than its summary.
+
+    Raises CheckpointError where the disk does not take them.
+    """
+    figure, summary = Path(run_dir, "bytes_by_phase.png"), Path(run_dir, "summary.json")
+    try:
+        if not figure.exists() or figure.stat().st_mtime < summary.stat().st_mtime:
+            plots(run_dir)
+    except OSError as error:
+        raise CheckpointError(
+            f"run.dir: {run_dir}: the run has ended and is saved, but its figures cannot be written ({error.strerror}). "
+            f"Free some space, then draw them with: pipeflow report {run_dir}"
+        ) from None
 
 
 def comparison(runs: Mapping[str, SavedRun], folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ what replicas send: so they stay inside it, where there are as many GPUs, and be
 
 import inspect
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,9 +42,9 @@ class DataParallelTrainer(PartTrainer):
         self._weight = (share.stop - share.start) * replicas.size / batch_size
         # Buffers never change here. torch 2.15 renamed the option that keeps them from being sent in every forward.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-        no_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         self._module = DistributedDataParallel(self.part, process_group=replicas.group, init_sync=False, **no_buffers)
-        # Of a 1x1 kernel's four strides two say nothing, and DDP takes their difference for another layout.
+        # Two of a 1x1 kernel's four strides say nothing, and DDP takes their difference for another layout.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         self._settle_buckets((share.stop - share.start, *self.part.input_shape), device)
         num_values = sum(parameter.numel() for parameter in self.part.parameters())
@@ -54,12 +55,12 @@ class DataParallelTrainer(PartTrainer):
         self._alarm = alarm
 
     def _settle_buckets(self, shape: Shape, device: torch.device) -> None:
-        """One forward and backward for nothing.
+        """Runs one forward and backward whose gradients are thrown away.
 
-        After its first backward DDP regroups the gradients, and so sums them in another order. It shall do so before the
-        first update, else a resumed run would do it later than one that was never interrupted, and differ in last bits.
+        After its first backward DDP regroups the gradients, and so sums them in another order. That has to happen before
+        the first update, else a resumed run would differ in last bits from one that was never interrupted.
         """
-        self.part.loss(self._module(torch.zeros(shape, device=device))).backward()
+        torch.autograd.backward(self.part.loss(self._module(torch.zeros(shape, device=device))))
         self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, loss: Tensor) -> None:

@@ -1,66 +1,57 @@
-"""Where the worker of the first part gets its images: loaded ahead, or handed out to those who share a batch."""
+"""The images of the first part, made by a thread while the worker computes."""
 
-import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pipeflow.data import Batches, dequantization_noise, dequantize
-from pipeflow.flow.layers import Shape
+from pipeflow.data import Batches, dequantize
 from pipeflow.links.link import Stopped
 from pipeflow.workers.control import Control
-from pipeflow.workers.replicas import Replicas, share_of
+from pipeflow.workers.replicas import Replicas
 from pipeflow.workers.timeline import LOAD, WAIT, Timeline
 
 AHEAD = 2
 """Training batches made while the worker computes."""
 
 
-class ImageSource(Protocol):
-    """Where the worker of the first part gets its images."""
+class ImageFeed:
+    """Training images picked, flipped, dequantized and brought to the device, in the order of an epoch.
 
-    is_origin: bool
-    """Whether they are drawn here, not by another worker: with them begins every batch."""
+    Workers that share a batch each make their own share of it. The first of them tells the others before each batch that
+    the run goes on, so that all stop before the same one.
+    """
 
-    def train(self, epoch: int, step: int) -> Tensor:
-        """A dequantized training batch, float32."""
-
-    def stop(self, step: int) -> None:
-        """Tells whoever gets images from here that those of batch `step` do not come."""
-
-    def initial(self) -> Tensor:
-        """The batch for the data-dependent initialisation."""
-
-    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
-        """Test images with fixed noise."""
-
-
-class ImagesAhead:
-    """Training images picked, flipped, dequantized and brought to the device by a thread, in the order of an epoch."""
-
-    is_origin = True
-
-    def __init__(self, batches: Batches, device: torch.device, timeline: Timeline):
+    def __init__(
+        self, batches: Batches, device: torch.device, timeline: Timeline, replicas: Replicas, control: Control
+    ):
         self._batches = batches
         self._device = device
         self._timeline = timeline
+        self._replicas = replicas
+        self._control = control
+        self._share = replicas.share(batches.batch_size)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pipeflow-images")
         # With as many threads as the computation it would take the cores from it, at every batch for some milliseconds:
-        # on two cores a flow of width 64 trains 290 images/s then, and 460 so.
+        # on two cores a flow of width 64 trains 290 images/s then, and 460 with one thread.
         num_threads = torch.get_num_threads()
         self._thread.submit(_compute_with_one_thread).result()
         torch.set_num_threads(num_threads)
-        self._coming: dict[tuple[int, int], Future] = {}
+        self._coming: dict[tuple[int, int], Future[tuple[Tensor, torch.cuda.Event | None]]] = {}
+
+    @property
+    def is_origin(self) -> bool:
+        """Whether this worker decides that a batch is trained on: the others follow it."""
+        return self._replicas.is_first
 
     def train(self, epoch: int, step: int) -> Tensor:
-        """A training batch, on the device."""
+        """This worker's share of a training batch, on the device. Raises Stopped where the run stops before it."""
+        self._agree(epoch, step, goes_on=True)
         last = min(step + AHEAD, self._batches.steps_per_epoch - 1)
         wanted = [(epoch, each) for each in range(step, last + 1)]
-        # What was begun for an epoch that ended before its time is of no use.
+        # An epoch that ended before its time leaves batches that nobody wants.
         self._coming = {key: self._coming.get(key) or self._thread.submit(self._load, *key) for key in wanted}
         with self._timeline.span(WAIT, f"for images {step}"):
             images, event = self._coming.pop((epoch, step)).result()
@@ -70,12 +61,23 @@ class ImagesAhead:
             images.record_stream(stream)
         return images
 
-    def stop(self, step: int) -> None:
-        """Nobody gets images from here."""
+    def stop(self, epoch: int, step: int) -> None:
+        """Tells the workers that share the batch that the run stops before it."""
+        self._agree(epoch, step, goes_on=False)
 
-    def _load(self, epoch: int, step: int) -> "tuple[Tensor, torch.cuda.Event | None]":
+    def _agree(self, epoch: int, step: int, goes_on: bool) -> None:
+        first, *others = self._replicas.ranks
+        what = f"the word to go on with epoch {epoch}, step {step}"
+        if self.is_origin:
+            for other in others:
+                self._control.send(torch.tensor([goes_on]), other, "control", what)
+        elif not self._control.receive(torch.empty(1, dtype=torch.bool), first, what):
+            raise Stopped(step)
+
+    def _load(self, epoch: int, step: int) -> tuple[Tensor, torch.cuda.Event | None]:
         with self._timeline.span(LOAD, f"images {step}"):
-            images = self._batches.train(epoch, step)
+            pixels, noise = self._batches.train_images(epoch, step), self._batches.train_noise(epoch, step)
+            images = dequantize(pixels[self._share], noise[self._share])
             if self._stream is None:
                 return images, None
             torch.cuda.set_device(self._device)
@@ -83,76 +85,19 @@ class ImagesAhead:
                 return images.pin_memory().to(self._device, non_blocking=True), self._stream.record_event()
 
     def initial(self) -> Tensor:
-        """The batch for the data-dependent initialisation."""
+        """The whole batch that layers are initialised on."""
         return self._batches.initial()
 
-    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
+    def test_batches(self, num_images: int, batch_size: int) -> Iterator[Tensor]:
         """Test images with fixed noise."""
         return self._batches.test_batches(num_images, batch_size)
 
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
 
 def _compute_with_one_thread() -> None:
-    """For the calling thread. torch has one setting for all threads that each takes over when it first asks for it."""
+    """Makes the calling thread compute with one. torch's one setting is taken over by each thread when it first asks."""
     torch.get_num_threads()
     torch.set_num_threads(1)
-
-
-class SharedImages:
-    """Training images for workers that share each batch: rank 0 draws the global batch and hands out the shares.
-
-    They travel as uint8, with a byte behind them that says whether they are images or the run stops here; each worker adds
-    its slice of the global batch's noise.
-    """
-
-    def __init__(
-        self,
-        batches: Batches | None,
-        seed: int,
-        batch_size: int,
-        shape: Shape,
-        control: Control,
-        replicas: Replicas,
-    ):
-        """batches: on rank 0, the first of the replicas."""
-        self._batches = batches
-        self._seed = seed
-        self._shape = (batch_size, *shape)
-        self._control = control
-        self._replicas = replicas
-        self.is_origin = batches is not None
-
-    def train(self, epoch: int, step: int) -> Tensor:
-        """This worker's share of a global batch. Raises Stopped where rank 0 hands out none."""
-        mine = self._replicas.share(self._shape[0])
-        if self._batches is not None:
-            images = self._batches.train_images(epoch, step)
-            self._hand_out(images, goes_on=True)
-            images = images[mine]
-        else:
-            shape = (mine.stop - mine.start, *self._shape[1:])
-            received = self._control.receive(
-                torch.empty(math.prod(shape) + 1, dtype=torch.uint8), 0, f"the images of epoch {epoch}, step {step}"
-            )
-            if not received[-1]:
-                raise Stopped(step)
-            images = received[:-1].view(shape)
-        noise = dequantization_noise(self._seed, "train", epoch, step, self._shape)
-        return dequantize(images, noise[mine])
-
-    def stop(self, step: int) -> None:
-        """Tells the others that the run stops before batch `step`."""
-        self._hand_out(torch.zeros(self._shape, dtype=torch.uint8), goes_on=False)
-
-    def _hand_out(self, images: Tensor, goes_on: bool) -> None:
-        for index, target in enumerate(self._replicas.ranks):
-            if index > 0:
-                share = images[share_of(len(images), self._replicas.size, index)].flatten()
-                self._control.send(torch.cat([share, share.new_tensor([goes_on])]), target, "images")
-
-    def initial(self) -> Tensor:
-        """The batch for the data-dependent initialisation, on rank 0."""
-        return self._batches.initial()
-
-    def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[Tensor]:
-        """Test images, on rank 0."""
-        return self._batches.test_batches(num_images, batch_size)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,27 +13,24 @@ from rich.text import Text
 
 from pipeflow.config import FINETUNE
 from pipeflow.rundir.records import Epoch
+from pipeflow.training.schedule import Phase
 from pipeflow.units import bytes_text, duration_text
 
 
 def phase_name(mode: str, trained: Sequence[int]) -> str:
-    """A phase and what trains in it: `alternate part 1`, `concurrent parts 0 1 2`, `finetune`."""
+    """A phase and the parts that train in it: `alternate part 1`, `concurrent parts 0 1 2`, `finetune`."""
     if mode in FINETUNE:
         return mode
     return f"{mode} part{'s' if len(trained) > 1 else ''} {' '.join(map(str, trained))}"
 
 
 def epoch_line(record: Epoch, total_epochs: int, seconds_left: float) -> str:
-    """A finished epoch in one line. The bytes are those of this epoch's training, the time left that of the run."""
-    losses = " ".join(
-        f"{part}: {loss:.2f}" if record.is_local else f"{loss:.2f}" for part, loss in record.train_loss.items()
-    )
+    """A finished epoch in one line, with the bytes of its training and the time left of the run."""
+    losses = " ".join(f"{f'{part}: ' * record.is_local}{loss:.2f}" for part, loss in record.train_loss.items())
     fields = [f"epoch {record.epoch + 1}/{total_epochs} {phase_name(record.phase, record.trained)}", f"loss {losses}"]
     if record.test_bpd is not None:
-        test = f"test {record.test_bpd:.2f} bits/dim"
-        if record.exit_bpd:
-            test += f" (exits {' '.join(f'{bpd:.2f}' for bpd in record.exit_bpd)})"
-        fields.append(test)
+        exits = f" (exits {' '.join(f'{bpd:.2f}' for bpd in record.exit_bpd)})" if record.exit_bpd else ""
+        fields.append(f"test {record.test_bpd:.2f} bits/dim{exits}")
     fields.append(f"{duration_text(record.seconds)}, {record.images / record.seconds:.0f} images/s")
     fields.append(f"{bytes_text(record.training_bytes)} sent")
     fields.append(f"{duration_text(seconds_left)} left")
@@ -59,11 +56,11 @@ class Progress:
         self._lock = threading.Lock()
         self._first_epoch: int | None = None
         self._started = time.monotonic()
-        self._phase: dict | None = None
+        self._phase: Phase | None = None
         self._step = 0
         self._losses: dict[int, float | None] = dict.fromkeys(range(num_parts))
         self._images_per_second: float | None = None
-        self._bytes_sent: int | None = None
+        self._bytes_sent = 0
         self._live: Live | None = None
         self._print(f"{total_epochs} epochs, {num_parts} part{'s' if num_parts > 1 else ''}")
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -71,41 +68,38 @@ class Progress:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
-
     def say(self, text: str) -> None:
         """Print a message, above the display if there is one."""
         with self._lock:
             self._print(text)
 
-    def phase(self, record: dict) -> None:
-        """A phase begins: `{"epoch": 3, "phase": "alternate", "trained": [0], "steps": 78}`, the epoch from 0."""
+    def phase(self, phase: Phase) -> None:
+        """A phase begins."""
         with self._lock:
             if self._first_epoch is None:
-                self._first_epoch = record["epoch"]
+                self._first_epoch = phase.epoch
                 self._started = time.monotonic()
-            if record["phase"] in FINETUNE and (self._phase is None or self._phase["phase"] not in FINETUNE):
+            if not phase.is_local and (self._phase is None or self._phase.is_local):
                 self._losses = {}
-            self._phase = record
+            self._phase = phase
             self._step = 0
             self._show()
 
-    def update(self, step: int, losses: dict[int, float], images_per_second: float, bytes_sent: int) -> None:
+    def update(
+        self, mine: Mapping[str, Any], others: Sequence[Mapping[str, Any]], images_per_second: float, bytes_sent: int
+    ) -> None:
         """How far the phase is.
 
         Args:
-            step: steps done in this phase.
-            losses: the current loss of each part that trains; parts not named keep the loss they had.
+            mine, others: `epoch`, `step` and `losses` of this worker and of others, as far as they are known. The display
+                follows the slowest worker; parts that are not named keep the loss they had.
             images_per_second: of this phase.
-            bytes_sent: latents, gradients and images, since the start of the run.
+            bytes_sent: latents and gradients, since the start of the run.
         """
+        everyone = [mine, *others]
         with self._lock:
-            self._step = step
-            self._losses.update(losses)
+            self._step = min(each["step"] for each in everyone if each.get("epoch") == mine["epoch"])
+            self._losses |= {int(part): loss for each in everyone for part, loss in each.get("losses", {}).items()}
             self._images_per_second = images_per_second
             self._bytes_sent = bytes_sent
             self._show()
@@ -129,33 +123,32 @@ class Progress:
 
     def _seconds_left(self, epochs_done: float) -> float:
         """Time for the epochs to come at the mean pace of those this process has done."""
+        assert self._first_epoch is not None, "a phase has begun"
         elapsed = time.monotonic() - self._started
         return elapsed / (epochs_done - self._first_epoch) * (self._total_epochs - epochs_done)
 
     def _show(self) -> None:
         if self._live is not None and self._phase is not None:
-            self._live.update(self._display(), refresh=True)
+            self._live.update(self._display(self._phase), refresh=True)
 
-    def _display(self) -> Group:
-        phase, steps = self._phase, self._phase["steps"]
-        head = Text.assemble(
-            (f"epoch {phase['epoch'] + 1} of {self._total_epochs}", "bold"),
-            f"  {phase_name(phase['phase'], phase['trained'])}",
-        )
+    def _display(self, phase: Phase) -> Group:
+        name = phase_name(phase.mode, phase.trained)
+        head = Text.assemble((f"epoch {phase.epoch + 1} of {self._total_epochs}", "bold"), f"  {name}")
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
-            ProgressBar(total=steps, completed=self._step, width=40, complete_style="cyan"),
-            f"step {self._step} of {steps}",
+            ProgressBar(total=phase.steps, completed=self._step, width=40, complete_style="cyan"),
+            f"step {self._step} of {phase.steps}",
         )
         parts = Table.grid(padding=(0, 2))
         for part, loss in self._losses.items():
-            whole = phase["phase"] in FINETUNE
-            trains = whole or part in phase["trained"]
+            trains = not phase.is_local or part in phase.trained
             value = "-" if loss is None else f"{loss:.3f}"
-            parts.add_row("whole flow" if whole else f"part {part}", f"loss {value}", style="" if trains else "dim")
+            parts.add_row(
+                f"part {part}" if phase.is_local else "whole flow", f"loss {value}", style="" if trains else "dim"
+            )
         foot = []
         if self._images_per_second is not None:
             foot = [f"{self._images_per_second:.0f} images/s", f"{bytes_text(self._bytes_sent)} sent"]
         if self._step:
-            foot.append(f"{duration_text(self._seconds_left(phase['epoch'] + self._step / steps))} left")
+            foot.append(f"{duration_text(self._seconds_left(phase.epoch + self._step / phase.steps))} left")
         return Group(head, bar, parts, Text("  ".join(foot)))

@@ -12,13 +12,13 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.checkpoint import Checkpoints
-from pipeflow.rundir.records import File, Manifest
+from pipeflow.rundir.records import Manifest
 from pipeflow.training.entries import Entries
 from pipeflow.training.snapshot import Snapshot
 from pipeflow.workers.alarm import Alarm, is_broken_connection
@@ -27,7 +27,7 @@ _LOWEST_PRIORITY = 19
 """Nice value of the writing threads: where all cores compute, hashing gets about a hundredth of one of them."""
 _POLL_SECONDS = 0.05
 _CLOSING_SECONDS = 5.0
-"""What a run that ends with an error gives the checkpoint that it was writing."""
+"""Seconds that a run which ends with an error gives the checkpoint that it was writing."""
 
 
 class Saver:
@@ -41,7 +41,7 @@ class Saver:
         self._snapshot = Snapshot()
         self._job: _Job | None = None
 
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
+    def copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copies what is to be saved, after the checkpoint before has been written."""
         self.wait()
         self._snapshot.take(tensors)
@@ -54,12 +54,12 @@ class Saver:
         manifest: Manifest | None = None,
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begins to write what was taken, and returns.
+        """Begins to write the copy, and returns.
 
-        On rank 0, writers: ranks that have a file; manifest: all else that the manifest is to hold; before_commit: is
-        called, in the writing thread, before the manifest is written.
+        writers: ranks that have a file. manifest: on rank 0, all but the files. before_commit: is called by the writing
+        thread before the manifest is written.
         """
-        self._job = _Job(self._steps(epoch, step, writers, manifest, before_commit), self._failed(epoch, step))
+        self._job = _Job(self._steps(epoch, step, writers, manifest, before_commit), self._failed(epoch))
 
     def _steps(
         self,
@@ -68,25 +68,19 @@ class Saver:
         writers: Sequence[int],
         manifest: Manifest | None,
         before_commit: Callable[[], None],
-    ) -> Iterator[float]:
-        """What there is to do, piece by piece, and the seconds to wait before the next."""
+    ) -> Generator[float | None, None, None]:
+        """Does the work piece by piece, and gives the seconds to wait before the next."""
         name = f"{epoch}-{step}"
-        writing = self._checkpoints.write(epoch, self._rank, self._snapshot.chunks(), step)
-        while True:
-            try:
-                next(writing)
-            except StopIteration as written:
-                self._entries.tell(name, written.value.to_json())
-                break
-            yield 0.0
+        file = yield from self._checkpoints.write(epoch, self._rank, self._snapshot.chunks(), step)
+        self._entries.tell(name, file)
         if manifest is None:
             return
-        while (entries := self._entries.collect(name, writers)) is None:
+        while (files := self._entries.collect(name, writers)) is None:
             yield _POLL_SECONDS
         before_commit()
-        self._checkpoints.commit([File.from_json(entry) for entry in entries], manifest)
+        self._checkpoints.commit(files, manifest)
 
-    def _failed(self, epoch: int, step: int) -> Callable[[Exception], None]:
+    def _failed(self, epoch: int) -> Callable[[Exception], None]:
         def failed(error: Exception) -> None:
             if isinstance(error, CheckpointError):
                 self._alarm.trip(error)
@@ -105,14 +99,14 @@ class Saver:
         if job is None:
             return
         job.hurry()
-        error = self._alarm.get(job.ended)
+        error = self._alarm.get(job.ended, None, lambda: "")
         self._job = None
         if error is not None:
             self._alarm.check()
             raise error
 
     def close(self) -> None:
-        """The run is over; one that failed still gets the checkpoint that it was writing, if that takes but seconds."""
+        """Ends the writing. A run that failed still gets the checkpoint that it was writing, if that takes few seconds."""
         job, self._job = self._job, None
         if job is not None:
             job.hurry()
@@ -120,9 +114,9 @@ class Saver:
 
 
 class _Job:
-    """Work in small pieces, begun by a thread of low priority. Who waits for it gets the rest done by another one."""
+    """Work in small pieces, begun by a thread of low priority. If someone waits, a normal-priority thread finishes it."""
 
-    def __init__(self, steps: Iterator[float], failed: Callable[[Exception], None]):
+    def __init__(self, steps: Iterator[float | None], failed: Callable[[Exception], None]):
         self.ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         """Gets what went wrong, or None, at the end."""
         self._steps = steps
@@ -132,11 +126,11 @@ class _Job:
         self._start(self._run_beside)
 
     def hurry(self) -> None:
-        """Somebody waits now. A thread's priority may be lowered and not raised again, so that this takes another one."""
+        """Starts the second thread: somebody waits now, and a thread's priority may be lowered but not raised again."""
         self._start(self._run)
 
     def leave(self, seconds: float) -> None:
-        """Gives it so long, then leaves it at the piece it is at."""
+        """Waits so long, then leaves the work at the piece it is at."""
         self._over.wait(seconds)
         self._over.set()
 
@@ -159,10 +153,10 @@ class _Job:
 
     def _next(self) -> float:
         try:
-            return next(self._steps)
+            return next(self._steps) or 0.0
         except StopIteration:
             self._end(None)
-        except Exception as error:  # any: what goes wrong here nobody else would hear of
+        except Exception as error:  # any: nobody else would hear of it
             self._failed(error)
             self._end(error)
         return 0.0

@@ -11,12 +11,13 @@ Nothing here knows of processes: a `Phase` can be printed, compared and sent as 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeflow.config import FINETUNE, Config
 from pipeflow.flow import Part
-from pipeflow.rundir.records import Epoch
+from pipeflow.rundir.records import Epoch, Mode
 
 DIVERGED_BY = 5.0
 """Bits per dimension by which a part's training loss may rise over its first epoch's before the run is stopped."""
@@ -31,7 +32,7 @@ class Phase:
     """
 
     epoch: int
-    mode: str
+    mode: Mode
     """`sequential`, `alternate`, `concurrent`, or of the gathered flow `finetune`, `end_to_end`."""
     steps: int
     turns: tuple[tuple[int, ...], ...]
@@ -72,17 +73,17 @@ class Phase:
         first_end = self.turn_steps - self.offset % self.turn_steps
         return [0, *range(first_end, self.steps, self.turn_steps)]
 
-    def _count(self, holds) -> int:
+    def _count(self, holds: Callable[[tuple[int, ...]], bool]) -> int:
         starts = self._turn_starts()
         lengths = [end - start for start, end in zip(starts, [*starts[1:], self.steps])]
         return sum(length for start, length in zip(starts, lengths) if holds(self.training(start)))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """As plain values, for the control group."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict) -> "Phase":
+    def from_json(cls, values: dict[str, Any]) -> "Phase":
         """The phase that `to_json` wrote."""
         return cls(**{**values, "turns": tuple(tuple(turn) for turn in values["turns"])})
 
@@ -108,10 +109,11 @@ class Schedule:
 
     def phase(self, epoch: int) -> Phase:
         """The phase that is this epoch's."""
-        mode, steps = self.config.schedule.mode, self.steps_per_epoch
+        mode: Mode = self.config.schedule.mode
+        steps = turn_steps = self.steps_per_epoch
         everyone = tuple(range(self.num_parts))
         turns: tuple[tuple[int, ...], ...] = (everyone,)
-        turn_steps, offset = steps, 0
+        offset = 0
         if epoch >= self.config.num_local_epochs:
             mode = "end_to_end" if mode == "end_to_end" else "finetune"
         elif mode == "sequential":
@@ -132,25 +134,24 @@ class Schedule:
         )
 
     def next_phase(self, history: Sequence[Epoch]) -> Phase | Stop | None:
-        """What follows on the epochs of `history`; None when the run is at its end.
+        """The phase that follows on the epochs of `history`; None when the run is at its end.
 
         Stops a run in which a part's training loss has risen by `DIVERGED_BY` over that of the first epoch it trained
         in, or the gathered flow's over the test bits/dim before: its first epoch may be the one that breaks it.
         """
-        if history:
-            for part, loss in history[-1].train_loss.items():
-                is_local = history[-1].is_local
-                first = next(
-                    each.train_loss[part] for each in history if part in each.train_loss and each.is_local == is_local
+        for part, loss in history[-1].train_loss.items() if history else ():
+            last = history[-1]
+            first = next(
+                each.train_loss[part] for each in history if part in each.train_loss and each.is_local == last.is_local
+            )
+            measured = [each.test_bpd for each in history[:-1] if each.test_bpd is not None]
+            if measured and not last.is_local:
+                first = min(first, measured[-1])
+            if not loss < first + DIVERGED_BY:
+                return Stop(
+                    f"the training loss of part {part} rose to {loss:.2f} bits/dim in epoch {last.epoch}, "
+                    f"from {first:.2f} before"
                 )
-                measured = [each.test_bpd for each in history[:-1] if each.test_bpd is not None]
-                if measured and not is_local:
-                    first = min(first, measured[-1])
-                if not loss < first + DIVERGED_BY:
-                    return Stop(
-                        f"the training loss of part {part} rose to {loss:.2f} bits/dim in epoch {history[-1].epoch}, "
-                        f"from {first:.2f} before"
-                    )
         return self.phase(len(history)) if len(history) < self.config.num_epochs else None
 
     def num_updates(self, part: int) -> int:
@@ -175,7 +176,7 @@ class Schedule:
         return turn_steps, first_turn * turn_steps + epoch * self.steps_per_epoch
 
 
-def training_macs(phase: Phase, parts: list[Part], batch_size: int) -> int:
+def training_macs(phase: Phase, parts: Sequence[Part], batch_size: int) -> int:
     """Multiply-adds of a phase's training: a backward counts as two forwards, a part that only runs as one forward."""
     return batch_size * sum(
         part.multiply_adds() * (phase.count_running(part.index) + 2 * phase.count_training(part.index))

@@ -59,7 +59,7 @@ class Snapshot:
         if self._copied is not None:
             self._copied.synchronize()
         yield self._header
-        content = memoryview(self._memory.numpy())[: self._size]
+        content = self._memory.numpy().data[: self._size]
         for start in range(0, self._size, _CHUNK_BYTES):
             yield content[start : start + _CHUNK_BYTES]
 

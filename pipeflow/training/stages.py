@@ -3,11 +3,11 @@
 local   a trainer for each of its parts, links to its neighbours, the images if it has the first part
 whole   rank 0 (data-parallel: everybody) a trainer of the whole flow; the others nothing: their phases are empty
 
-In both, workers that hold the same are replicas of each other: the first of them loads, initialises, evaluates and saves.
+In both, workers that hold the same are replicas of each other: the first of them initialises, evaluates and saves.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeflow.config import Config
 from pipeflow.data import Batches
@@ -15,11 +15,12 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part, split_flow
 from pipeflow.flow.balance import balance
 from pipeflow.links.connect import connect
+from pipeflow.links.link import Link
 from pipeflow.rundir.checkpoint import Checkpoints, check_tensors
-from pipeflow.rundir.records import Manifest
+from pipeflow.rundir.records import Manifest, Stage
 from pipeflow.training.data_parallel import DataParallelTrainer
-from pipeflow.training.gather import State, gather, spread, state_of, without_heads
-from pipeflow.training.image_feed import ImagesAhead, ImageSource, SharedImages
+from pipeflow.training.gather import NOTHING, State, gather, spread, state_of, without_heads
+from pipeflow.training.image_feed import ImageFeed
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
@@ -30,6 +31,11 @@ from pipeflow.workers.world import World
 class Stages:
     """Brings a worker into a stage, from the beginning, from a checkpoint, or from the stage before."""
 
+    name: Stage
+    worker: Worker
+    replicas: Replicas
+    """The workers that hold what this one holds."""
+
     def __init__(
         self,
         world: World,
@@ -37,25 +43,20 @@ class Stages:
         flow: Flow,
         parts: Sequence[Part],
         schedule: Schedule,
-        batches: Batches | None,
+        load_batches: Callable[[], Batches],
         checkpoints: Checkpoints,
         manifest: Manifest | None,
     ):
-        """batches: on rank 0. manifest: of the checkpoint to go on from."""
+        """load_batches: is called where the first part is. manifest: of the checkpoint to go on from."""
         self.world = world
         self.config = config
         self.flow = flow
         self.parts = parts
         self.schedule = schedule
-        self.batches = batches
         self.checkpoints = checkpoints
         self.manifest = manifest
         self.is_main = world.rank == 0
-        self.name = ""
-        """`local` or `whole`."""
-        self.worker: Worker
-        self.replicas: Replicas
-        """The workers that hold what this one holds."""
+        self._load_batches = load_batches
 
     @property
     def takes_part(self) -> bool:
@@ -74,25 +75,27 @@ class Stages:
                 stack.enter_context(trainer.averaged())
             yield
 
-    def gather(self) -> None:
-        """From the local stage into the whole one: parts, optimizer states and averages go to rank 0."""
-        self.close_links()
-        mine = without_heads(self.state()) if self.takes_part else ({}, {})
-        tensors, counts = gather(mine, self.world.control)
-        # A new stage begins: warm-up and decay start over, while the optimizer's own counts go on.
-        self._start_whole((tensors, {owner: [0, count[1]] for owner, count in counts.items()}))
-
-    def close_links(self) -> None:
-        """Ends this worker's links; the workers at their other ends do so at the same point of the run."""
-        for link in self.worker.links.values():
-            link.close()
-
     def start(self, next_is_local: bool) -> None:
         """Into the stage of the checkpoint, or the first one, with everything loaded or initialised."""
         if next_is_local or (self.manifest is not None and self.manifest.stage == "local"):
             self._start_local()
         else:
             self._start_whole()
+
+    def gather(self) -> None:
+        """From the local stage into the whole one: parts, optimizer states and averages go to rank 0."""
+        self.close_links()
+        gathered = gather(without_heads(self.state()) if self.takes_part else NOTHING, self.world.control)
+        if self.worker.images is not None:
+            self.worker.images.close()
+        # A new stage begins: warm-up and decay start over, while the optimizer's own counts go on.
+        counts = {owner: [0, count[1]] for owner, count in gathered.counts.items()}
+        self._start_whole(State(gathered.tensors, counts))
+
+    def close_links(self) -> None:
+        """Ends this worker's links; the workers at their other ends do so at the same point of the run."""
+        for link in self.worker.links.values():
+            link.close()
 
     def _start_local(self) -> None:
         world, config = self.world, self.config
@@ -101,41 +104,40 @@ class Stages:
                 f"{world.num_stages} workers for {len(self.parts)} parts, and the checkpoint is from before the gather: "
                 f"start at most {len(self.parts)} workers."
             )
+        self.name = "local"
         self.replicas = world.replicas_of_parts()
         starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.num_stages)
         owners = [sum(part.index >= start for start in starts) - 1 for part in self.parts]
         world.tell_parts(owners)
-        trainers = []
-        for part, owner in zip(self.parts, owners):
-            if owner == world.stage:
-                lr = config.optim.part_lr[part.index] if config.optim.part_lr else config.optim.lr
-                trainers.append(self._make_trainer(part, lr, self.schedule.num_updates(part.index)))
+        rates = config.optim.part_lr or [config.optim.lr] * len(self.parts)
+        trainers = [
+            self._make_trainer(part, rates[part.index], self.schedule.num_updates(part.index))
+            for part, owner in zip(self.parts, owners)
+            if owner == world.stage
+        ]
         links = connect(world, self.parts, owners, config)
-        self.worker = self._make_worker(trainers, links, self._images() if world.stage == 0 else None)
-        self.name = "local"
-        self._load_or_initialize(trainers)
-        self._hand_to_replicas(trainers, "replicas")
+        self.worker = self._make_worker(trainers, links, has_images=world.stage == 0)
+        self._load_or_initialize()
+        self._hand_to_replicas("replicas")
 
     def _start_whole(self, state: State | None = None) -> None:
         """state: what the gather brought together; None: from the checkpoint, or initialised here."""
         world, config = self.world, self.config
         is_shared = config.finetune.parallel == "ddp" and world.size > 1
+        self.name = "whole"
         self.replicas = world.replicas_of_all() if is_shared else Replicas((world.rank,), world.rank)
         trainers = []
         if self.is_main or is_shared:
             lr = config.finetune.lr if config.finetune.lr is not None else config.optim.lr
             whole = split_flow(self.flow, [], activations=config.memory.activations)[0]
             trainers = [self._make_trainer(whole, lr, self.schedule.num_finetune_updates())]
-        self.worker = self._make_worker(trainers, {}, self._images() if trainers else None)
-        self.name = "whole"
-        if state is None and self.is_main:
-            self._load_or_initialize(trainers)
-        elif self.is_main:
-            _load(trainers, state)
-        self._hand_to_replicas(trainers)
+        self.worker = self._make_worker(trainers, {}, has_images=bool(trainers))
+        if self.is_main:
+            self._load_or_initialize() if state is None else _load(trainers, state)
+        self._hand_to_replicas()
 
     def _make_trainer(self, part: Part, lr: float, num_updates: int) -> PartTrainer:
-        """One that shares each batch with the part's replicas, or a plain one."""
+        """A trainer that shares each batch with the part's replicas, or a plain one."""
         world, config = self.world, self.config
         if self.replicas.size == 1:
             return PartTrainer(part, world.device, config, lr, num_updates)
@@ -143,45 +145,38 @@ class Stages:
         trainer.join(self.replicas, config, world.device, world.traffic, world.alarm)
         return trainer
 
-    def _images(self) -> ImageSource:
-        """Where batches begin: loaded here, or handed out by the first replica."""
+    def _make_worker(self, trainers: Sequence[PartTrainer], links: Mapping[int, Link], has_images: bool) -> Worker:
         world, config = self.world, self.config
-        if self.replicas.size == 1:
-            return ImagesAhead(self.batches, world.device, world.timeline)
-        return SharedImages(
-            self.batches, config.run.seed, config.optim.batch_size, self.flow.shape, world.control, self.replicas
-        )
-
-    def _hand_to_replicas(self, trainers: list[PartTrainer], kind: str | None = None) -> None:
-        """What the first replica has loaded or initialised, to the others. kind: under which it is counted."""
-        if self.replicas.size > 1:
-            mine = state_of(trainers) if self.replicas.is_first else ({}, {})
-            state = spread(mine, self.world.control, self.replicas, kind)
-            if not self.replicas.is_first:
-                _load(trainers, state)
-
-    def _make_worker(self, trainers: list, links: dict, images: ImageSource | None) -> Worker:
-        world, config, batch_size = self.world, self.config, self.config.optim.batch_size
-        max_error = config.memory.max_error
+        images = None
+        if has_images:
+            images = ImageFeed(self._load_batches(), world.device, world.timeline, self.replicas, world.control)
         worker = Worker(
             trainers,
             links,
             images,
             world.device,
-            batch_size,
+            config.optim.batch_size,
             world.alarm,
             world.timeline,
-            max_error,
-            lambda: bool(world.notice),
+            config.memory.max_error,
+            is_preempted=lambda: bool(world.notice),
         )
         if world.monitor is not None:
             parts = [trainer.part.index for trainer in trainers]
             world.monitor.status = lambda: {**worker.progress, "parts": parts, "sent": world.traffic.training}
         return worker
 
-    def _load_or_initialize(self, trainers: list[PartTrainer]) -> None:
+    def _hand_to_replicas(self, kind: str | None = None) -> None:
+        """The first replica's state goes to the others. kind: under which it is counted."""
+        if self.replicas.size > 1:
+            state = spread(self.state() if self.replicas.is_first else NOTHING, self.world.control, self.replicas, kind)
+            if not self.replicas.is_first:
+                _load(self.worker.trainers, state)
+
+    def _load_or_initialize(self) -> None:
         """Initialises on the first batch whatever the checkpoint, if there is one, does not bring."""
-        manifest, tensors = self.manifest, {}
+        manifest, trainers = self.manifest, self.worker.trainers
+        tensors = {}
         if manifest is not None and self.replicas.is_first:
             wanted = [owner for trainer in trainers for owner in trainer.part.owners()]
             tensors = self.checkpoints.read(manifest, wanted)
@@ -190,17 +185,20 @@ class Stages:
         new_heads = [trainer.part.head_name for trainer in trainers if trainer.part.head_name not in known]
         for trainer in trainers:
             trainer.load_model(tensors)
-        fresh = manifest is None
-        wanted = fresh or (self.name == "local" and any(self.world.control.share(bool(new_heads), "the new heads")))
-        if wanted and self.replicas.is_first:
-            self.worker.initialize(layers=fresh, heads=new_heads)
+        is_new = manifest is None
+        if self.name == "local" and not is_new:  # a head that is new anywhere needs a batch through all parts
+            is_wanted = any(self.world.control.share(bool(new_heads), "the new heads"))
+        else:
+            is_wanted = is_new
+        if is_wanted and self.replicas.is_first:
+            self.worker.initialize(layers=is_new, heads=new_heads)
         same_stage = manifest is not None and manifest.stage == self.name
         for trainer in trainers:
             trainer.load_training(tensors, known, same_stage)
 
 
-def _load(trainers: list[PartTrainer], state: State) -> None:
-    """Takes what another worker, or the gather, gives."""
+def _load(trainers: Sequence[PartTrainer], state: State) -> None:
+    """Loads what another worker, or the gather, gives."""
     for trainer in trainers:
-        trainer.load_model(state[0])
-        trainer.load_training(*state, same_stage=True)
+        trainer.load_model(state.tensors)
+        trainer.load_training(state.tensors, state.counts, same_stage=True)

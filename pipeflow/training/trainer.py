@@ -1,7 +1,7 @@
 """One part's training: its optimizer, learning rate, clipping and averaged weights. The whole flow is a part too."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from pipeflow.config import Config
 from pipeflow.flow.part import Part, PartOutput
-
-_OPTIMIZERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 
 
 def learning_rate(base: float, update: int, num_updates: int, warmup_steps: int, decay: str) -> float:
@@ -22,10 +20,10 @@ def learning_rate(base: float, update: int, num_updates: int, warmup_steps: int,
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: Config, lr: float) -> torch.optim.Optimizer:
-    """As `optim.name` and `precision.step` say: one kernel for a whole update, where torch has one, or many."""
-    name = config.optim.name
-    fused = {"fused": True} if config.precision.step == "fast" and name == "adam" else {}
-    return _OPTIMIZERS[name](parameters, lr=lr, **fused)
+    """The optimizer of `optim.name`; with `precision.step` fast, Adam updates everything in one kernel."""
+    if config.optim.name == "adamax":
+        return torch.optim.Adamax(parameters, lr=lr)
+    return torch.optim.Adam(parameters, lr=lr, fused=True if config.precision.step == "fast" else None)
 
 
 class PartTrainer:
@@ -65,16 +63,16 @@ class PartTrainer:
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         if self.optim.clip_norm > 0:
             nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm)
         self.optimizer.step()
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Towards the new weights; the first updates count more, so that the initial values are forgotten soon."""
+        """Moves the averages towards the new weights; the first updates count more, to forget the initial values soon."""
         decay = min(self.optim.ema, (1 + self.updates) / (10 + self.updates))
-        current = [self._parameters[name] for name in self.averages]
+        current: list[Tensor] = [self._parameters[name] for name in self.averages]
         torch._foreach_lerp_(list(self.averages.values()), current, 1 - decay)
 
     @contextmanager
@@ -112,14 +110,16 @@ class PartTrainer:
         return counts
 
     @torch.no_grad()
-    def load_model(self, tensors: dict[str, Tensor]) -> None:
+    def load_model(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes the parameters and buffers that `tensors` gave, of any cut; what is not there stays as it is."""
         for name, value in self.part.global_state().items():
             if f"model/{name}" in tensors:
                 value.copy_(tensors[f"model/{name}"])
 
     @torch.no_grad()
-    def load_training(self, tensors: dict[str, Tensor], counts: dict[str, list[int]], same_stage: bool) -> None:
+    def load_training(
+        self, tensors: Mapping[str, Tensor], counts: Mapping[str, Sequence[int]], same_stage: bool
+    ) -> None:
         """Takes averages and optimizer state; averages that are not there begin at the present weights.
 
         same_stage: whether the updates already made count against this stage's warm-up and decay.

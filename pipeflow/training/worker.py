@@ -7,30 +7,35 @@ A worker knows its own parts and the links at their ends, nothing of the others:
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeflow.links.channel import EVALUATION, INITIAL, TRAINING
-from pipeflow.links.link import Link, Stopped
-from pipeflow.training.image_feed import ImageSource
+from pipeflow.links.link import EVALUATION, INITIAL, TRAINING, Link, Stopped
+from pipeflow.training.image_feed import ImageFeed
 from pipeflow.training.losses import Losses
 from pipeflow.training.schedule import Phase
 from pipeflow.training.trainer import PartTrainer
+from pipeflow.use.likelihood import sum_over_batches
 from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.timeline import COMPUTE, Timeline
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a worker has made of a phase."""
+    """What a worker reports of a phase that it has trained."""
 
     losses: Losses
-    """In bits/dim, by part's index as text. Of the part that holds the images with the 8 bits of their 256 values."""
+    """Losses in bits/dim by part's index as text; the first part's have the 8 bits of 256 values in them."""
     stopped_at: int | None
     """The batch before which the phase was interrupted, where this worker knows of it."""
+    busy_seconds: float
+    """Seconds of the phase without those spent waiting at links."""
+    cpu_seconds: float
+    """Processor seconds of the phase, of all threads."""
 
 
 class Worker:
@@ -40,7 +45,7 @@ class Worker:
         self,
         trainers: Sequence[PartTrainer],
         links: Mapping[int, Link],
-        images: ImageSource | None,
+        images: ImageFeed | None,
         device: torch.device,
         batch_size: int,
         alarm: Alarm,
@@ -48,26 +53,22 @@ class Worker:
         max_error: float = math.inf,
         is_preempted: Callable[[], bool] = lambda: False,
     ):
-        """max_error: of activations that a backward recovers by inverting, `memory.max_error`.
+        """links: by the index of the part in front. max_error: `memory.max_error`, for parts that recover activations.
 
         is_preempted: whether the run is to stop before the next batch.
         """
-        self._max_error = max_error
-        self._is_preempted = is_preempted
-        self._alarm = alarm
-        self._timeline = timeline
         self.trainers = trainers
         self.links = links
         self.images = images
-        self.device = device
-        self.batch_size = batch_size
-        self._last_batches: dict[PartTrainer, Tensor] = {}
-        self.progress: dict = {}
+        self.progress: dict[str, Any] = {}
         """What the progress display shows. Replaced in every step, never changed: other threads read it."""
-        self.busy_seconds = 0.0
-        """Of the last phase, without waiting at links."""
-        self.cpu_seconds = 0.0
-        """Of the last phase, of all threads."""
+        self._device = device
+        self._batch_size = batch_size
+        self._alarm = alarm
+        self._timeline = timeline
+        self._max_error = max_error
+        self._is_preempted = is_preempted
+        self._last_batches: dict[PartTrainer, Tensor] = {}
 
     def initialize(self, layers: bool, heads: Sequence[str]) -> None:
         """Data-dependent initialisation: one batch goes through all parts, each initialises itself on what arrives.
@@ -85,7 +86,7 @@ class Worker:
 
         before: losses of the batches in front of that one.
         """
-        losses = Losses(phase.epoch, self.device, self._max_error, before)
+        losses = Losses(phase.epoch, self._device, self._max_error, before)
         stopped_at = None
         start, cpu, waited = time.perf_counter(), time.process_time(), self._waited_at_links()
         for step in range(first_step, phase.steps):
@@ -93,26 +94,53 @@ class Worker:
             self._timeline.at(phase.epoch, step)
             self.progress = {"epoch": phase.epoch, "step": step, "losses": dict(losses.latest)}
             try:
-                if self._is_preempted() and self._leads(phase):
+                if self._leads() and self._is_preempted():
                     raise Stopped(step)
                 self._train_batch(phase, step, losses)
             except Stopped as stop:
                 stopped_at = stop.step
-                if self._has_first_images():
-                    self.images.stop(stop.step)
+                if self.images is not None and self._leads():
+                    self.images.stop(phase.epoch, stop.step)
                 self._pass_on(phase.epoch, stop)
                 break
         losses.values()
         self._check_last_updates(phase, losses)
-        self.busy_seconds = time.perf_counter() - start - (self._waited_at_links() - waited)
-        self.cpu_seconds = time.process_time() - cpu
-        return Trained(losses, stopped_at)
+        seconds = time.perf_counter() - start - (self._waited_at_links() - waited)
+        return Trained(losses, stopped_at, seconds, time.process_time() - cpu)
 
-    def _leads(self, phase: Phase) -> bool:
+    def evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
+        """Sums over the test images of each part's contributions and of its head's log-prior, by index as text.
+
+        Raises Stopped where the run is interrupted meanwhile.
+        """
+        parts = [trainer.part for trainer in self.trainers]
+        last = parts[-1].index
+
+        def hand_on(part: int, step: int, latent: Tensor) -> Tensor:
+            self._send_on(part, EVALUATION, epoch, step, latent)
+            return self.links[part].receive(EVALUATION, epoch, step) if part < last else latent
+
+        try:
+            sums = sum_over_batches(parts, self._test_latents(parts[0].index, epoch, num_images), hand_on)
+        except Stopped as stop:
+            self._pass_on(epoch, stop)
+            raise
+        return {str(index): total for index, total in sums.items()}
+
+    def _test_latents(self, first: int, epoch: int, num_images: int) -> Iterator[Tensor]:
+        """Test batches as part `first` gets them."""
+        images = None if self.images is None else self.images.test_batches(num_images, self._batch_size)
+        for step in range(math.ceil(num_images / self._batch_size)):
+            self._alarm.check()
+            if images is None:
+                yield self.links[first - 1].receive(EVALUATION, epoch, step)
+            elif self._is_preempted():
+                raise Stopped(step)
+            else:
+                yield next(images).to(self._device)
+
+    def _leads(self) -> bool:
         """Whether the phase's batches begin here: the other workers follow this one, or have nothing to do in it."""
-        return self._has_first_images()
-
-    def _has_first_images(self) -> bool:
         return self.images is not None and self.images.is_origin and bool(self.trainers)
 
     def _pass_on(self, epoch: int, stop: Stopped) -> None:
@@ -125,7 +153,7 @@ class Worker:
         return sum(link.waited for link in self.links.values())
 
     def _check_last_updates(self, phase: Phase, losses: Losses) -> None:
-        """A loss is looked at before its update: what a part's last update broke shows on the same batch again."""
+        """Recomputes the loss of the last batch: losses are checked before each update, damage by the last goes unseen."""
         for trainer, latent in self._last_batches.items():
             loss = trainer.part.loss(trainer.run(latent))
             error = trainer.part.reconstruction_error
@@ -147,7 +175,7 @@ class Worker:
                 continue
             with self._timeline.span(COMPUTE, f"part {part.index} forward {step}"):
                 output, loss = trainer.forward(latent)
-                # Looked at before the latent leaves: a NaN stops here instead of travelling on.
+                # The check comes before the latent leaves: a NaN stops here instead of travelling on.
                 shown = loss + 8 if part.index == 0 else loss
                 losses.add(str(part.index), step, shown, part.reconstruction_error)
             if part.index < last:
@@ -156,44 +184,14 @@ class Worker:
                 trainer.update(loss)
             self._last_batches[trainer] = latent
 
-    def evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
-        """Sums over the test images of each part's contributions and of its head's log-prior, by index as text.
-
-        Raises Stopped where the run is interrupted meanwhile.
-        """
-        try:
-            return self._evaluate(epoch, num_images)
-        except Stopped as stop:
-            self._pass_on(epoch, stop)
-            raise
-
-    def _evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
-        sums = {}
-        num_batches = math.ceil(num_images / self.batch_size)
-        batches = self.images.test_batches(num_images, self.batch_size) if self.images is not None else None
-        for step in range(num_batches):
-            self._alarm.check()
-            if batches is not None and self._is_preempted():
-                raise Stopped(step)
-            for trainer in self.trainers:
-                part = trainer.part
-                if part.index == 0:
-                    latent = next(batches).to(self.device)
-                else:
-                    latent = self.links[part.index - 1].receive(EVALUATION, epoch, step)
-                output = trainer.run(latent)
-                self._send_on(part.index, EVALUATION, epoch, step, output.latent)
-                total = torch.stack([output.contribution.sum(), output.log_head.sum()])
-                sums[part.index] = sums[part.index] + total if part.index in sums else total
-        return {str(index): total.tolist() for index, total in sums.items()}
-
     def _incoming(self, index: int, kind: str, epoch: int, step: int) -> Tensor:
         if index > 0:
             return self.links[index - 1].receive(kind, epoch, step)
+        assert self.images is not None, "the worker of the first part has images"
         images = self.images.initial() if kind == INITIAL else self.images.train(epoch, step)
-        return images.to(self.device, non_blocking=True)
+        return images.to(self._device, non_blocking=True)
 
     def _send_on(self, index: int, kind: str, epoch: int, step: int, latent: Tensor) -> None:
-        """To the next part, where there is one."""
+        """Sends a latent to the next part, where there is one."""
         if index in self.links:
             self.links[index].send(kind, epoch, step, latent)

@@ -3,26 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeflow.config import TimelineConfig
 from pipeflow.data import Batches, load_data
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import split_flow
-from pipeflow.links.channel import Channel
-from pipeflow.links.link import LocalLink
 from pipeflow.rundir.model import load_flow
 from pipeflow.rundir.reading import read_config, read_summary
-from pipeflow.training.trainer import PartTrainer
-from pipeflow.training.worker import Worker
-from pipeflow.use.likelihood import exit_bits_per_dim
-from pipeflow.workers.alarm import Alarm
-from pipeflow.workers.timeline import Timeline
-from pipeflow.workers.traffic import Traffic
+from pipeflow.use.likelihood import exit_bits_per_dim, sum_over_batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a run's saved model gives, beside what the run said."""
+    """Bits/dim of a run's saved model, beside those of its summary."""
 
     test_bpd: float
     summary_bpd: float
@@ -46,7 +38,7 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
     """
     config = read_config(run_dir)
     summary = read_summary(run_dir)
-    if summary is None:
+    if summary is None or not summary.epochs:
         raise CheckpointError(f"{run_dir} has no summary.json: the run has not ended. Start its command again.")
     flow = load_flow(run_dir)
     if config.data.name == "python":
@@ -58,27 +50,21 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
             f"now have {list(data.shape)}: the run had other images."
         )
     batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
-    # Sums grouped by other parts than the run's differ in the last bit. New heads do: none enters the flow's bits/dim.
+    # Sums that are grouped by other parts than the run's differ in the last bit. New heads do not count: only the flow's
+    # own prior enters its bits/dim.
+    cuts = [part.layers[0] for part in summary.parts[1:]] if summary.epochs[-1].is_local else []
     try:
-        cuts = [part.layers[0] for part in summary.parts[1:]] if summary.epochs[-1].is_local else []
         parts = split_flow(flow, cuts, config.parts.head)
-    except (ConfigError, IndexError) as error:
-        raise CheckpointError(
-            f"{Path(run_dir) / 'summary.json'} is damaged (parts: {error}): take it from a copy, or run again."
-        ) from None
+    except ConfigError as error:
+        path = Path(run_dir, "summary.json")
+        raise CheckpointError(f"{path} is damaged (parts: {error}): take it from a copy, or run again.") from None
     where = choose_device(device)
-    worker = Worker(
-        [PartTrainer(part, where, config, config.optim.lr, num_updates=0) for part in parts],
-        {part.index: LocalLink(Channel(part.index, part.output_shape), Traffic()) for part in parts[:-1]},
-        batches,
-        where,
-        config.optim.batch_size,
-        Alarm(),
-        Timeline(TimelineConfig(), where),
-    )
+    for part in parts:
+        part.to(where)
     num_images = len(data.test)
-    sums = worker.evaluate(0, num_images)
-    exits = exit_bits_per_dim([sums[str(part.index)] for part in parts], num_images, flow.num_dims)
+    images = batches.test_batches(num_images, config.optim.batch_size)
+    sums = sum_over_batches(parts, (batch.to(where) for batch in images))
+    exits = exit_bits_per_dim([sums[part.index] for part in parts], num_images, flow.num_dims)
     return Evaluation(test_bpd=exits[-1], summary_bpd=summary.test_bpd, num_images=num_images, device=where.type)
 
 

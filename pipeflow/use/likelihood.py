@@ -1,10 +1,13 @@
-"""Bits per dimension: of a log-density, and of the sums over parts and batches."""
+"""The likelihood of a flow that is cut into parts: sums over batches, and the bits per dimension that they make."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
+
+from pipeflow.flow import Part
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -20,8 +23,31 @@ def bits_per_dim(log_prob: Number, num_dims: int) -> Number:
     return 8 - log_prob / (num_dims * math.log(2))
 
 
+@torch.no_grad()
+def sum_over_batches(
+    parts: Sequence[Part],
+    batches: Iterable[Tensor],
+    hand_on: Callable[[int, int, Tensor], Tensor] = lambda part, step, latent: latent,
+) -> dict[int, list[float]]:
+    """Sums over all images of each part's contributions and of its head's log-prior, in nats, by the part's index.
+
+    Args:
+        parts: consecutive parts of a flow.
+        batches: the first part's latents, [batch, ...], float32.
+        hand_on: takes the part, the step and the part's latent; gives the latent that the next of the parts gets.
+    """
+    sums: dict[int, Tensor] = {}
+    for step, latent in enumerate(batches):
+        for part in parts:
+            output = part(latent)
+            total = torch.stack([output.contribution.sum(), output.log_head.sum()])
+            sums[part.index] = sums[part.index] + total if part.index in sums else total
+            latent = hand_on(part.index, step, output.latent)
+    return {index: total.tolist() for index, total in sums.items()}
+
+
 def exit_bits_per_dim(sums: Sequence[Sequence[float]], num_images: int, num_dims: int) -> list[float]:
-    """B_1 ... B_K from each part's sums, in part order: the bits/dim had the flow ended at part k."""
+    """B_1 ... B_K, the bits/dim had the flow ended at part k, from each part's sums in the order of the parts."""
     exits, total = [], 0.0
     for contribution, log_head in sums:
         total += contribution

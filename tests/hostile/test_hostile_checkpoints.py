@@ -86,7 +86,7 @@ class TestCheckpoint:
 
     def test_unchanged(self, resumed, newest):
         self.rewrite(newest, lambda tensors: None)
-        assert pipeflow.train(resumed)["num_epochs"] == 2
+        assert pipeflow.train(resumed).num_epochs == 2
 
     @pytest.mark.parametrize("change", MANIFESTS)
     def test_manifests(self, change, resumed, newest):
@@ -146,7 +146,7 @@ class TestCheckpoint:
     def test_names_without_a_section(self, resumed, newest):
         """They belong to no layer, so nobody reads them."""
         self.rewrite(newest, lambda tensors: tensors.update({"name": torch.zeros(1), "": torch.zeros(1)}))
-        assert pipeflow.train(resumed)["num_epochs"] == 2
+        assert pipeflow.train(resumed).num_epochs == 2
 
     @pytest.mark.parametrize("text", ["[" * 100_000, "{}", "null", '{"event": "epoch"}', "\udcff"])
     def test_logs(self, text, resumed, newest, run):
@@ -180,7 +180,7 @@ import pipeflow
 from pipeflow.config import load, parse_arguments
 for epochs in ("1", "2"):
     arguments = [*sys.argv[1:], "--schedule.finetune_epochs", epochs]
-    num_epochs = pipeflow.train(load(*parse_arguments(arguments)))["num_epochs"]
+    num_epochs = pipeflow.train(load(*parse_arguments(arguments))).num_epochs
     sys.stdout.write(f"ENDED {num_epochs}\\n")  # in one piece: two workers write
 """
 

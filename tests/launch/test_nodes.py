@@ -12,7 +12,7 @@ from torch.distributed.run import get_args_parser
 
 from benchmarks.links.hosts import Hosts, make_hosts
 from pipeflow.config import load, parse_arguments
-from pipeflow.training.run import train
+from pipeflow.training.train import train
 from tests.small_runs import assert_same_tensors, learned, options, small_config
 
 ROOT = Path(__file__).parents[2]

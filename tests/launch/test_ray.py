@@ -52,7 +52,7 @@ def start(cluster: Cluster, program: str, *arguments: str):
 
 def test_a_submitted_job_is_the_same_run(cluster, tmp_path):
     config = small_config(tmp_path / "alone", schedule=SCHEDULE)
-    summary = train(config)
+    summary = train(config).to_json()
     more = ["--storage", str(tmp_path), "--workers", "2", "--placement", "spread"]
     job = submit(cluster, *options(small_config(Path("run"), schedule=SCHEDULE)), *more)
     output = finish(job)

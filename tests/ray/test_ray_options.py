@@ -79,7 +79,7 @@ def test_what_ray_raises_is_said_in_pipeflows_words():
 
 def test_ray_is_told_bits_images_and_bytes_by_link(tmp_path):
     told = []
-    summary = train(small_config(tmp_path / "run"), report=told.append)
+    summary = train(small_config(tmp_path / "run"), report=told.append).to_json()
     first, *_, end = map(metrics_of, told)
     record = summary["epochs"][0]
     assert first["link_bytes"] == {f"{source}->{target}": sent for source, target, sent in record["bytes"]["latents"]}

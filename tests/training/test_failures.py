@@ -107,7 +107,7 @@ def test_a_run_that_diverged_goes_on_from_the_epoch_before_with_a_lower_rate(one
     with pytest.raises(TrainingStopped, match=told):
         train(small_config(folder, schedule=schedule, optim={"lr": lr, "warmup_steps": 0}))
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-000001"]
-    assert train(small_config(folder, schedule=schedule))["num_epochs"] == 3
+    assert train(small_config(folder, schedule=schedule)).num_epochs == 3
 
 
 def test_a_nan_of_the_last_update_is_found_before_the_checkpoint(tmp_path):

@@ -74,7 +74,7 @@ def test_preempted_again_and_again_it_is_the_same_run(undisturbed, tmp_path, mod
         except Preempted as notice:
             assert "nothing that was trained is lost" in str(notice)
             saved |= {path.name for path in (tmp_path / "run").glob("checkpoints/*")}
-    assert summary["num_epochs"] == config.num_epochs
+    assert summary.num_epochs == config.num_epochs
     assert any("-step-" in name for name in saved) and not any(name.endswith(".partial") for name in saved)
     put_aside_what_was_saved_inside_epochs(tmp_path / "run")
     assert_same_tensors(undisturbed(mode), tmp_path / "run")

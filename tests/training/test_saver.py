@@ -109,7 +109,7 @@ def test_a_whole_epoch_is_trained_while_a_checkpoint_is_not_written_and_it_is_of
     assert gate.seen == [[[], 2]]
     assert_same_tensors(undisturbed, run)
     content = json.loads((run / "checkpoints/epoch-000001/manifest.json").read_text())["content"]
-    assert content["history"] == summary["epochs"][:1]
+    assert content["history"] == summary.to_json()["epochs"][:1]
     log = (run / "metrics.jsonl").read_bytes()[: content["log_position"]].decode().splitlines()
     assert [json.loads(line)["event"] for line in log] == ["start", "epoch", "checkpoint"]
     assert gate.priorities[0] == 19 and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == niceness
@@ -193,7 +193,7 @@ def test_the_next_copy_is_taken_when_the_file_of_the_one_before_is_written(tmp_p
 
     def save_both() -> None:
         for epoch in (1, 2):
-            saver.take({"model/a.b": torch.full((1000,), float(epoch))})
+            saver.copy({"model/a.b": torch.full((1000,), float(epoch))})
             saver.save(epoch, 0, [0], manifest(epoch))
         saver.wait()
 

@@ -3,9 +3,8 @@
 import pytest
 
 from pipeflow.config import Config
-from pipeflow.rundir.records import Epoch
+from pipeflow.rundir.records import Epoch, EpochBytes
 from pipeflow.training.schedule import DIVERGED_BY, Phase, Schedule, Stop
-from tests.run_records import epoch
 
 
 def make(steps: int = 10, parts: int = 3, **schedule) -> Schedule:
@@ -100,7 +99,11 @@ def test_phases_travel_as_json():
 
 
 def record(loss: float, part: str = "0", phase: str = "concurrent", test_bpd: float | None = None) -> Epoch:
-    return epoch(0, phase, train_loss={part: loss}, test_bpd=test_bpd)
+    nothing = EpochBytes(latents=(), eval=0, gradients=0, control=0)
+    return Epoch(
+        epoch=0, phase=phase, trained=(0,), steps=1, train_loss={part: loss}, test_bpd=test_bpd, exit_bpd=None, seconds=1.0,
+        images=1, macs=1, bytes=nothing,
+    )  # fmt: skip
 
 
 def test_the_coordinator_goes_through_the_phases_and_ends():
@@ -124,10 +127,10 @@ def test_a_gathered_flow_that_its_first_epoch_breaks_is_stopped():
     """Seen on CIFAR-10: 4.49 bits/dim before the gather, a mean loss of 140 in the first epoch after it."""
     schedule = make(mode="concurrent", local_epochs=1)
     before = record(-9.0, test_bpd=4.49)
-    broken = record(140.0, "flow", "finetune", 44.0)
+    broken = record(140.0, "flow", "finetune", test_bpd=44.0)
     stop = schedule.next_phase([before, broken])
     assert isinstance(stop, Stop) and "part flow" in stop.reason and "from 4.49 before" in stop.reason
-    well = record(4.6, "flow", "finetune", 4.4)
+    well = record(4.6, "flow", "finetune", test_bpd=4.4)
     assert isinstance(schedule.next_phase([before, well]), Phase)
 
 

@@ -8,7 +8,8 @@ import torch
 
 from pipeflow.config import Config, OptimConfig, PrecisionConfig
 from pipeflow.flow import glow, split_flow
-from pipeflow.training import run, stages
+from pipeflow.training import stages
+from pipeflow.training.train import train
 from pipeflow.training.trainer import PartTrainer, learning_rate
 from tests.small_runs import small_config
 
@@ -137,7 +138,7 @@ class TestLearningRate:
 
         monkeypatch.setattr(stages.Worker, "initialize", stop)
         with pytest.raises(Enough):
-            run.train(small_config(tmp_path / "run", optim={"lr": 5e-4, "part_lr": part_lr}))
+            train(small_config(tmp_path / "run", optim={"lr": 5e-4, "part_lr": part_lr}))
 
 
 class TestClipping:

@@ -10,7 +10,7 @@ from tests.small_runs import small_config
 
 def main(arguments: list[str]) -> None:
     told: list[dict] = []
-    summary = train(small_config(Path(arguments[0])), report=told.append)
+    summary = train(small_config(Path(arguments[0])), report=told.append).to_json()
     if os.environ["RANK"] == "0":
         assert told == [*({"event": "epoch", **epoch} for epoch in summary["epochs"]), {"event": "end", **summary}]
     else:

@@ -1,6 +1,7 @@
 import io
 import math
 import threading
+from contextlib import closing
 
 import pytest
 from rich.console import Console
@@ -8,24 +9,25 @@ from rich.console import Console
 from pipeflow.rundir.records import Epoch, EpochBytes
 from pipeflow.training import progress
 from pipeflow.training.progress import Progress
-from tests.run_records import epoch
+from pipeflow.training.schedule import Phase
 
 
-def record(number: int = 3, phase: str = "alternate", trained: tuple[int, ...] = (1,), **changes) -> Epoch:
-    sent = EpochBytes(latents=((0, 1, 20_000_000), (1, 2, 4_600_000)), eval=9, gradients=0, control=120)
-    losses = {"flow" if phase == "finetune" else str(part): 5.1 for part in trained}
-    described = {
-        "train_loss": losses,
-        "test_bpd": 4.52,
-        "exit_bpd": (5.13, 4.62, 4.52),
-        "seconds": 11.6,
-        "images": 4988,
-    }
-    return epoch(number, phase, trained, **{**described, "bytes": sent, **changes})
+def record(number: int = 3, mode: str = "alternate", trained: tuple[int, ...] = (1,), **changes) -> Epoch:
+    fields = {
+        "epoch": number, "phase": mode, "trained": trained, "steps": 78,
+        "train_loss": {str(part): 5.1 for part in trained}, "test_bpd": 4.52, "exit_bpd": (5.13, 4.62, 4.52),
+        "seconds": 11.6, "images": 4988, "macs": 10**12,
+        "bytes": EpochBytes(latents=((0, 1, 20_000_000), (1, 2, 4_600_000)), eval=9, gradients=0, control=120),
+    }  # fmt: skip
+    return Epoch(**{**fields, **changes})
 
 
-def begin(number: int = 3, phase: str = "alternate", trained: tuple[int, ...] = (1,)) -> dict:
-    return {"epoch": number, "phase": phase, "trained": list(trained), "steps": 78}
+def begin(number: int = 3, mode: str = "alternate", trained: tuple[int, ...] = (1,)) -> Phase:
+    return Phase(epoch=number, mode=mode, steps=78, turns=(trained,), turn_steps=78)
+
+
+def status(step: int, losses: dict, epoch: int = 3) -> dict:
+    return {"epoch": epoch, "step": step, "losses": losses}
 
 
 @pytest.fixture
@@ -46,9 +48,9 @@ def terminal() -> Console:
 
 def test_plain_lines_are_a_start_an_epoch_and_what_is_said(now):
     console = plain()
-    with Progress(18, 3, console=console) as display:
+    with closing(Progress(18, 3, console=console)) as display:
         display.phase(begin())
-        display.update(40, {1: 5.2}, 430.0, 12_000_000)
+        display.update(status(40, {1: 5.2}), [], 430.0, 12_000_000)
         now[0] += 14.3
         display.epoch(record())
         display.say("checkpoint [epoch 4] taken")
@@ -62,7 +64,7 @@ def test_plain_lines_are_a_start_an_epoch_and_what_is_said(now):
 
 def test_the_line_of_an_epoch_without_evaluation_says_nothing_of_it(now):
     console = plain()
-    with Progress(4, 2, console=console) as display:
+    with closing(Progress(4, 2, console=console)) as display:
         display.epoch(record(0, "concurrent", (0, 1), test_bpd=None, exit_bpd=None))
     line = console.file.getvalue().splitlines()[1]
     assert line.startswith("epoch 1/4 concurrent parts 0 1 | loss 0: 5.10 1: 5.10 | 11.6 s")
@@ -70,15 +72,15 @@ def test_the_line_of_an_epoch_without_evaluation_says_nothing_of_it(now):
 
 def test_the_line_of_a_finetune_epoch_names_no_part(now):
     console = plain()
-    with Progress(4, 2, console=console) as display:
-        display.epoch(record(3, "finetune", (0, 1), train_loss={"flow": math.nan}, exit_bpd=None))
+    with closing(Progress(4, 2, console=console)) as display:
+        display.epoch(record(3, "finetune", (0, 1), train_loss={"0": math.nan}, exit_bpd=None))
     line = console.file.getvalue().splitlines()[1]
     assert line.startswith("epoch 4/4 finetune | loss nan | test 4.52 bits/dim | ")
 
 
 def test_time_left_goes_by_the_epochs_of_this_process(now):
     console = plain()
-    with Progress(10, 3, console=console) as display:  # resumed: 6 epochs were done before
+    with closing(Progress(10, 3, console=console)) as display:  # resumed: 6 epochs were done before
         display.phase(begin(6))
         now[0] += 100
         display.phase(begin(7))  # the first part runs ahead of the last one's record
@@ -91,10 +93,10 @@ def test_time_left_goes_by_the_epochs_of_this_process(now):
 
 def test_a_terminal_shows_the_phase_live(now):
     console = terminal()
-    with Progress(18, 3, console=console) as display:
+    with closing(Progress(18, 3, console=console)) as display:
         display.phase(begin())
         now[0] += 10
-        display.update(39, {1: 5.25}, 430.0, 24_600_000)
+        display.update(status(39, {1: 5.25}), [], 430.0, 24_600_000)
         shown = console.file.getvalue()
         for text in (
             "18 epochs, 3 parts", "epoch 4 of 18", "alternate part 1", "step 39 of 78", "part 0", "part 2",
@@ -102,14 +104,14 @@ def test_a_terminal_shows_the_phase_live(now):
         ):  # fmt: skip
             assert text in shown
         display.phase(begin(12, "finetune", (0, 1, 2)))
-        display.update(1, {0: 4.4}, 200.0, 24_600_000)
+        display.update(status(1, {0: 4.4}), [], 200.0, 24_600_000)
         assert "whole flow  loss 4.400" in console.file.getvalue()
     assert console.file.getvalue().count("\x1b[?25h") == 1  # the cursor is back
 
 
 def test_the_display_is_taken_away_when_the_run_fails(now):
     console = terminal()
-    with pytest.raises(KeyError), Progress(18, 3, console=console) as display:
+    with pytest.raises(KeyError), closing(Progress(18, 3, console=console)) as display:
         display.phase(begin())
         raise KeyError
     assert console.file.getvalue().count("\x1b[?25h") == 1
@@ -128,12 +130,12 @@ def test_calls_from_several_threads_neither_fail_nor_wait_for_each_other(make_co
         except Exception as error:
             failures.append(error)
 
-    with Progress(10_000, 3, console=console) as display:
+    with closing(Progress(10_000, 3, console=console)) as display:
         display.phase(begin(0))
         threads = [
             threading.Thread(target=run, args=(call,), daemon=True)
             for call in (
-                lambda step: display.update(step, {0: 1.0, 1: 2.0}, 10.0, step),
+                lambda step: display.update(status(step, {0: 1.0, 1: 2.0}), [], 10.0, step),
                 lambda step: display.epoch(record(step)),
                 lambda step: display.phase(begin(step, *(("finetune", (0, 1)) if step % 2 else ()))),
                 lambda step: display.say(f"said {step}"),

@@ -1,0 +1,137 @@
+"""What a run needs before it starts: the run folder, the images, the flow and its parts.
+
+Rank 0 opens the folder and loads the images first; the others hear of them what they need to build the same.
+"""
+
+import zlib
+from dataclasses import dataclass
+from functools import cache
+
+from pipeflow.config import Config
+from pipeflow.data import Batches, ImageData, load_data
+from pipeflow.errors import CheckpointError, ConfigError, DataError
+from pipeflow.flow import Flow, Part, build_flow, cut_names, split_flow
+from pipeflow.flow.timing import layer_seconds
+from pipeflow.rundir.folder import RunFolder
+from pipeflow.rundir.records import Manifest
+from pipeflow.workers.world import World
+
+
+def open_folder(world: World, folder: RunFolder) -> Manifest | None:
+    """The checkpoint to resume from, on every worker, once all have been seen to share the folder."""
+    opened = None
+    if world.rank == 0:
+        manifest, notes = folder.open()
+        for note in notes:
+            print(note, flush=True)
+        opened = [manifest and manifest.to_json(), folder.show_token()]
+    found, token = world.control.broadcast(opened, "the run folder")
+    seen = world.control.gather(folder.sees(token), "a look at the run folder")
+    if world.rank == 0:
+        folder.remove_token(token)
+        if not all(seen):
+            raise CheckpointError(
+                f"run.dir: {folder.path} of rank 0 is not seen by worker {seen.index(False)}: choose a folder that all "
+                f"workers share, by its full path."
+            )
+    return found and Manifest.from_json(found)
+
+
+@dataclass(frozen=True)
+class ImagesInfo:
+    """What all workers know of the images, which only some hold."""
+
+    shape: tuple[int, ...]
+    num_train: int
+    num_test: int
+    checksum: int
+    """CRC of the training images: replicas that load their own must load the same."""
+
+
+class Images:
+    """The images of a run, loaded where they are needed: by rank 0 at once, by other workers of the first part later."""
+
+    def __init__(self, world: World, config: Config, data: ImageData | None):
+        """data: images that were given, instead of what the configuration names."""
+        self._config = config
+        self._data = data
+        self._rank = world.rank
+        self.batches = cache(self._load)
+        about = None
+        if world.rank == 0:
+            images = self.batches().data
+            checksum = _checksum(images) if self._is_shared(world) else 0
+            about = [list(images.shape), len(images.train), len(images.test), checksum]
+        shape, *numbers = world.control.broadcast(about, "the data's shape")
+        self.info = ImagesInfo(tuple(shape), *numbers)
+
+    def _is_shared(self, world: World) -> bool:
+        return world.size > 1 and (self._config.parts.replicas > 1 or self._config.finetune.parallel == "ddp")
+
+    def _load(self) -> Batches:
+        config = self._config
+        data = load_data(config.data) if self._data is None else self._data
+        if self._rank != 0:
+            found = ImagesInfo(data.shape, len(data.train), len(data.test), _checksum(data))
+            if found != self.info:
+                raise DataError(
+                    f"data: worker {self._rank} has {found.num_train} training images of shape {list(found.shape)} that "
+                    f"are not those of worker 0 ({self.info.num_train} of shape {list(self.info.shape)}): give all workers "
+                    f"the same data."
+                )
+        return Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
+
+
+def _checksum(data: ImageData) -> int:
+    return zlib.crc32(data.train.contiguous().numpy().data)
+
+
+def make_flow(world: World, config: Config, flow: Flow | None, shape: tuple[int, ...]) -> Flow:
+    """The flow of the configuration, or the one that was given, once it is seen to fit and to be the same everywhere."""
+    if flow is None:
+        return build_flow(config, shape)
+    if flow.shape != shape:
+        raise ConfigError(f"flow: made for images of shape {flow.shape}, but the data has {shape}.")
+    values = [float(parameter.detach().double().sum()) for parameter in flow.parameters()]
+    if any(theirs != values for theirs in world.control.share(values, "the flow's values")):
+        raise ConfigError("flow: its initial values differ between workers: build it under torch.manual_seed(...).")
+    return flow
+
+
+def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | None) -> list[Part]:
+    """The flow's parts. Timed cuts of a run that is resumed stay, for times would not come out the same again."""
+    split, num, control = config.parts.split, config.parts.num, world.control
+    timed = {"split": split, "num": num, "balance": "time"}
+    if split != "balanced" or config.parts.balance == "macs":
+        cuts = cut_names(flow, split, num)
+    elif manifest is not None and manifest.cuts is not None and timed.items() <= _parts_section(manifest).items():
+        cuts = list(manifest.cuts)
+    else:
+        cuts = []
+        if world.rank == 0:
+            cuts = cut_names(flow, split, num, layer_seconds(flow, world.device, config.optim.batch_size))
+        cuts = control.broadcast(cuts, "the cuts")
+    parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
+    rates = config.optim.part_lr
+    if rates is not None and len(rates) != len(parts):
+        raise ConfigError(f"optim.part_lr: {len(rates)} rates for {len(parts)} parts: give one for each part.")
+    is_shared = config.finetune.parallel == "ddp" and not config.num_local_epochs
+    if world.num_stages > len(parts) and not is_shared:
+        most = len(parts) * world.num_replicas
+        raise ConfigError(f"{world.size} workers for {len(parts)} parts: start at most {most} workers.")
+    return parts
+
+
+def _parts_section(manifest: Manifest) -> dict[str, object]:
+    return dict((manifest.config or {}).get("parts", {}))
+
+
+def check_timeline(config: Config, num_steps: int) -> None:
+    """Raises ConfigError where the batches to be recorded are not there."""
+    asked = config.timeline
+    if asked.steps and (asked.epoch >= config.num_epochs or asked.first_step + asked.steps > num_steps):
+        raise ConfigError(
+            f"timeline.steps: {asked.steps} batches from number {asked.first_step} of epoch {asked.epoch}, but there "
+            f"are {config.num_epochs} epochs of {num_steps} batches: record others (timeline.first_step, "
+            f"timeline.epoch)."
+        )

@@ -1,0 +1,140 @@
+"""Costs of a run so far: seconds, bytes and multiply-adds, in all and in the epoch that goes on."""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from pipeflow.rundir.records import (
+    Carried,
+    Epoch,
+    EpochBytes,
+    GatherKind,
+    ReplicaBytes,
+    RunBytes,
+    RunSeconds,
+    Totals,
+)
+from pipeflow.training.schedule import Phase
+
+Traffic = Iterable[tuple[str, int, int, int]]
+"""Bytes as `(kind, source, target, count)`."""
+
+_GATHER: tuple[GatherKind, ...] = ("parameters", "optimizer", "ema")
+_SHOWN = ("latents", "gradients", "images")
+"""Kinds of bytes that the progress display adds up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Test bits/dim of the whole flow, and exit bits/dim while there are heads."""
+
+    test_bpd: float
+    exit_bpd: tuple[float, ...] | None
+    test_bpd_raw: float | None = None
+    """Bits/dim of the trained weights, where `test_bpd` is that of their average."""
+
+
+class EpochDraft:
+    """The record of an epoch that goes on."""
+
+    def __init__(self, phase: Phase, num_links: int, carried: Carried | None):
+        """carried: seconds and bytes of the epoch before it was interrupted."""
+        self.phase = phase
+        self.began = time.perf_counter()
+        self.seconds = 0.0 if carried is None else carried.seconds
+        self.fields: dict[str, Any] = {"test_bpd": None, "exit_bpd": None}
+        """The rest of the record, as far as it is known."""
+        self._latents = [0] * (num_links if phase.is_local else 0)
+        self._others = {"eval": 0, "gradients": 0, "images": 0, "control": 0}
+        if carried is not None:
+            self._latents = [count for _, _, count in carried.bytes.latents]
+            self._others = {kind: getattr(carried.bytes, kind) for kind in self._others}
+
+    def add_bytes(self, kind: str, source: int, count: int) -> None:
+        """Counts bytes of the epoch; other kinds belong to none."""
+        if kind == "latents":
+            self._latents[source] += count
+        elif kind in self._others:
+            self._others[kind] += count
+
+    @property
+    def carried(self) -> Carried:
+        """What the record needs of the epoch until now, should it be interrupted here."""
+        links = tuple((link, link + 1, count) for link, count in enumerate(self._latents))
+        return Carried(seconds=self.seconds, bytes=EpochBytes(latents=links, **self._others))
+
+    def finished(self) -> Epoch:
+        """The whole record."""
+        phase, carried = self.phase, self.carried
+        return Epoch(
+            epoch=phase.epoch, phase=phase.mode, trained=tuple(phase.trained), steps=phase.steps,
+            seconds=carried.seconds, bytes=carried.bytes, **self.fields,
+        )  # fmt: skip
+
+
+class RunningTotals:
+    """Seconds, bytes and multiply-adds of a run, and the bits/dim that its summary repeats."""
+
+    def __init__(self, before: Totals | None):
+        """before: totals of the checkpoint that the run goes on from."""
+        self.seconds: dict[str, float] = dataclasses.asdict(RunSeconds() if before is None else before.seconds)
+        self.macs = 0 if before is None else before.macs
+        self.initial_bpd = 0.0 if before is None else before.initial_bpd
+        self.exit_bpd = None if before is None else before.exit_bpd
+        self._bytes: Counter[str] = Counter({} if before is None else before.bytes)
+        self._began = time.perf_counter() - self.seconds["total"]
+
+    def add_bytes(self, traffic: Traffic, draft: EpochDraft | None) -> None:
+        """Counts bytes, in the record of the epoch that goes on too."""
+        for kind, source, target, count in traffic:
+            name = kind
+            if kind == "latents":  # by link, and by direction: that none goes back is counted, not assumed
+                name = f"latents/{source}" if target > source else f"backward/{target}"
+            elif kind == "gradients" and (draft is None or draft.phase.is_local):
+                name = "gradients/replicas"
+            self._bytes[name] += count
+            if draft is not None:
+                draft.add_bytes(kind, source, count)
+
+    @property
+    def shown_bytes(self) -> int:
+        """Bytes that the progress display adds up."""
+        return sum(count for name, count in self._bytes.items() if name.split("/")[0] in _SHOWN)
+
+    def gathered_bytes(self) -> dict[GatherKind, int]:
+        """Bytes that gathers have sent, by kind."""
+        return {kind: self._bytes[kind] for kind in _GATHER}
+
+    def run_seconds(self) -> RunSeconds:
+        """Seconds until now."""
+        self.seconds["total"] = time.perf_counter() - self._began
+        return RunSeconds(**self.seconds)
+
+    def to_record(self) -> Totals:
+        """The totals as a checkpoint keeps them."""
+        return Totals(
+            seconds=self.run_seconds(),
+            bytes=dict(self._bytes),
+            macs=self.macs,
+            initial_bpd=self.initial_bpd,
+            exit_bpd=self.exit_bpd,
+        )
+
+    def run_bytes(self, num_links: int) -> RunBytes:
+        """The bytes as a summary has them."""
+        sent, links = self._bytes, range(num_links)
+        return RunBytes(
+            forward=tuple(sent[f"latents/{link}"] for link in links),
+            backward=tuple(sent[f"backward/{link}"] for link in links),
+            eval=sent["eval"],
+            initial=sent["initial"],
+            gather=self.gathered_bytes(),
+            finetune=sent["gradients"] + sent["images"],
+            replicas=ReplicaBytes(
+                gradients=sent["gradients/replicas"], images=sent["images/replicas"], start=sent["replicas"]
+            ),
+            control=sent["control"],
+            total=sent.total(),
+        )

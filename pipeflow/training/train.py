@@ -1,0 +1,113 @@
+"""The front door: a whole run, the same on every worker, from a configuration to a finished run folder.
+
+open    the run folder, images, flow and parts; the checkpoint to go on from, if there is one
+start   load the checkpoint, or initialise
+then    for each phase: train, evaluate, checkpoint, report; the gather comes before the first end-to-end one
+finish  test bits/dim of all images, model, samples, summary
+"""
+
+import contextlib
+import dataclasses
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from pipeflow.config import Config
+from pipeflow.data import ImageData
+from pipeflow.errors import CheckpointError, ConfigError
+from pipeflow.flow import Flow
+from pipeflow.rundir.checkpoint import Checkpoints
+from pipeflow.rundir.records import Summary
+from pipeflow.training.interruption import Interrupted
+from pipeflow.training.run import Run
+from pipeflow.workers.world import join_workers
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(
+    config: Config, flow: Flow | None = None, data: ImageData | None = None, report: Report | None = None
+) -> Summary:
+    """Trains as the configuration says, as one of the workers that the launcher started; the run's summary.
+
+    Args:
+        config: the run.
+        flow: a flow of one's own instead of `model.name`. With several workers each builds it, to the same values: under
+            `torch.manual_seed`.
+        data: images of one's own instead of `data.name`.
+        report: is called by every worker, also by those that wait out the fine-tuning, after each epoch and its
+            checkpoint, and at the end: on rank 0 with `{"event": "epoch", **record}` and `{"event": "end", **summary}`,
+            as they stand in `summary.json`, elsewhere with an empty dictionary. It may wait for the other workers' calls;
+            nothing is sent for it.
+
+    Raises:
+        PipeflowError: a mistake that the user can mend; `reported` tells whether another worker has said it.
+        Preempted: the run got SIGTERM and is saved. A process that has not come so far after `checkpoint.grace_s` is ended.
+    """
+    config = _name_what_is_given(config, flow, data)
+    with join_workers(config) as world, _disk_errors_in_words(config), Run(world, config, flow, data) as run:
+        # Before the start there is nothing to save, and SIGTERM just ends the process: others may be gone already.
+        run.start()
+        with world.notice.listening(config.checkpoint.grace_s, run.folder.checkpoints.last_good):
+            try:
+                with run.recorder.shown(lambda: run.stages.worker.progress):
+                    return _tell(run, report or _tell_nobody)
+            except Interrupted as interruption:
+                raise run.save_interrupted(interruption.inside) from None
+
+
+def _tell(run: Run, report: Report) -> Summary:
+    """The story of a run that has started."""
+    run.evaluate_at_start()
+    phase = run.next_phase()
+    while phase is not None:
+        if not phase.is_local and run.stages.name == "local":
+            run.gather()
+        run.train(phase)
+        run.evaluate(phase)
+        # A stop comes before the checkpoint: were it saved, each resume would only meet the stop again.
+        following = run.next_phase()
+        if phase.checkpoint:
+            run.checkpoint(phase.epoch + 1)
+        report(run.last_epoch())
+        phase = following
+    summary = run.finish()
+    report({"event": "end", **summary.to_json()} if run.is_main else {})
+    return summary
+
+
+def _tell_nobody(event: dict[str, Any]) -> None:
+    """Stands where no report was asked for."""
+
+
+def _name_what_is_given(config: Config, flow: Flow | None, data: ImageData | None) -> Config:
+    """The configuration with `python` for the names of what was given, so that nobody takes another flow or data for it.
+
+    Raises ConfigError where it says `python` and nothing was given.
+    """
+    for section, argument, given in (("model", "flow", flow), ("data", "data", data)):
+        named = getattr(config, section)
+        if given is not None:
+            config = dataclasses.replace(config, **{section: dataclasses.replace(named, name="python")})
+        elif named.name == "python":
+            raise ConfigError(f"{section}.name: python, but train(config, {argument}=...) was given none.")
+    return config
+
+
+@contextlib.contextmanager
+def _disk_errors_in_words(config: Config) -> Iterator[None]:
+    """A full, broken or read-only disk raises CheckpointError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+        of_the_disk = getattr(error, "errno", None) in numbers
+        if not of_the_disk and not any(f"os error {number}" in str(error) for number in numbers):
+            raise
+        raise CheckpointError(
+            f"run.dir: {config.run.dir}: {error}. Free some space, then start the same command again to resume: "
+            f"{Checkpoints(Path(config.run.dir), config.checkpoint.keep).last_good()}."
+        ) from None
