@@ -15,9 +15,13 @@ from torch import Tensor
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
 from pipeflow.flow import Flow, FlowStep, Part, build_flow, cut_names, split_flow
-from pipeflow.training.image_feed import ImagesAhead
+from pipeflow.training.image_feed import ImageFeed
 from pipeflow.training.trainer import PartTrainer
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.control import Control
+from pipeflow.workers.replicas import Replicas
 from pipeflow.workers.timeline import Timeline
+from pipeflow.workers.traffic import Traffic
 
 PUBLISHED = {"num_blocks": 3, "num_steps": 32, "width": 512}
 SMALL = {"num_blocks": 3, "num_steps": 4, "width": 64}
@@ -117,7 +121,8 @@ class Images:
         repeats = -(-_NUM_BATCHES * config.optim.batch_size // len(data.train))
         data = replace(data, train=data.train.repeat(repeats, 1, 1, 1))
         self.batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
-        self._ahead = ImagesAhead(self.batches, device, Timeline(config.timeline, device))
+        alone = Replicas((0,), 0), Control(0, 1, None, Traffic(), Alarm())
+        self._ahead = ImageFeed(self.batches, device, Timeline(config.timeline, device), *alone)
         self._step = 0
 
     def __call__(self) -> Tensor:

@@ -117,7 +117,7 @@ class _Job:
     """Work in small pieces, begun by a thread of low priority. If someone waits, a normal-priority thread finishes it."""
 
     def __init__(self, steps: Iterator[float | None], failed: Callable[[Exception], None]):
-        self.ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self.ended: queue.Queue[Exception | None] = queue.Queue()
         """Gets what went wrong, or None, at the end."""
         self._steps = steps
         self._failed = failed
