@@ -5,17 +5,19 @@ It does not look at the disk: on a network file system others may see a file hal
 
 import json
 from collections.abc import Sequence
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from pipeflow.rundir.records import File
 from pipeflow.workers.traffic import Traffic
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 
 class Entries:
     """One worker's view of the files that all workers have written."""
 
-    def __init__(self, store: dist.Store | None, rank: int, traffic: Traffic):
+    def __init__(self, store: "Store | None", rank: int, traffic: Traffic):
         """store: a connection that nothing else uses; None where there is one worker."""
         self._store = store
         self._rank = rank

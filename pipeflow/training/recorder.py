@@ -26,7 +26,8 @@ from pipeflow.training.schedule import Phase, training_macs
 from pipeflow.training.totals import EpochDraft, Evaluated, RunningTotals, Traffic
 from pipeflow.units import bytes_text
 from pipeflow.use.sample import sample_grid
-from pipeflow.workers.trace import Spans, write_trace
+from pipeflow.workers.timeline import Span
+from pipeflow.workers.trace import write_trace
 from pipeflow.workers.world import World
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -206,7 +207,7 @@ class Recorder:
         self._totals.seconds["local" if draft.phase.is_local else "finetune"] += seconds
 
     @_on_rank_0
-    def timeline(self, spans: Sequence[Spans]) -> None:
+    def timeline(self, spans: Sequence[Sequence[Span]]) -> None:
         """Writes each worker's spans of the recorded batches."""
         write_trace(spans, self.folder.path / "timeline.json")
         self.say(f"timeline of epoch {self._current().phase.epoch}: {self.folder.path / 'timeline.json'}")

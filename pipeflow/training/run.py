@@ -1,7 +1,6 @@
 """One worker's run: the steps of which `train` makes the story. All workers take them together."""
 
 import contextlib
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +30,7 @@ from pipeflow.training.stages import Stages
 from pipeflow.training.totals import Evaluated
 from pipeflow.use.likelihood import exit_bits_per_dim
 from pipeflow.use.sample import to_images
-from pipeflow.workers.trace import on_one_clock
+from pipeflow.workers.trace import gather_spans
 from pipeflow.workers.world import World
 
 SAMPLE_TEMPERATURE = 0.7
@@ -141,7 +140,7 @@ class Run:
             losses, busy, cpu, _ = zip(*collected)
             recorder.epoch_trained(self._merge_losses(losses), seconds, busy, cpu)
         if self.world.timeline.wanted(phase.epoch):
-            self._collect_timeline()
+            recorder.timeline(gather_spans(self.world.timeline, self.control))
 
     def evaluate(self, phase: Phase) -> None:
         """Test bits/dim of the phase, where it is due; after the last local one on all test images too."""
@@ -240,15 +239,9 @@ class Run:
 
     def _collect(self, value: object, what: str = "the bytes sent") -> list[Any]:
         """Everybody's values on rank 0. The bytes that all have sent since the last call are counted."""
-        collected = self.control.gather([value, self.world.traffic.take()], what)
+        collected = self.control.gather([value, self.world.traffic.drain()], what)
         self.recorder.add_bytes(entry for _, traffic in collected for entry in traffic)
         return [mine for mine, _ in collected]
-
-    def _collect_timeline(self) -> None:
-        """Brings everybody's spans to rank 0, on one clock."""
-        self.control.share("now", "the timeline")
-        here = [socket.gethostname(), time.time_ns(), self.world.timeline.take()]
-        self.recorder.timeline(on_one_clock(self.control.gather(here, "the timeline")))
 
     def _wait_for_checkpoint(self) -> None:
         """Until the last one is whole, as rank 0 sees it; elsewhere until this worker's file is on the disk."""

@@ -99,7 +99,7 @@ class Saver:
         if job is None:
             return
         job.hurry()
-        error = self._alarm.get(job.ended, None, lambda: "")
+        error = self._alarm.get(job.ended)
         self._job = None
         if error is not None:
             self._alarm.check()

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeflow.links.link import EVALUATION, INITIAL, TRAINING, Link, Stopped
+from pipeflow.links.channel import EVALUATION, INITIAL, TRAINING
+from pipeflow.links.link import Link, Stopped
 from pipeflow.training.image_feed import ImageFeed
 from pipeflow.training.losses import Losses
 from pipeflow.training.schedule import Phase
