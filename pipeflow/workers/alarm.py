@@ -41,7 +41,7 @@ class Alarm:
         self.about: Callable[[int], str] = lambda other: ""
         """Another worker's parts and position, in brackets behind its number; empty where they are not known."""
         self.watches: list[Callable[[], None]] = []
-        """Functions that the guard calls once a second."""
+        """Called by the guard once a second, to trip the alarm."""
         self._error: PipeflowError | None = None
         self._tripped_at = 0.0
         self._heard = False

@@ -8,7 +8,6 @@ for one reason, and one of them reports it.
 
 import itertools
 import json
-import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -72,7 +71,6 @@ class Monitor:
         self._stopped.set()
         self._thread.join()
         self._store.set(_beat_key(self._rank), _ENDED)
-        self._answered = math.inf
 
     def _about(self, other: int) -> str:
         """Another worker's parts and position, as far as they are known, in brackets behind its number."""

@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -264,11 +265,10 @@ class World:
         self.control.share("closing", "the end of the run")  # still under watch, for as long as rank 0 finishes the run
         self.monitor.stop()
         late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
-        unwatched = threading.Timer(self._config.run.heartbeat_timeout_s, self.alarm.trip, [late])
-        unwatched.daemon = True
-        unwatched.start()
+        deadline = time.monotonic() + self._config.run.heartbeat_timeout_s
+        self.alarm.watches = [lambda: self.alarm.trip(late) if time.monotonic() > deadline else None]
         # After this nobody needs the store, which may end with rank 0's process.
         self.control.share("end", "the end of the run")
-        unwatched.cancel()
+        self.alarm.watches = []
         self.control.stop()
         dist.destroy_process_group()
