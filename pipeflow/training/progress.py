@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, Group
@@ -110,6 +111,23 @@ class Progress:
             if self._first_epoch is None:
                 self._first_epoch = record.epoch
             self._print(epoch_line(record, self._total_epochs, self._seconds_left(record.epoch + 1)))
+
+    @contextmanager
+    def refreshed_by(self, refresh: Callable[[], None]) -> Iterator[None]:
+        """Has `refresh` called about twice a second inside the block, by a thread of its own."""
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(0.5):
+                refresh()
+
+        thread = threading.Thread(target=run, name="pipeflow-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def close(self) -> None:
         """Take the live display away; what was printed above it stays."""

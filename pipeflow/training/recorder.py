@@ -6,9 +6,8 @@ On the other workers a recorder holds the history it began with, and does nothin
 import contextlib
 import dataclasses
 import functools
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import safetensors
@@ -89,34 +88,19 @@ class Recorder:
             steps = f" and {manifest.position.step} batches" if manifest.position is not None else ""
             self.say(f"resuming after {len(self.history)} epochs{steps} from {manifest.folder}")
 
-    @contextlib.contextmanager
-    def shown(self, progress_of_worker: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-        """Keeps the display up to date, about twice a second, from a thread of its own."""
-        if not self.is_main:
-            yield
-            return
-        ended = threading.Event()
+    def shown(self, progress_of_worker: Callable[[], Mapping[str, Any]]) -> contextlib.AbstractContextManager[None]:
+        """Keeps the display up to date inside the block."""
 
         def refresh() -> None:
-            while not ended.wait(0.5):
-                self._show(progress_of_worker())
+            draft, mine = self._draft, progress_of_worker()
+            if draft is not None and mine:
+                monitor = self.world.monitor
+                others = list(monitor.statuses.values()) if monitor is not None else []
+                rate = mine["step"] * self.config.optim.batch_size / (time.perf_counter() - draft.began)
+                sent = self._sent_before + self.world.traffic.training + sum(each.get("sent", 0) for each in others)
+                self.progress.update(mine, others, rate, sent)
 
-        thread = threading.Thread(target=refresh, name="pipeflow-progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-    def _show(self, mine: Mapping[str, Any]) -> None:
-        draft = self._draft
-        if draft is not None and mine:
-            monitor = self.world.monitor
-            others = list(monitor.statuses.values()) if monitor is not None else []
-            rate = mine["step"] * self.config.optim.batch_size / (time.perf_counter() - draft.began)
-            sent = self._sent_before + self.world.traffic.training + sum(status.get("sent", 0) for status in others)
-            self.progress.update(mine, others, rate, sent)
+        return self.progress.refreshed_by(refresh) if self.is_main else contextlib.nullcontext()
 
     @_on_rank_0
     def say(self, text: str) -> None:

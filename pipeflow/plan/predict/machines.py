@@ -54,7 +54,7 @@ class Machines:
     pass_seconds: float = 0.0
     """Seconds that a pipeline's own program takes of each forward, and of each backward, of a micro-batch on a worker."""
     image_seconds: float = 0.0
-    """Seconds in which the worker of the first part, or the one that hands images out, prepares an image."""
+    """Seconds in which a worker of the first part prepares an image."""
     message_seconds: float = 0.0
     """Seconds for which a worker cannot compute for each message it sends, and for each it receives."""
     byte_seconds: float = 0.0
