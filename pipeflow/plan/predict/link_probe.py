@@ -33,7 +33,7 @@ def measure_links(rank: int, workers: int, num_parameters: int) -> dict[str, flo
         "message_seconds": message_seconds,
         "byte_seconds": per_byte_busy,
         "reduce_bandwidth": reduced_bits / max(1e-9, reduce_seconds - hops * small),
-        # Of a micro-batch an empty stage has a forward and a backward, each with a message at one end.
+        # An empty stage has a forward and a backward for each micro-batch, each with a message at one end.
         "pass_seconds": max(0.0, _micro_batch_seconds(rank) / 2 - message_seconds),
     }
 

@@ -39,7 +39,7 @@ def predict_pipeline_at(scenario: Scenario, kind: str, cut: Cut, num_micro: int)
 
 
 def _costs(scenario: Scenario, cut: Cut, images: float) -> list[PartCosts]:
-    """What each part takes for a micro-batch."""
+    """Seconds and bytes of each part for a micro-batch."""
     costs, fixed = [], scenario.machines.pass_seconds
     for owner, part in enumerate(cut.parts):
         work = scenario.work(part)

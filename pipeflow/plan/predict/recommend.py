@@ -82,7 +82,7 @@ def _quickest(predictions: Iterable[Prediction]) -> Prediction | None:
 
 
 def _compare(best: Prediction, ours: Prediction | None, fitting: Sequence[Prediction]) -> list[str]:
-    """How the best way compares with its rivals, or with pipeflow's parts where it is a rival itself."""
+    """Sentences that compare the best way with its rivals, or with pipeflow's parts where it is a rival itself."""
     if best.is_ours:
         nearest = "Nothing that trains end to end fits in a worker's memory."
         rival = _quickest(each for each in fitting if each.is_comparable and not each.is_ours)

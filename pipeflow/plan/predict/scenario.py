@@ -72,7 +72,7 @@ class Scenario:
         return max(1, self.plan.num_train // (batch_size or self.batch_size))
 
     def work(self, part: Part) -> Work:
-        """What a part's layers take."""
+        """Seconds of a part's layers."""
         return Work([self.layers[name] for name in part.names])
 
     def link(self, depth: int | None) -> SimulatedLink:
