@@ -1,75 +1,37 @@
 """The log of a run, kept by rank 0: one JSON line an event in `metrics.jsonl`, and TensorBoard scalars an epoch."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeflow.errors import CheckpointError
-from pipeflow.rundir.records import Epoch, Gather, Start
-from pipeflow.rundir.typed_json import Record, Text, dumps
-from pipeflow.safe_files import MAX_JSON_BYTES, open_file, parse_json
-
-Event = Start | Epoch | Gather
-_EVENTS: dict[str, type[Event]] = {"start": Start, "epoch": Epoch, "gather": Gather}
-
-
-def events_in(log: bytes, path: Path) -> list[Event]:
-    """The events of a log that are read back; others, as of a checkpoint, are left out.
-
-    Raises CheckpointError where a line is none that a run writes.
-    """
-    events: list[Event] = []
-    for number, line in enumerate(log.splitlines(), start=1):
-        try:
-            value = parse_json(line)
-            kind = _Event.from_json(value).event
-            if kind in _EVENTS:
-                events.append(_EVENTS[kind].from_json(value))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path}, line {number}: {error}. The log is damaged: take it from a copy, or run again."
-            ) from None
-    return events
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Event(Record):
-    event: Text
+from pipeflow.rundir.records import Epoch, Manifest
+from pipeflow.rundir.typed_json import dumps
+from pipeflow.safe_files import open_file
 
 
 class MetricsLog:
-    """The log that a run writes.
+    """The log that a run writes."""
 
-    Args:
-        run_dir: the run's folder; it must exist.
-        position: bytes of an earlier log to keep, as `position()` gave them when the checkpoint was taken. What comes
-            after them is cut off, since it will be done again; 0 starts a new log.
+    def __init__(self, run_dir: str | Path, manifest: Manifest | None = None):
+        """manifest: of the checkpoint to go on from. Events since then are cut off, since they happen again.
 
-    Raises:
-        CheckpointError: the log in the folder is shorter than `position`, or has no line ending there.
-    """
-
-    def __init__(self, run_dir: str | Path, position: int = 0):
+        Raises CheckpointError where the log in the folder is not the one that the checkpoint was taken with.
+        """
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
 
         path = Path(run_dir) / "metrics.jsonl"
-        kept = b""
-        if position and path.is_file():
-            with open_file(path) as file:
-                kept = file.read(min(position, MAX_JSON_BYTES))
-        if len(kept) < position or (kept and not kept.endswith(b"\n")):
+        position, history = (0, ()) if manifest is None else (manifest.log_position, manifest.history)
+        if position and not _has_line_end(path, position):
             raise CheckpointError(
                 f"{path} is not the log this checkpoint was taken with: no line ends at byte {position}. "
                 f"Put the log back, or start the run again in another folder (run.dir)."
             )
-        epochs = [event for event in events_in(kept, path) if isinstance(event, Epoch)]
-        self._bytes_sent = sum(record.training_bytes for record in epochs)
-        next_epoch = epochs[-1].epoch + 1 if epochs else 0
+        self._bytes_sent = sum(record.training_bytes for record in history)
         self._file = open(path, "r+b" if position else "wb")
         self._file.truncate(position)
         self._file.seek(position)
-        self._scalars = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=next_epoch)
+        self._scalars = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=len(history))
 
     def event(self, kind: str, **fields: Any) -> None:
         """Appends the line `{"event": kind, ...}`, which is on its way to the disk when this returns."""
@@ -108,3 +70,12 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._scalars.close()
+
+
+def _has_line_end(path: Path, position: int) -> bool:
+    """Whether a line of the log ends at this byte."""
+    if not path.is_file() or path.stat().st_size < position:
+        return False
+    with open_file(path) as file:
+        file.seek(position - 1)
+        return file.read(1) == b"\n"

@@ -6,9 +6,17 @@ from pathlib import Path
 
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
-from pipeflow.rundir.log import Event, events_in
 from pipeflow.rundir.records import Epoch, Gather, GatherKind, RunBytes, RunSeconds, Start, Summary
-from pipeflow.safe_files import MAX_JSON_BYTES, read_bytes, read_json, read_yaml
+from pipeflow.rundir.typed_json import Record, Text
+from pipeflow.safe_files import MAX_JSON_BYTES, parse_json, read_bytes, read_json, read_yaml
+
+Event = Start | Epoch | Gather
+_EVENTS: dict[str, type[Event]] = {"start": Start, "epoch": Epoch, "gather": Gather}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event(Record):
+    event: Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,7 @@ def read_run(run_dir: str | Path) -> SavedRun:
     except OSError as error:
         raise CheckpointError(f"{log} cannot be read: {error.strerror}.") from None
     whole_lines = content[: content.rfind(b"\n") + 1]  # the last one may be half written while the run goes on
-    events = events_in(whole_lines, log)
+    events = _events_in(whole_lines, log)
     start = next((event for event in events if isinstance(event, Start)), None)
     if start is None:
         raise CheckpointError(f"{log} has no start of a run yet: try again when the first epoch has begun.")
@@ -67,6 +75,25 @@ def read_summary(run_dir: str | Path) -> Summary | None:
         raise CheckpointError(
             f"{path} is damaged ({error}): take it from a copy, or remove it and start the run's command again."
         ) from None
+
+
+def _events_in(log: bytes, path: Path) -> list[Event]:
+    """The events of a log that are read back; others, as of a checkpoint, are left out.
+
+    Raises CheckpointError where a line is none that a run writes.
+    """
+    events: list[Event] = []
+    for number, line in enumerate(log.splitlines(), start=1):
+        try:
+            value = parse_json(line)
+            kind = _Event.from_json(value).event
+            if kind in _EVENTS:
+                events.append(_EVENTS[kind].from_json(value))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}, line {number}: {error}. The log is damaged: take it from a copy, or run again."
+            ) from None
+    return events
 
 
 def _summary_so_far(name: str, start: Start, events: list[Event]) -> Summary:

@@ -70,7 +70,7 @@ class Recorder:
         if len(self.history) < self.config.num_epochs:
             self.folder.write_summary(None)  # an old one would be taken for this run's
         if manifest is None or not self.is_finished():
-            self.log = MetricsLog(self.folder.path, manifest.log_position if manifest is not None else 0)
+            self.log = MetricsLog(self.folder.path, manifest)
             self._resources.callback(self.log.close)
         self.progress = Progress(self.config.num_epochs, len(self.parts))
         self._resources.callback(self.progress.close)

@@ -10,6 +10,7 @@ from pipeflow.errors import CheckpointError, PipeflowError
 from pipeflow.rundir.log import MetricsLog
 from pipeflow.rundir.records import Epoch, EpochBytes
 from tests import run_records
+from tests.run_records import manifest
 
 
 def epoch(number: int, test_bpd: float | None = 5.0, phase: str = "concurrent") -> Epoch:
@@ -65,7 +66,7 @@ def test_resume_does_again_what_came_after_the_checkpoint(tmp_path, monkeypatch)
     # TensorBoard orders files by the second they were begun in; no process resumes in the second in which another ended.
     later = time.time() + 10
     monkeypatch.setattr("time.time", lambda: later)
-    log = MetricsLog(tmp_path, position=position)
+    log = MetricsLog(tmp_path, manifest(1, history=(epoch(0, 6.0),), log_position=position))
     assert log.position() == position
     log.epoch(epoch(1, 5.0))
     log.close()
@@ -84,20 +85,20 @@ def test_a_new_log_does_not_keep_an_old_one(tmp_path):
     assert len(lines(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("position", [5, 10_000])
+@pytest.mark.parametrize("position", [5, 10_000, 10**20])
 def test_a_log_that_is_not_the_checkpoints_is_refused_and_left_alone(tmp_path, position):
     log = MetricsLog(tmp_path)
     log.event("start", initial_bpd=7.1, parts=[])
     log.close()
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(CheckpointError, match=f"byte {position}"):
-        MetricsLog(tmp_path, position=position)
+        MetricsLog(tmp_path, manifest(1, log_position=position))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_log_that_is_gone_is_an_error_the_user_can_act_on(tmp_path):
     with pytest.raises(PipeflowError):
-        MetricsLog(tmp_path, position=100)
+        MetricsLog(tmp_path, manifest(1, log_position=100))
 
 
 def test_tensorboard_has_every_scalar_of_an_epoch(tmp_path):
