@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from pipeflow.errors import CheckpointError
 from pipeflow.rundir.reading import read_config
 from tests.hostile.harmful import SAFETENSORS, STEP, TEXTS, write
 from tests.hostile.refusals import refusal
+from tests.small_runs import finish
 
 
 def change_manifest(folder: Path, change: Callable[[dict], object]) -> None:
@@ -153,52 +152,13 @@ class TestCheckpoint:
         assert "summary.json is damaged" in refusal(CheckpointError, pipeflow.train, resumed)
 
 
-UNPICKLES_NOTHING = """
-import pickle, sys
-import torch, torch.distributed
-import torch.distributed.distributed_c10d as c10d
-import torch.utils.tensorboard, matplotlib.figure
-
-def refuse(event, arguments):
-    if event == "pickle.find_class":
-        print("UNPICKLED", *arguments, flush=True)
-
-sys.addaudithook(refuse)
-for name in ("_object_to_tensor", "_tensor_to_object"):
-    def refused(*arguments, name=name, **options):
-        print("OBJECTS", name, flush=True)
-        raise AssertionError(name)
-    setattr(c10d, name, refused)
-
-import pipeflow
-from pipeflow.config import load, parse_arguments
-for epochs in ("1", "2"):
-    arguments = [*sys.argv[1:], "--schedule.finetune_epochs", epochs]
-    num_epochs = pipeflow.train(load(*parse_arguments(arguments))).num_epochs
-    sys.stdout.write(f"ENDED {num_epochs}\\n")  # in one piece: two workers write
-"""
-
-
-def test_workers_unpickle_nothing(tmp_path):
+def test_workers_unpickle_nothing(launch, tmp_path):
     """Neither from each other, through torch's collectives of objects, nor from the run folder when they resume."""
-    (tmp_path / "program.py").write_text(UNPICKLES_NOTHING)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        tmp_path / "program.py",
-    ]
     given = [f"--run.dir={tmp_path / 'run'}", "--data.num_train=96", "--data.num_test=32", "--model.width=8"]
     given += ["--parts.num=2", "--optim.batch_size=32", "--finetune.parallel=ddp", "--run.device=cpu"]
-    done = subprocess.run(
-        [*command, *given, "--schedule.local_epochs=1"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0 and done.stdout.count("ENDED 3") == 2, done.stdout + done.stderr
-    assert "resuming" in done.stdout
-    assert "UNPICKLED" not in done.stdout and "OBJECTS" not in done.stdout
+    entry = "tests.hostile.programs.unpickles_nothing:main"
+    process = launch(2, *given, "--schedule.local_epochs=1", entry=entry)
+    output = finish(process)
+    assert process.returncode == 0 and output.count("ENDED 3") == 2, output
+    assert "resuming" in output
+    assert "UNPICKLED" not in output and "OBJECTS" not in output
