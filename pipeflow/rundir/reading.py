@@ -14,7 +14,6 @@ Event = Start | Epoch | Gather
 _EVENTS: dict[str, type[Event]] = {"start": Start, "epoch": Epoch, "gather": Gather}
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Event(Record):
     event: Text
 

@@ -1,7 +1,6 @@
 """Typed records of a run: the content of `summary.json`, of `metrics.jsonl` and of a checkpoint's manifest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, Self
 
 from pipeflow.config import FINETUNE
@@ -12,7 +11,6 @@ Stage = Literal["local", "whole"]
 GatherKind = Literal["parameters", "optimizer", "ema"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class PartSummary(Record):
     """A part of the flow, as `Part.describe` gives it; the head's parameters are counted apart."""
 
@@ -23,7 +21,6 @@ class PartSummary(Record):
     output_shape: tuple[Count, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
 class EpochBytes(Record):
     """Bytes that an epoch moved between workers, or between parts in one process."""
 
@@ -35,7 +32,6 @@ class EpochBytes(Record):
     control: Count
 
 
-@dataclass(frozen=True, kw_only=True)
 class Epoch(Record):
     """A finished epoch. Tuples have a value for each worker, mappings one for each part, unless said otherwise."""
 
@@ -73,7 +69,6 @@ class Epoch(Record):
         return sum(count for _, _, count in self.bytes.latents) + self.bytes.gradients + self.bytes.images
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunSeconds(Record):
     """Seconds of a run by what was done in them; `total` has set-up and waiting in it too."""
 
@@ -85,7 +80,6 @@ class RunSeconds(Record):
     total: Seconds = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReplicaBytes(Record):
     """Bytes between replicas of a part in local epochs, and those of the state that they start from."""
 
@@ -94,7 +88,6 @@ class ReplicaBytes(Record):
     start: Count = 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunBytes(Record):
     """Bytes of a whole run. forward, backward: latents of training by link."""
 
@@ -109,7 +102,6 @@ class RunBytes(Record):
     total: Count
 
 
-@dataclass(frozen=True, kw_only=True)
 class Memory(Record):
     """Bytes of memory that each worker held at first, and at most."""
 
@@ -117,7 +109,6 @@ class Memory(Record):
     peak: tuple[Count, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Summary(Record):
     """A run's results and costs. Fields with a default are unknown while a run has not ended."""
 
@@ -142,7 +133,6 @@ class Summary(Record):
     test_bpd_raw: Number | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Start(Record):
     """The fields of a log's `start` event that are read back."""
 
@@ -150,7 +140,6 @@ class Start(Record):
     parts: tuple[PartSummary, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Gather(Record):
     """The `gather` event of a log."""
 
@@ -158,7 +147,6 @@ class Gather(Record):
     bytes: Mapping[GatherKind, Count]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Carried(Record):
     """Seconds and bytes of an interrupted epoch so far. The epoch's record will include them."""
 
@@ -166,7 +154,6 @@ class Carried(Record):
     bytes: EpochBytes
 
 
-@dataclass(frozen=True, kw_only=True)
 class Position(Record):
     """Where an epoch was interrupted: before batch `step`, or during evaluation if that is the number of its steps."""
 
@@ -177,7 +164,6 @@ class Position(Record):
     carried: Carried | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Totals(Record):
     """Sums over a run so far."""
 
@@ -189,7 +175,6 @@ class Totals(Record):
     exit_bpd: tuple[Number, ...] | None
 
 
-@dataclass(frozen=True, kw_only=True)
 class File(Record):
     """A worker's file in a checkpoint."""
 
@@ -198,7 +183,6 @@ class File(Record):
     sha256: Text
 
 
-@dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
     """A checkpoint without its tensors."""
 

@@ -1,6 +1,6 @@
 """Records that are read from JSON, and checked by the types of their fields: a damaged file gets one clear error.
 
-A record is a frozen dataclass. Its fields are the keys of the file, in the order of the file. A field with a default may be
+A record's fields are the keys of the file, in the order of the file. A field with a default may be
 missing in the file; one whose default is None is written only where it has a value.
 """
 
@@ -9,9 +9,8 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, dataclass_transform, get_args, get_origin, get_type_hints
 
 from pipeflow.safe_files import brief
 
@@ -33,9 +32,14 @@ class RecordError(ValueError):
     """A value in a file that no run writes; the message names the field: `epochs[3].seconds is -1`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 class Record:
-    """Base of the records, which writes them as JSON values and reads them back."""
+    """Base of the records: subclasses become frozen dataclasses that are written as JSON values and read back."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def to_json(self) -> dict[str, Any]:
         """Gives the record as plain values. Numbers that are not finite stay floats."""
