@@ -197,8 +197,7 @@ def _decode(members: list[Member], source: str) -> np.ndarray:
         if pixels.shape != shape:
             raise DataError(
                 f"data.path: {printable(member.path)} in {source} is {_size(pixels.shape)}, but "
-                f"{printable(members[0].path)} is {_size(shape)}; all images must have one size: resize or remove the "
-                f"odd ones."
+                f"{printable(members[0].path)} is {_size(shape)}: resize or remove the odd ones, so that all have one size."
             )
         images[index] = pixels
     return images
@@ -235,13 +234,12 @@ def _decode_one(member: Member, source: str) -> np.ndarray:
 
 def _allocate(num_images: int, shape: tuple[int, ...], source: str) -> np.ndarray:
     needed = num_images * math.prod(shape)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # The other half of the memory is for a training subset, which is a copy.
-    if needed > min(MAX_BYTES, memory // 2):
+    limit = min(MAX_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    if needed > limit:
         raise DataError(
             f"data.path: the {num_images:,} images of {_size(shape)} in {source} take {bytes_text(needed)}; the limit is "
-            f"half of this machine's memory, {bytes_text(memory / 2)}, and {bytes_text(MAX_BYTES)}: resize them, or take "
-            f"fewer."
+            f"{bytes_text(limit)} on a machine with this memory: resize them, or take fewer."
         )
     return np.empty((num_images, *shape), np.uint8)
 

@@ -41,18 +41,18 @@ class ImageData:
 
     def __post_init__(self) -> None:
         for part, images in (("train", self.train), ("test", self.test)):
+            where = f"{self.name}: the {part} images"
             if not isinstance(images, Tensor) or images.dtype != torch.uint8:
                 kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-                raise DataError(f"{self.name}: the {part} images are {kind}; give a uint8 tensor of values 0 to 255.")
+                raise DataError(f"{where} are {kind}; give a uint8 tensor of values 0 to 255.")
             if images.ndim < 2 or images.numel() == 0:
                 raise DataError(
-                    f"{self.name}: the {part} images have the shape {list(images.shape)}; give at least one image, as "
-                    f"[images, channels, height, width]."
+                    f"{where} have the shape {list(images.shape)}; give at least one [channels, height, width]."
                 )
-        if self.train.shape[1:] != self.test.shape[1:]:
+        train, test = list(self.train.shape[1:]), list(self.test.shape[1:])
+        if train != test:
             raise DataError(
-                f"{self.name}: a train image has the shape {list(self.train.shape[1:])}, a test image "
-                f"{list(self.test.shape[1:])}; give both the same."
+                f"{self.name}: a train image has the shape {train}, a test image {test}; give both the same."
             )
 
     @property

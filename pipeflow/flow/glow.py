@@ -59,32 +59,28 @@ def build_flow(config: Config, shape: Shape) -> Flow:
         torch.default_generator.manual_seed(config.run.seed)  # torch.manual_seed would also reseed the GPUs
         if config.model.name == "glow":
             return _build_glow(config, shape)
+        where = f"model.name: {config.model.name}"
         flow = load_function("model.name", config.model.name)(config, shape)
         if isinstance(flow, list | tuple | dict):
             try:
                 flow = Flow(flow, shape)
             except ValueError as error:
-                raise ConfigError(f"model.name: {config.model.name}: {error}.") from None
+                raise ConfigError(f"{where}: {error}.") from None
         if not isinstance(flow, Flow):
-            raise ConfigError(
-                f"model.name: {config.model.name} returned a {type(flow).__name__}: return a list of layers or a Flow."
-            )
+            raise ConfigError(f"{where} returned a {type(flow).__name__}: return a list of layers or a Flow.")
         if flow.shape != tuple(shape):
-            raise ConfigError(
-                f"model.name: {config.model.name} returned a flow for images of shape {flow.shape}, "
-                f"but the data has {tuple(shape)}."
-            )
+            raise ConfigError(f"{where} returned a flow for images of shape {flow.shape}, but the data has {shape}.")
         return flow
 
 
 def _build_glow(config: Config, shape: Shape) -> Flow:
     model = config.model
-    if len(shape) != 3 or shape[1] % 2**model.num_blocks or shape[2] % 2**model.num_blocks:
+    multiple = 2**model.num_blocks
+    if len(shape) != 3 or shape[1] % multiple or shape[2] % multiple:
         size = "x".join(map(str, shape[1:]))
         raise ConfigError(
-            f"model.num_blocks: {model.num_blocks} blocks squeeze an image {model.num_blocks} times, which images of "
-            f"{size} pixels cannot be: height and width must be multiples of {2**model.num_blocks}. "
-            f"Use fewer blocks or other images."
+            f"model.num_blocks: {model.num_blocks} blocks need height and width that are multiples of {multiple}, which "
+            f"images of {size} pixels do not have: use fewer blocks or other images."
         )
     net_dtype = torch.bfloat16 if config.precision.coupling == "bfloat16" else torch.float32
     fold = config.precision.step == "fast"
