@@ -19,8 +19,6 @@ _BOUNDS = {
     "above": (lambda value, bound: bound < value < math.inf, "a number above {:,}"),
     "below": (operator.lt, "below {:,}"),
 }
-_MOST_DEAD_LEAVES = 1_000_000
-"""Images that are drawn when the run starts."""
 
 
 def check(config: "Config") -> None:
@@ -36,8 +34,12 @@ def check(config: "Config") -> None:
     _check_parts(config)
     if config.num_parts is not None:
         check_part_rates(config, config.num_parts)
-    if config.parts.replicas > 1:
-        _check_replicas(config)
+    if config.parts.replicas > 1 and config.num_local_epochs == 0:
+        raise ConfigError(
+            f"parts.replicas: {config.parts.replicas}, but no part trains by itself (schedule.mode {config.schedule.mode}, "
+            f"schedule.local_epochs {config.schedule.local_epochs}): set it to 1, and finetune.parallel to ddp."
+        )
+    _check_share(config, "parts.replicas", config.parts.replicas)
 
 
 def _check_bounds(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
@@ -61,9 +63,6 @@ def _check_names(config: "Config") -> None:
             raise ConfigError(f"{option}: expected {', '.join(known)} or module:function, got {brief(name)}.")
     if data.name == "images" and data.path is None:
         raise ConfigError("data.path: data.name 'images' needs a folder or a zip with train/ and test/ in it.")
-    if data.name == "dead_leaves":
-        for option, num in [("data.num_train", data.num_train), ("data.num_test", data.num_test)]:
-            _check_bounds(option, num, {"at_most": _MOST_DEAD_LEAVES})
 
 
 def _check_parts(config: "Config") -> None:
@@ -95,18 +94,12 @@ def check_part_rates(config: "Config", num_parts: int) -> None:
         )
 
 
-def _check_replicas(config: "Config") -> None:
-    """Raises ConfigError where there is nothing that several workers could share on one part."""
-    replicas, batch_size = config.parts.replicas, config.optim.batch_size
-    if config.num_local_epochs == 0:
+def _check_share(config: "Config", option: str, num_workers: int) -> None:
+    """Raises ConfigError where so many workers cannot share a batch, which `option` asks for."""
+    if num_workers > config.optim.batch_size:
         raise ConfigError(
-            f"parts.replicas: {replicas}, but no part trains by itself (schedule.mode {config.schedule.mode}, "
-            f"schedule.local_epochs {config.schedule.local_epochs}): set it to 1, and finetune.parallel to ddp."
-        )
-    if batch_size < replicas:
-        raise ConfigError(
-            f"parts.replicas: {replicas} workers cannot share {batch_size} images (optim.batch_size): use fewer replicas, "
-            f"or a larger batch."
+            f"{option}: {num_workers} workers cannot share a batch of {config.optim.batch_size} images (optim.batch_size): "
+            f"use fewer workers, or a larger batch."
         )
 
 
@@ -115,18 +108,15 @@ def check_world_size(config: "Config", world_size: int, num_parts: int | None) -
 
     num_parts: None where only the flow will tell.
     """
-    replicas, batch_size = config.parts.replicas, config.optim.batch_size
+    replicas = config.parts.replicas
     if world_size % replicas:
         raise ConfigError(
             f"{world_size} worker{'s' * (world_size > 1)} for {replicas} replicas of each part (parts.replicas): "
             f"start a multiple of {replicas} workers, or set parts.replicas to 1."
         )
     is_ddp = config.finetune.parallel == "ddp"
-    if is_ddp and config.num_epochs > config.num_local_epochs and world_size > batch_size:
-        raise ConfigError(
-            f"finetune.parallel: ddp shares a batch of {batch_size} images (optim.batch_size) among {world_size} workers: "
-            f"start fewer workers, take larger batches, or set finetune.parallel to single."
-        )
+    if is_ddp and config.num_epochs > config.num_local_epochs:
+        _check_share(config, "finetune.parallel: ddp", world_size)
     if num_parts is None:
         return
     check_part_rates(config, num_parts)

@@ -47,8 +47,8 @@ class DataConfig:
 
     name: str = option("dead_leaves", "cifar10, images, dead_leaves or module:function")
     path: str | None = option(None, "folder or zip of images; folder of the CIFAR-10 archive")
-    num_train: int | None = option(None, "training images taken (null: all; dead_leaves makes 2560)", at_least=1)
-    num_test: int | None = option(None, "test images taken (null: all; dead_leaves makes 512)", at_least=1)
+    num_train: int | None = option(None, "training images (null: all; dead_leaves: 2560)", at_least=1, at_most=10**7)
+    num_test: int | None = option(None, "test images (null: all; dead_leaves: 512)", at_least=1, at_most=10**7)
     flip: bool = option(False, "random horizontal flips in training")
 
 

@@ -178,7 +178,7 @@ def test_preempted_replicas_go_on_where_they_were(runs, tmp_path, launch):
     [
         (3, {"parts": {"replicas": 2}}, "start a multiple of 2 workers"),
         (8, {"parts": {"replicas": 2}}, "Start at most 6 workers"),
-        (2, {"parts": {"replicas": 2}, "optim": {"batch_size": 1}}, "cannot share 1 images"),
+        (2, {"parts": {"replicas": 2}, "optim": {"batch_size": 1}}, "cannot share a batch of 1 images"),
         (2, {"parts": {"replicas": 2}, "schedule": {"mode": "end_to_end"}}, "finetune.parallel to ddp"),
         (2, {"parts": {"replicas": 0}}, "must be 1 or more"),
     ],
