@@ -47,7 +47,7 @@ class ImageData:
                 raise DataError(f"{where} are {kind}; give a uint8 tensor of values 0 to 255.")
             if images.ndim < 2 or images.numel() == 0:
                 raise DataError(
-                    f"{where} have the shape {list(images.shape)}; give at least one [channels, height, width]."
+                    f"{where} have the shape {list(images.shape)}; give at least one image, [num, channels, height, width]."
                 )
         train, test = list(self.train.shape[1:]), list(self.test.shape[1:])
         if train != test:

@@ -96,7 +96,7 @@ GOOD = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         (GOOD.float(), GOOD, "train images are torch.float32"),
         (GOOD, GOOD.numpy(), "test images are ndarray"),
         (GOOD, torch.zeros(2, 3, 4, 5, dtype=torch.uint8), "[3, 4, 5]"),
-        (GOOD[:0], GOOD, "at least one"),
+        (GOOD[:0], GOOD, "at least one image"),
         (GOOD[:, 0, 0, 0], GOOD[:, 0, 0, 0], "[2]"),
     ],
 )
