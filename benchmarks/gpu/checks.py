@@ -120,7 +120,7 @@ def _compare_flow(place: Place) -> list[Row]:
             loss = part.loss(part(images.to(device)))
             loss.backward()
             norm = torch.stack([each.grad.norm() for each in part.parameters()]).norm()
-            found[name] = (float(loss), float(norm))
+            found[name] = (float(loss.detach()), float(norm))
         (loss, norm), (expected_loss, expected_norm) = found[place.device], found["cpu"]
         rows.append(Row(f"loss, {step}", loss, expected_loss, SAME))
         rows.append(Row(f"norm of the gradient, {step}", norm, expected_norm, 0.01 * expected_norm))
@@ -227,7 +227,7 @@ def _compare_alone(place: Place) -> list[Row]:
                 batches.train(step // batches.steps_per_epoch, step % batches.steps_per_epoch).to(device)
             )
             trainer.update(loss)
-        losses[kind] = float(loss)
+        losses[kind] = float(loss.detach())
     rows.append(Row("loss, data-parallel of one", losses[DataParallelTrainer], losses[PartTrainer], SAME))
     dist.destroy_process_group()
     return rows
