@@ -235,17 +235,16 @@ def _compare_alone(place: Place) -> list[Row]:
 
 def check_nccl_pair(place: Place) -> list[Row]:
     """Links over NCCL between two GPUs. On one GPU: whether NCCL connects two processes; its refusal is no failure."""
-    num_gpus = in_workers(1, torch.cuda.device_count)[0] if place.device == "cuda" else 0
-    if num_gpus != 1:
-        link = {"backend": "nccl" if num_gpus else "auto"}
-        one, two = _train(place.config("one")), _train(place.config("two", link=link), num_workers=2)
+    if place.device == "cuda" and in_workers(1, torch.cuda.device_count)[0] > 1:
+        one = _train(place.config("one"))
+        two = _train(place.config("two", link={"backend": "nccl"}), num_workers=2)
         return [Row("test_bpd", two["test_bpd"], one["test_bpd"], SAME)]
     try:
         sums = in_workers(2, _sum_of_pair, place.device, timeout_s=90)
     except (WorkerFailed, TimeoutError) as error:
         print(f"NCCL between two processes on one GPU: {error}")
-        return [Row("two processes on one GPU: refused", 0.0, 0.0, 0.0)]
-    return [Row("sum of two processes on one GPU", each, 3.0, 0.0) for each in sums]
+        return [Row("two processes on one device: refused", 0.0, 0.0, 0.0)]
+    return [Row("sum of two processes on one device", each, 3.0, 0.0) for each in sums]
 
 
 def _sum_of_pair(device: str) -> float:

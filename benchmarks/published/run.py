@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     options = _arguments(arguments)
     terminated = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
 
     def is_over() -> bool:
         late = options.minutes is not None and time.monotonic() - began > 60 * options.minutes
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PipeflowError, SettingsDiffer) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 1 if errors else 0
 
 

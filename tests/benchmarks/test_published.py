@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import pipeflow
-from benchmarks.published import choose
+from benchmarks.published import choose, run
 from benchmarks.published.report import table, write_report
 from benchmarks.published.results import SettingsDiffer, check_settings, measure, merge, verdicts
 from benchmarks.published.rows import CONFIGS, ROWS, Settings, equal_epochs, launch_arguments, table_lines
@@ -185,7 +182,7 @@ def tiny_leg(settings: Settings, row: str, runs: Path) -> Leg:
 
 def test_a_slice_stops_and_the_next_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    settings = Settings(size="small", scale=0.4, overrides=TINY)
+    settings = Settings(size="small", scale=0.2, overrides=TINY)
     leg = tiny_leg(settings, "across2_lr1e-4", tmp_path / "runs")
     lines = table_lines(settings, equal_epochs(settings))
     checkpoints = leg.folder / "checkpoints"
@@ -193,16 +190,16 @@ def test_a_slice_stops_and_the_next_goes_on(tmp_path, monkeypatch):
     assert first.run({leg.row: [leg]}) == {}
     measured, curves = measure(lines, settings, leg.runs)
     reached = measured[leg.row]["num_epochs"]
-    assert 1 <= reached < 36 and not measured[leg.row]["ended"]
+    assert 1 <= reached < 18 and not measured[leg.row]["ended"]
     write_report(lines, measured, curves, EQUAL, settings, tmp_path)
-    assert f"| {reached} of 36 | ~" in (tmp_path / "results.md").read_text()
+    assert f"| {reached} of 18 | ~" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "glow_lr1e-4" / "compare_by_macs.png").exists()
 
     second = Slice(jobs=1, num_threads=1, is_over=lambda: False)
     assert second.run({leg.row: [leg]}) == {}
     assert "resuming after" in leg.log.read_text()
     measured, _ = measure(lines, settings, leg.runs)
-    assert measured[leg.row]["ended"] and measured[leg.row]["num_epochs"] == 36
+    assert measured[leg.row]["ended"] and measured[leg.row]["num_epochs"] == 18
     assert second.run({leg.row: [leg]}) == {}  # nothing is left
     assert leg.log.read_text().count(" -m pipeflow.launch ") == 2
 
@@ -224,12 +221,11 @@ def test_a_summary_of_another_length_is_not_kept(tmp_path):
         leg.keep()
 
 
-def test_the_command_ends_well_when_the_minutes_are_too_few(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.published.run", "--size", "small", "--scale", "0.1"]
-    command += ["--rows", "across3_lr1e-5", "--minutes", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert "left: across3_lr1e-5 (0 of 9 epochs)" in done.stdout
+def test_the_command_ends_well_when_the_minutes_are_too_few(tmp_path, capsys):
+    words = ["--size", "small", "--scale", "0.1", "--rows", "across3_lr1e-5", "--minutes", "0"]
+    words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert run.main(words) == 0
+    assert "left: across3_lr1e-5 (0 of 9 epochs)" in capsys.readouterr().out
     assert "not measured" in (tmp_path / "results.md").read_text()
-    again = subprocess.run([*command, "--set", "optim.ema=0.9"], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 1 and again.stderr.startswith("error: ")
+    assert run.main([*words, "--set", "optim.ema=0.9"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
