@@ -26,6 +26,7 @@ from pipeflow.config import Config
 
 MARK = "PIPEFLOW_FAULTS"
 LINK_TIMEOUT = 8.0
+HEARTBEAT_TIMEOUT = 25.0
 HANG_SECONDS = 120.0
 """Longer than any wait of pipeflow's or torchrun's that these trainings can meet."""
 
@@ -40,8 +41,8 @@ _SMALL = {
 MODES = {
     "concurrent": {"schedule": {"mode": "concurrent", "local_epochs": 24, "finetune_epochs": 6}},
     "brief": {
-        "data": {"num_train": 512, "num_test": 32},
-        "schedule": {"mode": "concurrent", "local_epochs": 6, "finetune_epochs": 1},
+        "data": {"num_train": 320, "num_test": 32},
+        "schedule": {"mode": "concurrent", "local_epochs": 5, "finetune_epochs": 1},
     },
     "long": {"schedule": {"mode": "concurrent", "local_epochs": 90, "finetune_epochs": 6}},
     "alternate": {
@@ -59,10 +60,16 @@ _RAY_RANK = re.compile(r"pid=(\d+)\) world_rank=(\d+)")
 
 
 def config_of(
-    mode: str, folder: Path, resume: str = "auto", link_timeout: float = LINK_TIMEOUT, replicas: int = 1
+    mode: str,
+    folder: Path,
+    resume: str = "auto",
+    link_timeout: float = LINK_TIMEOUT,
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+    replicas: int = 1,
 ) -> Config:
     """The small run of one mode."""
-    about = {"run": {"dir": str(folder), "resume": resume}, "link": {"timeout_s": link_timeout}}
+    run = {"dir": str(folder), "resume": resume, "figures": False, "heartbeat_timeout_s": heartbeat_timeout}
+    about = {"run": run, "link": {"timeout_s": link_timeout}}
     parts = {"parts": {**_SMALL["parts"], "replicas": replicas}}
     return Config.from_dict({**_SMALL, **MODES[mode], **about, **parts})
 
@@ -89,6 +96,7 @@ class Training:
     ray: RayHead | None = None
     """The cluster that starts and restarts the workers, instead of torchrun."""
     link_timeout: float = LINK_TIMEOUT
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT
     begun_anew: bool = False
     """Whether the first sitting is one of `run.resume never`."""
     replicas: int = 1
@@ -123,7 +131,9 @@ class Training:
     def _options(self) -> list[str]:
         is_first = not any(line.startswith("--- started") for line in self.lines[:-1])
         resume = "never" if self.begun_anew and is_first else "auto"
-        return options(config_of(self.mode, self.folder, resume, self.link_timeout, self.replicas))
+        return options(
+            config_of(self.mode, self.folder, resume, self.link_timeout, self.heartbeat_timeout, self.replicas)
+        )
 
     def _start_on_ray(self, head: RayHead) -> subprocess.Popen:
         command = [sys.executable, "-m", "launch.ray_train", f"--workers={self.workers}"]

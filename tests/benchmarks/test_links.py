@@ -15,9 +15,6 @@ from benchmarks.links.report import falls_below, summarize
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-needs_root = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="network namespaces need root on Linux"
-)
 
 
 def namespaces(pid: int) -> list[str]:
@@ -25,7 +22,7 @@ def namespaces(pid: int) -> list[str]:
     return [line for line in listed.splitlines() if line.startswith(f"{hosts_module.PREFIX}-{pid}-")]
 
 
-@needs_root
+@pytest.mark.root
 def test_rate_and_bytes(tmp_path):
     with make_hosts(3, rate=20) as hosts:
         assert len(namespaces(os.getpid())) == 4
@@ -57,14 +54,14 @@ def test_rate_and_bytes(tmp_path):
     assert namespaces(os.getpid()) == []
 
 
-@needs_root
+@pytest.mark.root
 def test_delay_keeps_the_rate():
     with make_hosts(2, rate=50, delay=20) as hosts:
         assert 40 <= measure_round_trip(hosts) < 60
         assert 45 < measure_rate(hosts, seconds=1)["wire"] < 52
 
 
-@needs_root
+@pytest.mark.root
 def test_removed_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), make_hosts(2) as hosts:
         sleeper = hosts.start(0, ["sleep", "1000"], tmp_path / "out.txt")
@@ -73,7 +70,7 @@ def test_removed_after_an_error(tmp_path):
     assert namespaces(os.getpid()) == []
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_removed_after_a_signal(number):
     code = (

@@ -14,6 +14,7 @@ from benchmarks.published.rows import CONFIGS, ROWS, Settings, equal_epochs, lau
 from benchmarks.published.slices import Leg, Slice
 from pipeflow.config import load
 from pipeflow.errors import CheckpointError, ConfigError
+from pipeflow.rundir.records import Summary
 from tests.small_runs import assert_same_tensors, small_config
 
 pytestmark = pytest.mark.slow
@@ -162,17 +163,17 @@ def test_choice_compares_with_the_base(tmp_path):
 
 
 def test_stops_on_the_way_change_nothing(tmp_path):
-    def train(name: str, epochs: int) -> dict:
+    def train(name: str, epochs: int) -> Summary:
         schedule = {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": epochs}
         return pipeflow.train(small_config(tmp_path / name, schedule=schedule, optim={"decay": "none"}))
 
     whole = train("whole", 5)
     stops = [train("stops", epochs) for epochs in (1, 3, 5)]
     assert_same_tensors(tmp_path / "whole", tmp_path / "stops")
-    assert stops[-1]["test_bpd"] == whole["test_bpd"] and stops[-1]["train_macs"] == whole["train_macs"]
+    assert stops[-1].test_bpd == whole.test_bpd and stops[-1].train_macs == whole.train_macs
     for stop in stops:
-        assert stop["train_macs"] == whole["train_macs"] * stop["num_epochs"] / 5
-        assert stop["seconds"]["finetune"] == pytest.approx(sum(record["seconds"] for record in stop["epochs"]))
+        assert stop.train_macs == whole.train_macs * stop.num_epochs / 5
+        assert stop.seconds.finetune == pytest.approx(sum(record.seconds for record in stop.epochs))
 
 
 def tiny_leg(settings: Settings, row: str, runs: Path) -> Leg:
