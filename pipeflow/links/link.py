@@ -22,7 +22,6 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from pipeflow.config import LinkConfig
-from pipeflow.errors import WorkerError
 from pipeflow.links.channel import KINDS, Channel, Label
 from pipeflow.links.wire import Event, Header, Wire
 from pipeflow.workers.alarm import Alarm, first_line
@@ -36,8 +35,6 @@ _CLOSE, _STOP = -1, -2
 _START_SECONDS = 600.0
 _START_BATCHES = 2
 """The first batches of each kind may take `_START_SECONDS`, while things are compiled or loaded; later `link.timeout_s`."""
-_LOOK_SECONDS = 0.2
-"""A link that ends looks at the alarm so often."""
 
 
 class Stopped(Exception):
@@ -105,12 +102,9 @@ class LinkEnd(Link):
 
     def __post_init__(self) -> None:
         self._num_asked: Counter[str] = Counter()
-        self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=str(self.channel), daemon=True)
-            for work in (self._begin, self._finish)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for work in (self._begin, self._finish):
+            threading.Thread(target=self._run, args=(work,), name=str(self.channel), daemon=True).start()
 
     def _begin(self) -> None:
         """The work of the first thread."""
@@ -124,6 +118,7 @@ class LinkEnd(Link):
         try:
             self.wire.enter_thread()
             work()
+            self._ended.put(None)
         except Exception as error:  # any: the computing thread must hear of it
             event = f"worker {self.wire.peer} was lost: {self.channel} to worker {self.alarm.rank} broke"
             self.alarm.trip(self.alarm.loss(event, first_line(error)))
@@ -147,16 +142,11 @@ class LinkEnd(Link):
         return result
 
     def close(self) -> None:
-        end = time.monotonic() + self.config.timeout_s
-        for thread in self._threads:
-            while thread.is_alive():
-                thread.join(_LOOK_SECONDS)
-                self.alarm.check()
-                if thread.is_alive() and time.monotonic() > end:
-                    raise WorkerError(
-                        f"{self.channel}: worker {self.wire.peer} {self.late_at_end} for {self.config.timeout_s:g} s "
-                        f"(link.timeout_s)."
-                    )
+        timeout = self.config.timeout_s
+        late = f"{self.channel}: worker {self.wire.peer} {self.late_at_end} for {timeout:g} s (link.timeout_s)."
+        doing = f"waited for the end of {self.channel}"
+        for _ in (self._begin, self._finish):
+            self.alarm.keep_trying(lambda seconds: self._ended.get(timeout=seconds), doing, timeout, lambda: late)
         self.wire.close()
 
 

@@ -55,7 +55,13 @@ def train_on_ray(
             )
         workers = config.num_parts * config.parts.replicas
     config.check_world_size(workers)
-    config = _with_full_path(config, storage)
+    run_dir, device = Path(storage or "", config.run.dir), config.run.device
+    if not run_dir.is_absolute():
+        raise ConfigError(
+            f"run.dir: {run_dir} is not the same folder for all workers: give a folder that all nodes see, by its full "
+            f"path (--storage /shared/runs)."
+        )
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run_dir)))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the job's working directory
 
     import ray
@@ -73,7 +79,6 @@ def train_on_ray(
             raise ConfigError(
                 "no Ray cluster is running here: start one, `ray start --head`, or set RAY_ADDRESS."
             ) from None
-    run_dir, device = Path(config.run.dir), config.run.device
     trainer = TorchTrainer(
         work,
         train_loop_config=config.to_dict(),
@@ -98,17 +103,6 @@ def train_on_ray(
     finally:
         if not was_connected:
             ray.shutdown()  # ends the workers' output too, so that a message printed next is the last line
-
-
-def _with_full_path(config: Config, storage: str | None) -> Config:
-    """The run with run.dir as a path that means the same on all nodes."""
-    run_dir = Path(storage or "", config.run.dir)
-    if not run_dir.is_absolute():
-        raise ConfigError(
-            f"run.dir: {run_dir} is not the same folder for all workers: give a folder that all nodes see, by its full "
-            f"path (--storage /shared/runs)."
-        )
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run_dir)))
 
 
 class _Parser(argparse.ArgumentParser):
