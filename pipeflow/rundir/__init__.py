@@ -1,1 +1,1 @@
-"""What a run leaves in its folder, and how it is read back."""
+"""The folder of a run: its files, written by the run and read back, typed."""
