@@ -1,9 +1,10 @@
 import pytest
 
-from pipeflow.plan.predict.programs import Handling, PartCosts, local_programs, pipeline_programs
+from pipeflow.plan.predict.machines import Machines
+from pipeflow.plan.predict.programs import PartCosts, local_programs, pipeline_programs
 from pipeflow.plan.predict.simulate import Awaited, Message, Operation, SimulatedLink, Span, simulate
 
-FREE = Handling()
+FREE = Machines().handling_seconds
 
 
 def equal_parts(num: int, sent: float = 0.0) -> list[PartCosts]:
@@ -96,7 +97,8 @@ def test_1f1b_written_down():
 
 def test_handling_messages_takes_the_computing_worker_time():
     parts = equal_parts(2, sent=10)
-    timeline = simulate(local_programs(parts, (0, 1), 1, Handling(message_seconds=1.0, byte_seconds=0.1)))
+    handling = Machines(message_seconds=1.0, byte_seconds=0.1).handling_seconds
+    timeline = simulate(local_programs(parts, (0, 1), 1, handling))
     assert [each[0] for each in timeline.workers] == [Span("F0", 0, 3), Span("F0", 3, 6)]
 
 

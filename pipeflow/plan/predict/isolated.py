@@ -62,14 +62,11 @@ class IsolatedParts:
         """Seconds, and seconds of computing, of an epoch that trains these parts on every batch."""
         key = cut.starts, turn, replicas
         if key not in self._epochs:
-            scenario = self._scenario
-            costs = self._costs(cut.parts, owners, replicas)
-            depth = scenario.config.link.depth
+            scenario, costs = self._scenario, self._costs(cut.parts, owners, replicas)
+            handling, depth = scenario.machines.handling_seconds, scenario.config.link.depth
             # A full link is waited for every `depth` batches. Where cores are shared, the filling matters as well.
             period = (2 + (scenario.machines.alone < 1) * len(cut.parts)) * depth
-            self._epochs[key] = scenario.epoch(
-                lambda num: local_programs(costs, turn, num, scenario.handling), scenario.link(depth), period
-            )
+            self._epochs[key] = scenario.epoch(lambda num: local_programs(costs, turn, num, handling), depth, period)
         return self._epochs[key]
 
     def _costs(self, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> list[PartCosts]:

@@ -94,6 +94,10 @@ class Machines:
         """Bytes a second that a worker sends in a ring all-reduce."""
         return self.bytes_per_second if self.reduce_bandwidth is None else self.reduce_bandwidth / 8
 
+    def handling_seconds(self, num_bytes: float) -> float:
+        """Seconds for which a message of this size keeps a worker at either end from computing."""
+        return self.message_seconds + self.byte_seconds * num_bytes
+
     def describe(self) -> str:
         """The machines in one line."""
         if self.step_seconds is not None:

@@ -21,10 +21,8 @@ def predict_pipeline_at(scenario: Scenario, kind: str, cut: Cut, num_micro: int)
     """A pipeline, `gpipe` or `1f1b`, with this many micro-batches."""
     parts, batch_size = cut.parts, scenario.batch_size
     images = batch_size / num_micro
-    costs = _costs(scenario, cut, images)
-    seconds, busy = scenario.epoch(
-        lambda num: pipeline_programs(kind, costs, num_micro, num, scenario.handling), scenario.link(None), 1
-    )
+    costs, handling = _costs(scenario, cut, images), scenario.machines.handling_seconds
+    seconds, busy = scenario.epoch(lambda num: pipeline_programs(kind, costs, num_micro, num, handling), None, 1)
     latents = sum(latent_bytes(part, batch_size, "float32") + _DENSITY * batch_size for part in parts[:-1])
     return scenario.predict(
         kind,

@@ -47,7 +47,7 @@ def probe(
     with tempfile.TemporaryDirectory() as folder:
         arguments = (workers, folder, threads, config, shape, sizes, seconds)
         start_processes(_process, arguments, workers, start_method="forkserver")
-        measured = [json.loads(_results(folder, rank).read_text()) for rank in range(workers)]
+        measured = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(workers)]
     compute = combine([each["compute"] for each in measured], fmean)
     steps = {"batch_size": sizes, **{name: compute[name] for name in ("train", "forward", "update")}}
     about = {
@@ -60,10 +60,6 @@ def probe(
     }
     found = {"workers": workers, "step_seconds": steps, "image_seconds": compute["image"], "about": about}
     return read_machines(None, {**found, "alone": measured[0]["alone"], **measured[0]["links"]})
-
-
-def _results(folder: str, rank: int) -> Path:
-    return Path(folder) / f"{rank}.json"
 
 
 def _process(
@@ -83,6 +79,6 @@ def _process(
     dist.barrier()
     num_parameters = sum(parameter.numel() for parameter in flow.parameters())
     links = measure_links(rank, workers, num_parameters) if workers > 1 else {}
-    _results(folder, rank).write_text(json.dumps({"compute": together, "alone": alone, "links": links}))
+    Path(folder, f"{rank}.json").write_text(json.dumps({"compute": together, "alone": alone, "links": links}))
     dist.barrier()
     dist.destroy_process_group()

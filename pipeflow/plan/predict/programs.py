@@ -8,7 +8,7 @@ With two parts, and two micro-batches for the pipelines (F forward, B backward, 
 1F1B does each backward as soon as it can, so that worker k of K holds at most K - k micro-batches.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from pipeflow.plan.predict.simulate import Awaited, Message, Operation
@@ -28,16 +28,8 @@ class PartCosts:
     """Worker that holds the part."""
 
 
-@dataclass(frozen=True)
-class Handling:
-    """Seconds that a message takes of the worker that sends it, and of the one that receives it."""
-
-    message_seconds: float = 0.0
-    byte_seconds: float = 0.0
-
-    def seconds(self, num_bytes: float) -> float:
-        """Seconds of a message at one end."""
-        return self.message_seconds + self.byte_seconds * num_bytes
+Handling = Callable[[float], float]
+"""Seconds that a message of so many bytes takes of the worker that sends it, and of the one that receives it."""
 
 
 def local_programs(
@@ -55,10 +47,10 @@ def local_programs(
             receives: tuple[Awaited, ...] = ()
             sends: tuple[Message, ...] = ()
             if index > 0 and (before := parts[index - 1]).owner != part.owner:
-                seconds += handling.seconds(before.sent)
+                seconds += handling(before.sent)
                 receives = (Awaited(before.owner, f"{index - 1}.{batch}"),)
             if index < last and (after := parts[index + 1]).owner != part.owner:
-                seconds += handling.seconds(part.sent)
+                seconds += handling(part.sent)
                 sends = (Message(after.owner, f"{index}.{batch}", part.sent),)
             programs[part.owner].append(Operation(f"F{batch}", seconds, receives, sends))
             if index in training:
@@ -101,8 +93,8 @@ def pipeline_programs(
             for step in ORDERS[kind](num_micro, index, len(parts)):
                 is_forward, name = step[0] == "F", f"{step[0]}{batch}.{step[1:]}"
                 seconds = part.forward if is_forward else part.backward
-                seconds += handling.seconds(before) if index else 0.0
-                seconds += handling.seconds(part.sent) if index < last else 0.0
+                seconds += handling(before) if index else 0.0
+                seconds += handling(part.sent) if index < last else 0.0
                 source, target = (index - 1, index + 1) if is_forward else (index + 1, index - 1)
                 receives = (Awaited(source, name),) if 0 <= source <= last else ()
                 sends = (Message(target, name, part.sent if is_forward else before),) if 0 <= target <= last else ()

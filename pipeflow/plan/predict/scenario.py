@@ -9,7 +9,6 @@ from pipeflow.plan.predict.cuts import Cut, Cuts
 from pipeflow.plan.predict.machines import Machines
 from pipeflow.plan.predict.memory import Activations, copied_bytes, trained_bytes
 from pipeflow.plan.predict.prediction import Prediction
-from pipeflow.plan.predict.programs import Handling
 from pipeflow.plan.predict.simulate import Operation, SimulatedLink, SimulatedTimeline, simulate
 from pipeflow.plan.predict.work import Work, layer_work
 from pipeflow.plan.traffic import gather_bytes, gradient_bytes
@@ -65,7 +64,6 @@ class Scenario:
         self.batch_size = batch_size
         self.counts = counts
         self.layers = layer_work(plan.flow, machines, plan.config.memory.activations)
-        self.handling = Handling(machines.message_seconds, machines.byte_seconds)
 
     def steps(self, batch_size: int | None = None) -> int:
         """Batches in an epoch, at the scenario's own batch size if none is given."""
@@ -75,23 +73,19 @@ class Scenario:
         """Seconds of a part's layers."""
         return Work([self.layers[name] for name in part.names])
 
-    def link(self, depth: int | None) -> SimulatedLink:
-        """A link between two workers, on which `depth` messages may wait at each end."""
-        return SimulatedLink(self.machines.bytes_per_second, self.machines.latency, depth)
-
     def memory(self, parts: Sequence[Part], kept: float, waiting: float) -> float:
         """Bytes of a worker that holds these parts, keeps this much for backwards, and has this much waiting at links."""
         return self.counts.resident_bytes(parts) + kept + waiting
 
     def epoch(
-        self, programs: Callable[[int], list[list[Operation]]], link: SimulatedLink, period: int
+        self, programs: Callable[[int], list[list[Operation]]], depth: int | None, period: int
     ) -> tuple[float, float]:
         """Seconds of an epoch's batches, and seconds of computing in them, all workers together.
 
         Three periods of batches are simulated; each period after the second takes as long as the one before it.
-        `programs(num)` gives the workers' programs for a number of batches.
+        `programs(num)` gives the workers' programs for a number of batches; `depth` messages may wait at an end of a link.
         """
-        steps = self.steps()
+        steps, link = self.steps(), SimulatedLink(self.machines.bytes_per_second, self.machines.latency, depth)
         if steps <= 3 * period:
             return self._on_shared_cores(simulate(programs(steps), link))
         timeline = simulate(programs(3 * period), link)

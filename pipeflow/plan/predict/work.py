@@ -85,10 +85,10 @@ def layer_work(flow: Flow, machines: Machines, activations: str = "keep") -> dic
     macs = dict(zip(flow.names, flow.layer_multiply_adds()))
     if machines.step_seconds is None:
         flops = machines.flops or RELATIVE_FLOPS
-        curves = {name: Curve((1,), (2 * count / flops,)) for name, count in macs.items()}
+        forward = {name: 2 * count / flops for name, count in macs.items()}
         return {
-            name: LayerWork((curve, Curve((1,), (3 * curve.seconds[0],))), 1.0, 0.0, RECOMPUTED[activations])
-            for name, curve in curves.items()
+            name: LayerWork((Curve((1,), (each,)), Curve((1,), (3 * each,))), 1.0, 0.0, RECOMPUTED[activations])
+            for name, each in forward.items()
         }
     return _measured(flow, macs, machines.step_seconds, RECOMPUTED[activations])
 
