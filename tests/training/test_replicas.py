@@ -17,6 +17,7 @@ from pipeflow.workers.replicas import Replicas, share_of
 from tests.small_runs import (
     assert_same_tensors,
     checkpoint_tensors,
+    errors_in,
     finish,
     learned,
     options,
@@ -194,3 +195,13 @@ def test_shares_cover_a_batch_and_weigh_one():
     assert torch.equal(torch.cat(shares), torch.arange(8))
     assert sum(replicas[0].weight(8, rank) for rank in (0, 1, 2)) == pytest.approx(1)
     assert [each.is_first for each in replicas] == [True, False, False]
+
+
+@pytest.mark.parametrize("how", [["--parts.replicas=2"], ["--schedule.mode=end_to_end", "--finetune.parallel=ddp"]])
+def test_workers_that_share_batches_of_other_images_are_told(tmp_path, launch, how):
+    """Each loads its own: one that is given others would train on other batches, without a word."""
+    options = [f"--run.dir={tmp_path / 'run'}", "--model.num_blocks=2", "--model.width=8", "--parts.num=2", *how]
+    process = launch(2, *options, entry="tests.training.programs.other_images:main")
+    output = finish(process)
+    (said,) = errors_in(output)
+    assert process.returncode == 1 and "worker 1" in said and "not those of worker 0" in said, output
