@@ -10,7 +10,6 @@ import torch
 
 from pipeflow import train
 from pipeflow.config import Config
-from pipeflow.errors import ConfigError
 from pipeflow.plan.plan import make_plan
 from pipeflow.plan.traffic import replica_bytes
 from pipeflow.workers.replicas import Replicas, share_of
@@ -172,21 +171,6 @@ def test_preempted_replicas_go_on_where_they_were(runs, tmp_path, launch):
     assert "preempted (SIGTERM at worker" in output and "nothing that was trained is lost" in output, output
     train_in_turn(2, [config])
     assert learned(tmp_path / "run") == learned(runs[2, 2] / "preempt")
-
-
-@pytest.mark.parametrize(
-    "workers, sections, said",
-    [
-        (3, {"parts": {"replicas": 2}}, "start a multiple of 2 workers"),
-        (8, {"parts": {"replicas": 2}}, "Start at most 6 workers"),
-        (2, {"parts": {"replicas": 2}, "optim": {"batch_size": 1}}, "cannot share a batch of 1 images"),
-        (2, {"parts": {"replicas": 2}, "schedule": {"mode": "end_to_end"}}, "finetune.parallel to ddp"),
-        (2, {"parts": {"replicas": 0}}, "must be 1 or more"),
-    ],
-)
-def test_what_cannot_be_is_said(workers, sections, said):
-    with pytest.raises(ConfigError, match=said):
-        Config.from_dict(sections).check_world_size(workers)
 
 
 def test_shares_cover_a_batch_and_weigh_one():
