@@ -5,6 +5,7 @@ megabytes_text  `1,024.5`                 a cell of a column whose heading says 
 duration_text   `3 min 20 s`              time that a run took, or has left
 seconds_text    `3.2 ms`, `1,024 s`       times that are compared with each other: predictions, latencies
 rate_text       `1 Gbit/s`, `10 TFLOP/s`  a speed
+macs_text       `3.48e16`                 multiply-adds of a run
 read_quantity   `'1 Gbit/s'` as 1e9       a value with its unit, as a user writes it
 """
 
@@ -41,6 +42,11 @@ def megabytes_text(count: float) -> str:
 def rate_text(rate: float, unit: Literal["bit/s", "FLOP/s"]) -> str:
     """A speed with its unit: `1 Gbit/s`."""
     return _in_largest_unit(rate, tuple((factor, prefix + unit) for prefix, factor in _PREFIXES.items()))
+
+
+def macs_text(count: float) -> str:
+    """Multiply-adds of a run, which no unit suits: `3.48e16`."""
+    return f"{count:.2e}".replace("e+", "e")
 
 
 def duration_text(seconds: float) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeflow.errors import ConfigError
-from pipeflow.units import bytes_text, duration_text, megabytes_text, rate_text, read_quantity, seconds_text
+from pipeflow.units import bytes_text, duration_text, macs_text, megabytes_text, rate_text, read_quantity, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,7 @@ from pipeflow.units import bytes_text, duration_text, megabytes_text, rate_text,
         (megabytes_text, {0: "0", 20_000: "0.0", 1_024_500_000: "1,024.5"}),
         (lambda rate: rate_text(rate, "bit/s"), {12.0: "12 bit/s", 1e9: "1 Gbit/s"}),
         (lambda rate: rate_text(rate, "FLOP/s"), {1e13: "10 TFLOP/s"}),
+        (macs_text, {3.48e16: "3.48e16", 5e9: "5.00e09"}),
         (duration_text, {45.12: "45.1 s", 59.97: "1 min 00 s", 200: "3 min 20 s", 7500: "2 h 05 min"}),
         (seconds_text, {0: "0 s", 1e-4: "100 us", 0.0032: "3.2 ms", 40.8: "40.8 s", 1024: "1,024 s", 11_160: "3.1 h"}),
     ],

@@ -11,7 +11,7 @@ from rich.text import Text
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.traffic import latent_bytes, phase_link_bytes, training_share
 from pipeflow.training.schedule import Phase, training_macs
-from pipeflow.units import bytes_text, megabytes_text
+from pipeflow.units import bytes_text, macs_text, megabytes_text
 
 NO_BREAK = "\u00a0"
 
@@ -76,7 +76,7 @@ def _summary(plan: Plan) -> Iterator[tuple[str, str]]:
     num_of_flow = len(phases) - len(plan.local_phases)
     of_flow = f"{num_of_flow * steps:,} of the whole flow"
     yield "updates", " + ".join([of_parts] * bool(plan.local_phases) + [of_flow] * bool(num_of_flow))
-    macs = f"{sum(training_macs(phase, parts, batch_size) for phase in phases):.2e}".replace("e+", "e")
+    macs = macs_text(sum(training_macs(phase, parts, batch_size) for phase in phases))
     share = f"{training_share(phases, parts):.3f} of {_count(len(phases), 'epoch')} end to end"
     yield "training", f"{macs} multiply-adds, {share}"
     if not any([*plan.forward_bytes, *plan.gather_bytes.values(), plan.gradient_bytes, plan.replica_bytes]):

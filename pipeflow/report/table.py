@@ -13,7 +13,7 @@ from pipeflow.report.curves import AXES, spans
 from pipeflow.report.figures import comparison, plots
 from pipeflow.rundir.reading import SavedRun, read_run
 from pipeflow.rundir.records import Summary
-from pipeflow.units import duration_text, megabytes_text
+from pipeflow.units import duration_text, macs_text, megabytes_text
 
 
 def phases(run: Summary) -> str:
@@ -30,7 +30,7 @@ def _row(name: str, saved: SavedRun) -> dict[str, str]:
         "test\nbits/dim": f"{run.test_bpd:.3f}" + ("" if saved.ended else "*"),
         "exit bits/dim\nof the parts": " ".join(f"{bpd:.3f}" for bpd in run.exit_bpd or ()) or "-",
         "training\ntime": duration_text(spans(run, AXES["seconds"])[-1][2]),
-        "training\nmultiply-adds": f"{run.train_macs:.2e}".replace("e+", "e"),
+        "training\nmultiply-adds": macs_text(run.train_macs),
         "MB\nforward": megabytes_text(sum(sent.forward)),
         "MB\nbackward": megabytes_text(sum(sent.backward)),
         "MB\ngather": megabytes_text(sum(sent.gather.values())),
