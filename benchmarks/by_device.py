@@ -53,7 +53,7 @@ def save(
 
 
 def read(path: Path) -> dict:
-    """What was measured before, by device."""
+    """The measurements of earlier calls, by device."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -22,12 +22,12 @@ def report(document: dict) -> str:
 
 
 def ratio(result: dict) -> float:
-    """Of a step beside a checkpoint to one without, in one round."""
+    """Ratio of a step beside a checkpoint to one without, in one round."""
     return median(result["steps_s"]) / median(result["quiet_steps_s"])
 
 
 def ratio_with_copy(result: dict) -> float:
-    """Of all that training took until the checkpoint was whole to as many steps without one."""
+    """Ratio of the seconds until the checkpoint was whole to those of as many steps without one."""
     taken = result["stall_s"] + sum(result["steps_s"])
     return taken / (len(result["steps_s"]) * median(result["quiet_steps_s"]))
 

@@ -81,7 +81,7 @@ def beside(training: Training, saver: Saver, epoch: int, folder: Path) -> dict:
 
 
 def begin(training: Training, saver: Saver, epoch: int) -> None:
-    """As a run of one worker begins a checkpoint."""
+    """Begins a checkpoint as a run of one worker does."""
     saver.copy(training.trainer.tensors())
     totals = Totals(seconds=RunSeconds(), bytes={}, macs=0, initial_bpd=8.0, exit_bpd=None)
     manifest = Manifest(epoch=epoch, files=(), stage="whole", counts={}, history=(), state=totals, log_position=0)

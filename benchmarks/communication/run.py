@@ -1,4 +1,4 @@
-"""What travels in an epoch, for each schedule and cut: measured at the links, and by formula.
+"""Bytes that travel in an epoch, for each schedule and cut: measured at the links, and by formula.
 
     python -m benchmarks.communication.run
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 from pipeflow.config import Config
 from pipeflow.plan import make_plan
 from pipeflow.plan.traffic import gradient_bytes, phase_link_bytes, training_share
@@ -103,7 +103,7 @@ def pipeline_bytes(plan) -> list[int]:
 
 
 def published() -> list[dict]:
-    """By formula: the published model on 50,000 images, batch 64."""
+    """Rows by formula: the published model on 50,000 images, batch 64."""
     rows = []
     for cut, parts in CUTS.items():
         for schedule, options in SCHEDULES.items():
@@ -181,10 +181,9 @@ def main() -> None:
                 f"{cut} | {schedule} | {dtype} | {row['forward_per_epoch']:,.0f} bytes | {row['seconds_per_epoch']:.2f} s"
             )
     machine = describe_machine()
+    document = {"machine": machine, "command": command_line("benchmarks.communication.run")}
     full = published()
-    (HERE / "results.json").write_text(
-        json.dumps({"machine": machine, "small": rows, "published": full}, indent=1) + "\n"
-    )
+    (HERE / "results.json").write_text(json.dumps({**document, "small": rows, "published": full}, indent=1) + "\n")
     (HERE / "results.md").write_text(tables(rows, full, machine))
 
 

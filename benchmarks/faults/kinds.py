@@ -26,7 +26,7 @@ class Fault:
     moment: str
     target: str = ""
     noticed_s: float | None = None
-    """Until all processes that had to end had ended; None where none had to."""
+    """Seconds until all processes that had to end had ended; None where none had to."""
     resumed: str = ""
     """`by itself`, `by repeating`, or `went on`."""
     named: bool = True
@@ -36,7 +36,7 @@ class Fault:
 
 
 _DOING = r"while worker \d+ (waited (for|to send) |computed)"
-"""What a survivor did meanwhile."""
+"""A pattern of what a survivor did meanwhile."""
 
 
 def _names_worker(rank: int) -> str:
@@ -279,7 +279,7 @@ ON_SMALL_DISK = ("full disk",)
 ON_RAY = tuple(kind for kind in KINDS if kind.endswith("(Ray)"))
 AT_START = "at the start"
 LONGEST_SECONDS = 35.0
-"""Until a loss is noticed and all have ended: 25 s of missing heartbeats, and what a busy machine adds."""
+"""Seconds until a loss is noticed and all have ended: 25 s of missing heartbeats, and some for a busy machine."""
 GRACE_SECONDS = 25.0
 """`checkpoint.grace_s`, as it is unless one says otherwise."""
 

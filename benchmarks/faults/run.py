@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -31,11 +30,11 @@ from benchmarks.faults.kinds import KINDS, ON_HOSTS, ON_RAY, ON_SMALL_DISK, Faul
 from benchmarks.faults.ray_head import RayHead, ray_head
 from benchmarks.faults.trainings import HANG_SECONDS, LINK_TIMEOUT, Training, differences
 from benchmarks.links.hosts import make_hosts
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 
 HERE = Path(__file__).parent
 LOST = Path(tempfile.gettempdir()) / "pipeflow-faults-lost"
-"""What trials in which something was wanting have printed."""
+"""Folder for the output of trials in which something was wanting."""
 WEIGHTS = {
     "SIGKILL of a rank": 30,
     "SIGKILL of the launcher": 12,
@@ -53,7 +52,7 @@ WEIGHTS = {
 }
 FAULTS_A_TRIAL = 4
 running: list[Training] = []
-"""Of all trials that have begun."""
+"""Trainings of all trials that have begun."""
 _HOSTS = threading.Lock()
 """Namespaces are made one at a time."""
 
@@ -81,7 +80,7 @@ class Trial:
 
 
 def plan(name: str, kinds: list[str], replicas: int) -> tuple[Trial, list[str], random.Random]:
-    """What is done in a trial, from its name."""
+    """The faults of a trial, from its name."""
     dice = random.Random(name)
     first = dice.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
     places = {
@@ -141,7 +140,7 @@ def run_trial(
 
 
 def _bring_to_its_end(trial: Trial, training: Training) -> None:
-    """With nobody disturbing: a command that goes on, or is repeated once, must do."""
+    """Brings the run to its end undisturbed: a command that goes on, or is repeated once, must do."""
     for _ in range(2):
         if not training.is_running:
             if training.sitting_ended_well():
@@ -186,7 +185,7 @@ def undisturbed_runs(folder: Path, replicas: int) -> dict[str, Path]:
 
 
 def table(trials: list[Trial]) -> str:
-    """By kind: how often, what came of it, how long it took to be noticed."""
+    """Rows by kind: how often, what came of it, how long it took to be noticed."""
     head = "| fault | injected | went on | resumed by itself | by repeating | cause named | longest until ended, s | left |"
     rows = [head, "|---|---|---|---|---|---|---|---|"]
     for kind in KINDS:
@@ -277,7 +276,7 @@ def _write(trials: list[Trial], minutes: float, folder: Path) -> None:
     wanting = [trial for trial in trials if trial.is_same and trial.wrong]
     workers = " or ".join(map(str, sorted({trial.workers for trial in trials})))
     on_a_part = f", {trials[0].replicas} on each part" if trials[0].replicas > 1 else ""
-    command = shlex.join(["python", "-m", "benchmarks.faults.run", *sys.argv[1:]])
+    command = command_line("benchmarks.faults.run")
     lines = [
         "# Faults",
         "",

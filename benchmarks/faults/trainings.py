@@ -92,7 +92,7 @@ class Training:
     workers: int
     restarts: int = 0
     hosts: Hosts | None = None
-    """Where the workers are spread over hosts, one on each; else all are on this one."""
+    """Hosts over which the workers are spread, one on each; None: all are on this one."""
     ray: RayHead | None = None
     """The cluster that starts and restarts the workers, instead of torchrun."""
     link_timeout: float = LINK_TIMEOUT
@@ -182,7 +182,7 @@ class Training:
         return bool(self.launchers) and not any(self.exit_codes)
 
     def said(self, since: int) -> str:
-        """What was printed from that line on."""
+        """The output from that line on."""
         return "\n".join(self.lines[since:])
 
     def processes(self) -> dict[int, int | None]:
@@ -254,7 +254,7 @@ class Training:
 
 
 def differences(folder: Path, undisturbed: Path) -> list[str]:
-    """What two finished runs do not have in common, to the last bit: model, last checkpoint, losses and bits/dim."""
+    """Names of all that differs between two finished runs, to the last bit: model, last checkpoint, losses and bits/dim."""
     found = []
     try:
         ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (folder, undisturbed))

@@ -26,7 +26,7 @@ from benchmarks.machine import command_line
 
 _DRY_MINUTES = 5.0
 _ENDING_S = 15.0
-"""What is kept of the minutes for ending a slice and writing the summary."""
+"""Seconds of the minutes that are kept for ending a slice and writing the summary."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

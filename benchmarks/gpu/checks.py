@@ -67,12 +67,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a check computes, and how large."""
+    """The device on which a check computes, and the size of what it trains."""
 
     device: str
     """cuda or cpu."""
     folder: Path
-    """For run folders; empty at the beginning."""
+    """Folder for run folders; empty at the beginning."""
     toy: bool = False
 
     @property
@@ -318,7 +318,7 @@ CHECKS: dict[str, Callable[[Place], list[Row]]] = {
     "replicas": check_replicas,
     "checkpoints": check_checkpoints,
 }
-"""By name, those first that tell most."""
+"""All checks by name, the most telling first."""
 
 
 def _train(config: Config, num_workers: int = 1) -> dict:

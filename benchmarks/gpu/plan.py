@@ -1,4 +1,4 @@
-"""What is measured on a GPU, the most telling first, and the same at toy size on the CPU."""
+"""The list of slices that are measured on a GPU, the most telling first, and the same at toy size on the CPU."""
 
 import importlib.util
 import os
@@ -17,12 +17,12 @@ PLAIN = ("reference", "fast", "fast-bf16")
 COMPILED = (
     "fast", "fast-compile", "fast-reduce-overhead", "fast-bf16", "fast-bf16-compile", "fast-bf16-reduce-overhead",
 )  # fmt: skip
-"""With the systems that they are held against: ratios are taken within a call."""
+"""Compiled systems, and those that they are held against: ratios are taken within a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where all slices measure, and what they are given."""
+    """Settings that all slices share."""
 
     dry: bool
     out: Path | None
@@ -33,7 +33,7 @@ class Settings:
     """CIFAR-10; None: the published rows are trained on embedded images, and only their seconds tell something."""
 
     def folder(self, benchmark: str) -> Path:
-        """Where the results of a benchmark go."""
+        """The folder for a benchmark's results."""
         return (self.out or BENCHMARKS) / benchmark
 
 

@@ -27,7 +27,7 @@ MINUTES = "MINUTES"
 _KEPT_CHARACTERS = 3000
 _TERMINATE_S = 10.0
 _MARGIN_S = 20.0
-"""What a slice that ends by itself before the call does gets for writing its results."""
+"""Seconds that a slice which ends by itself before the call does gets for writing its results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,14 @@ class Slice:
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a slice has come."""
+    """A slice's progress."""
 
     status: str = ""
     """DONE, FAILED, CUT_OFF, or nothing yet."""
     attempts: int = 0
-    """That failed or were cut off."""
+    """How often it failed or was cut off."""
     seconds: float = 0.0
-    """Of all its processes."""
+    """Seconds of all its processes."""
     error: str = ""
     """The end of the last output of one that failed: its traceback."""
 
@@ -146,7 +146,7 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _work(module: str, arguments: list[str], log: str) -> None:
-    """In the slice's process: the head of a group of its own, with its output in a file."""
+    """Runs in the slice's process: makes it the head of a group of its own, with its output in a file."""
     os.setpgid(0, 0)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)

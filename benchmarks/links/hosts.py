@@ -38,7 +38,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PREFIX = "pipeflow-links"
 MTU, HEADERS = 1500, 66
-"""Of a packet, and what of its 1514 bytes on the wire is not payload: Ethernet 14, IP 20, TCP with time stamps 32."""
+"""Bytes of a packet, and those of its 1514 on the wire that are no payload: Ethernet 14, IP 20, TCP with time stamps 32."""
 
 _LARGEST = 65536
 _COUNT = itertools.count()

@@ -28,7 +28,7 @@ import yaml
 from benchmarks.links.hosts import Hosts, HostsError, check_links, clean, link_in_words, make_hosts
 from benchmarks.links.report import write_report
 from benchmarks.links.systems import PIPEFLOW, RIVALS, System, make_systems
-from benchmarks.machine import describe_machine
+from benchmarks.machine import command_line, describe_machine
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -39,7 +39,7 @@ RUN_LIMIT = 400.0
 """Seconds after which a run is given up."""
 _LOOK_EVERY = 0.01
 _LAST_WORDS_SECONDS = 2.0
-"""What each worker gets to end by itself where one has failed."""
+"""Seconds that each worker gets to end by itself where one has failed."""
 
 Rate = float | None
 
@@ -191,7 +191,13 @@ class Results:
 
     def __init__(self, path: Path, settings: dict):
         self.path = path
-        self.values = {"machine": describe_machine(), "settings": settings, "links": {}, "runs": {}}
+        self.values = {
+            "machine": describe_machine(),
+            "command": command_line("benchmarks.links.run"),
+            "settings": settings,
+            "links": {},
+            "runs": {},
+        }
         if path.exists():
             self.values = json.loads(path.read_text())
             if self.values["settings"] != settings:

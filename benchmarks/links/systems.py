@@ -1,4 +1,4 @@
-"""What is compared, and how each system is started, watched and read.
+"""The systems that are compared, and how each is started, watched and read.
 
 Every system is a program of its own, one process a worker, told by the environment who it is (RANK, WORLD_SIZE, MASTER_ADDR
 ...), as on several machines: `pipeflow.launch`, and for the others `benchmarks.pipelines.worker`.
@@ -17,7 +17,7 @@ LOCAL_PERIOD = 8
 
 @dataclass(frozen=True)
 class System:
-    """What is run for one line of the tables, at one number of micro-batches."""
+    """A system that is run for one line of the tables, at one number of micro-batches."""
 
     name: str
     micro_batches: int | None = None
@@ -45,7 +45,7 @@ class Pipeflow(System):
         return num_workers if self.mode == "alternate" else 1
 
     def settings(self, steps: int, batch_size: int, num_workers: int) -> dict:
-        """What the configuration must say for a run in which so many batches are measured."""
+        """Options that the configuration must have for a run in which so many batches are measured."""
         return {
             "data": {"num_train": max(1, steps // self.turns(num_workers)) * batch_size, "num_test": 1},
             "schedule": {"local_epochs": 2 * self.turns(num_workers), "finetune_epochs": 0},

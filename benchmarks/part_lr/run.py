@@ -12,7 +12,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 from pipeflow import train
 from pipeflow.config import Config, load
 from pipeflow.ray.tune import search, start_ray
@@ -105,6 +105,7 @@ def write_results(
     trials = [[{"rate": trial["rate"], "exit_bpd": trial["exit_bpd"]} for trial in part] for part in found]
     results = {
         "machine": machine,
+        "command": command_line("benchmarks.part_lr.run"),
         "images": images,
         "overrides": OVERRIDES,
         "search_seconds": seconds,

@@ -1,4 +1,4 @@
-"""What a part costs: memory a worker for each schedule and cut, and CPU seconds and bytes as the parts become more.
+"""The cost of a part: memory a worker for each schedule and cut, and CPU seconds and bytes as the parts become more.
 
     python -m benchmarks.parts.run
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 from pipeflow.config import Config
 
 HERE = Path(__file__).parent
@@ -167,7 +167,12 @@ def main() -> None:
     """Measures and writes the results."""
     scaling, memory = measure_scaling(), measure_memory()
     machine = describe_machine()
-    document = {"machine": machine, "memory": memory, "scaling": scaling}
+    document = {
+        "machine": machine,
+        "command": command_line("benchmarks.parts.run"),
+        "memory": memory,
+        "scaling": scaling,
+    }
     (HERE / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (HERE / "results.md").write_text(tables(memory, scaling, machine))
 

@@ -25,7 +25,7 @@ class DataParallel:
     """One worker's copy of the flow, trained on its share of each batch."""
 
     bucket_options: dict[str, int] = {}
-    """Of torch's wrapper."""
+    """Options of torch's wrapper."""
 
     def __init__(self, flow: Flow, batches: Batches, config: Config, device: torch.device):
         """All workers hold the same images and the same initial values."""
@@ -92,7 +92,7 @@ class DataParallel:
 
 
 class CompressedDataParallel(DataParallel):
-    """With bf16_compress_hook, or with powerSGD_hook once `start` steps have gone by. Counts what the hooks reduce."""
+    """With bf16_compress_hook, or with powerSGD_hook after `start` steps. Counts the bytes that the hooks reduce."""
 
     def __init__(self, *arguments: Any, compress: str, start: int, power_rank: int):
         """start: at least 2, as DDP settles its buckets before."""

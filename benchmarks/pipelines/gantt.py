@@ -1,66 +1,82 @@
-"""A timeline of several workers as a file for a viewer and as a picture.
+"""Draws what several workers do when, as bars on one scale of milliseconds.
 
-`spans` has a list for each worker of `[kind, name, start, length]`, times in nanoseconds on one clock.
+A timeline is a list of spans for each worker, `[kind, name, start, length]`, in nanoseconds on one clock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_COLOURS = {"compute": "#2b6cb0", "wait": "#e2e8f0", "send": "#dd6b20", "receive": "#38a169", "load": "#805ad5"}
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.patches import Patch
+
+Span = Sequence
+Timeline = Sequence[Sequence[Span]]
+
+_COLORS = {"compute": "#2b6cb0", "wait": "#e2e8f0", "send": "#dd6b20", "receive": "#38a169", "load": "#805ad5"}
 _TRAINING = "update"
-"""Computing spans whose names begin so are drawn darker: a backward and the optimizer's step."""
+"""A computing span whose name begins so is a backward and the optimizer's step, and is drawn darker than a forward."""
+_FORWARD_ALPHA = 0.6
 
 
-def draw(timelines: dict[str, Sequence[Sequence[Sequence]]], path: Path) -> None:
-    """One picture of one or several timelines below each other, each from its own begin, on one scale of milliseconds."""
-    import matplotlib
+def draw(timelines: Mapping[str, Timeline], path: Path) -> None:
+    """Writes a picture of the timelines, one below the other, each from its own begin.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.patches import Patch
-
-    rows = sum(len(spans) for spans in timelines.values())
+    timelines: by title.
+    """
+    num_rows = [len(workers) for workers in timelines.values()]
     figure, axes = pyplot.subplots(
         len(timelines),
         1,
-        figsize=(11, 0.9 + 0.62 * rows + 0.7 * len(timelines)),
+        figsize=(11, 0.9 + 0.62 * sum(num_rows) + 0.7 * len(timelines)),
         squeeze=False,
         sharex=True,
-        height_ratios=[len(spans) for spans in timelines.values()],
+        height_ratios=num_rows,
         layout="constrained",
     )
-    kinds: set[str] = set()
-    for axis, (title, spans) in zip(axes[:, 0], timelines.items()):
-        begin = min((span[2] for worker in spans for span in worker), default=0)
-        for rank, worker in enumerate(spans):
-            for kind, name, start, length in worker:
-                kinds.add(kind)
-                bottom, height = _place(rank, kind)
-                axis.broken_barh(
-                    [((start - begin) / 1e6, length / 1e6)],
-                    (bottom, height),
-                    facecolor=_COLOURS[kind],
-                    alpha=0.6 if kind == "compute" and not name.startswith(_TRAINING) else 1.0,
-                    edgecolor="white",
-                    linewidth=0.4,
-                )
-        axis.set_yticks(range(len(spans)), [f"worker {rank}" for rank in range(len(spans))])
-        axis.set_ylim(len(spans) - 0.5, -0.5)
+    for axis, (title, workers) in zip(axes[:, 0], timelines.items()):
+        _draw_workers(axis, workers)
         axis.set_title(title, loc="left", fontsize=10)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(axis="y", length=0)
     axes[-1, 0].set_xlabel("milliseconds")
-    legend = [Patch(facecolor=_COLOURS[kind], label=kind) for kind in _COLOURS if kind in kinds]
-    if "compute" in kinds:
-        legend.insert(0, Patch(facecolor=_COLOURS["compute"], alpha=0.6, label="forward"))
-        legend[1].set_label("backward and update")
+    kinds = {span[0] for workers in timelines.values() for spans in workers for span in spans}
+    legend = _legend([kind for kind in _COLORS if kind in kinds])
     figure.legend(handles=legend, loc="outside upper right", ncols=len(legend), frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
+def _draw_workers(axis: pyplot.Axes, workers: Timeline) -> None:
+    begin = min((start for spans in workers for _, _, start, _ in spans), default=0)
+    for rank, spans in enumerate(workers):
+        for kind, name, start, length in spans:
+            is_forward = kind == "compute" and not name.startswith(_TRAINING)
+            axis.broken_barh(
+                [((start - begin) / 1e6, length / 1e6)],
+                _place(rank, kind),
+                facecolor=_COLORS[kind],
+                alpha=_FORWARD_ALPHA if is_forward else 1.0,
+                edgecolor="white",
+                linewidth=0.4,
+            )
+    axis.set_yticks(range(len(workers)), [f"worker {rank}" for rank in range(len(workers))])
+    axis.set_ylim(len(workers) - 0.5, -0.5)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+
+
 def _place(rank: int, kind: str) -> tuple[float, float]:
-    """Bottom and height of a bar: a worker's computing in the middle of its row, what its threads do above and below."""
+    """Bottom and height of a bar: computing in the middle of the worker's row, its threads' work above and below."""
     if kind in ("compute", "wait"):
         return rank - 0.22, 0.44
     return (rank + 0.26, 0.14) if kind == "send" else (rank - 0.4, 0.14)
+
+
+def _legend(kinds: Sequence[str]) -> list[Patch]:
+    patches = []
+    for kind in kinds:
+        if kind == "compute":
+            patches.append(Patch(facecolor=_COLORS[kind], alpha=_FORWARD_ALPHA, label="forward"))
+        patches.append(Patch(facecolor=_COLORS[kind], label="backward and update" if kind == "compute" else kind))
+    return patches

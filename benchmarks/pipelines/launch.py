@@ -89,7 +89,7 @@ class _Watch:
             self._peaks = [peak_memory(pid) for pid in self._pids]
 
     def write(self) -> None:
-        """For `systems.read`."""
+        """Writes the counts for `systems.read`."""
         seen: dict = {"peak_memory": self._peaks}
         if len(self._ends) > 1:
             first, last = self._ends[0], self._ends[-1]

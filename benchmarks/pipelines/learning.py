@@ -1,4 +1,4 @@
-"""What the rivals with little communication learn in the epochs that the runs of benchmarks/schedules have.
+"""How much rivals with little communication learn in the epochs that the runs of benchmarks/schedules have.
 
     python -m benchmarks.pipelines.learning --data cifar10.zip      # learning.md, learning.json
 

@@ -1,4 +1,4 @@
-"""What one process measures of itself: compute time, bytes sent, bytes at the network interfaces, memory."""
+"""Measurements that a process takes of itself: compute time, bytes sent, bytes at the network interfaces, memory."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class Clock:
         self._waited += nanoseconds
 
     def busy_seconds(self) -> float:
-        """Of all spans."""
+        """Seconds of all spans."""
         return sum(span["duration"] for span in self.spans) / 1e9
 
     def reset(self) -> None:
@@ -59,7 +59,7 @@ class Sent:
 
 
 def ring_bytes(num_bytes: int, world_size: int) -> int:
-    """What each of `world_size` workers sends in a ring all-reduce of so many bytes."""
+    """Bytes that each of `world_size` workers sends in a ring all-reduce of `num_bytes`."""
     return 2 * (world_size - 1) * num_bytes // world_size
 
 

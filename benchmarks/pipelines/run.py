@@ -18,7 +18,7 @@ from statistics import median
 
 import yaml
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 from benchmarks.pipelines.launch import LaunchError, launch
 from benchmarks.pipelines.systems import SYSTEMS, System, command, read
 from pipeflow.config import Config
@@ -72,7 +72,7 @@ def num_steps(options: argparse.Namespace, batch_size: int) -> int:
 
 
 class Measurements:
-    """What has been measured, each run by its key; kept on the disk from run to run."""
+    """All measurements so far, each run by its key; kept on the disk from run to run."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -228,7 +228,14 @@ def main() -> None:
         }
         results[batch_size] = {name: summarize(runs, rounds[REFERENCE]) for name, runs in rounds.items()}
     machine = describe_machine()
-    kept = {"machine": machine, "settings": measurements.settings, "results": results, "runs": measurements.runs}
+    command = command_line("benchmarks.pipelines.run")
+    kept = {
+        "machine": machine,
+        "command": command,
+        "settings": measurements.settings,
+        "results": results,
+        "runs": measurements.runs,
+    }
     (options.results / "results.json").write_text(json.dumps(kept, indent=1) + "\n")
     (options.results / "results.md").write_text(tables(results, options, machine))
     measurements.path.unlink()

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 WATCHED = "watched.json"
-"""What `launch` saw of a pipeflow run from outside."""
+"""File of the counts that `launch` took of a pipeflow run from outside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one run of a system measured. Bytes are of all workers together, in an epoch of `images_per_epoch` images."""
+    """Measurements of one run of a system. Bytes are of all workers together, in an epoch of `images_per_epoch` images."""
 
     images_per_s: float | None = None
     images_per_epoch: int | None = None
@@ -145,7 +145,7 @@ class Result:
 
 
 def read(system: System, out: str | Path, world_size: int) -> Result:
-    """What the processes of `command` left in `out`."""
+    """The result that the processes of `command` left in `out`."""
     return _read_run(system, Path(out)) if system.through_launch else _read_ranks(Path(out), world_size)
 
 

@@ -1,4 +1,4 @@
-"""What two workers do when: a concurrent run of pipeflow above torch's 1F1B, on one scale.
+"""Timelines of two workers: a concurrent run of pipeflow above torch's 1F1B, on one scale.
 
     python -m benchmarks.pipelines.timeline [--batch 64] [--micro-batches 4] [--steps 3] [--out timeline.png]
 
@@ -67,7 +67,7 @@ def record_1f1b(config: Path, out: Path, steps: int, micro_batches: int) -> list
 
 
 def window(spans: list[list], length: float) -> list[list]:
-    """What lies in a stretch of this length, in nanoseconds, that begins when the last worker has begun."""
+    """Cuts out a stretch of this length, in nanoseconds, that begins when the last worker has begun."""
     begin = max(min(start for _, _, start, _ in worker) for worker in spans)
     cut = [
         [

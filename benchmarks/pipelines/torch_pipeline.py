@@ -88,7 +88,7 @@ class Stage(nn.Module):
 
 
 def _nothing_left() -> Callable[[], None]:
-    """What is to run in a slot for weights, where the slot for inputs has done it all."""
+    """Does nothing in a slot for weights, because the slot for inputs has done it all."""
     return lambda: None
 
 

@@ -1,4 +1,4 @@
-"""What can be expected where it cannot be run here, and how far predictions are from what was measured here.
+"""Predictions for machines that are not here, and how far predictions are from measurements on this one.
 
     python -m benchmarks.plan.run            # the tables of many workers, from multiply-adds and assumed machines: no GPU
     python -m benchmarks.plan.run --check --measure 3    # three times in turn: probes this machine, measures each system
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 from pipeflow.config import Config
 from pipeflow.plan import Images, make_plan
 from pipeflow.plan.plan import Plan
@@ -281,7 +281,7 @@ def measure() -> dict:
 
 
 def take_probes(settings: dict) -> dict[bool, Machines]:
-    """Of the workers and batches that were measured; written beside this file too."""
+    """Probes this machine with the workers and batches that were measured; writes the probes beside this file too."""
     from pipeflow.plan.predict.probe import probe
 
     workers = settings["workers"]
@@ -296,7 +296,7 @@ def take_probes(settings: dict) -> dict[bool, Machines]:
 
 
 def small_plan(batch_size: int, workers: int) -> Plan:
-    """What benchmarks/pipelines trains."""
+    """The plan of the run that benchmarks/pipelines trains."""
     return make_plan(
         Config.from_dict(
             {
@@ -372,14 +372,17 @@ def main(arguments: list[str] | None = None) -> None:
                 probes = take_probes(measured["settings"])
             rounds.append(check(measured, probes))
         rows = median_of(rounds)
-        command = f"python -m benchmarks.plan.run {' '.join(sys.argv[1:] if arguments is None else arguments)}"
+        command = command_line("benchmarks.plan.run", arguments)
         table = check_table(rows, machine, measured["settings"]["workers"], command)
-        (HERE / "check.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        (HERE / "check.json").write_text(
+            json.dumps({"machine": machine, "command": command, "rows": rows}, indent=1) + "\n"
+        )
         (HERE / "check.md").write_text(table)
         print(table)
         return
     results = predict_all()
-    (HERE / "results.json").write_text(json.dumps({"machine": machine, **results}, indent=1) + "\n")
+    document = {"machine": machine, "command": command_line("benchmarks.plan.run", arguments), **results}
+    (HERE / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (HERE / "results.md").write_text(tables(results))
     published = sized_plan(**next(iter(FLOWS.values())))
     plot_by_speed(

@@ -1,4 +1,4 @@
-"""What the source leaves open, tried one factor at a time: short runs end to end of the small size.
+"""Choices that the source leaves open, tried one factor at a time: short runs end to end of the small size.
 
 Writes choose.md and choose.json. What is chosen stands in `CHOSEN` of rows.py, for all rows.
 """

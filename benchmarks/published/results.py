@@ -1,4 +1,4 @@
-"""What the runs have come to, line by line of the table, and what follows from it.
+"""Results of the runs, line by line of the table, and the verdicts that follow from them.
 
     results.json   the settings, and of each line its numbers and the machine they are from
     curves.json    of each row its epochs' records, as far as figures need them
@@ -23,7 +23,7 @@ RECORD = ("epoch", "phase", "trained", "test_bpd", "exit_bpd", "train_loss", "se
 
 
 class SettingsDiffer(Exception):
-    """What was measured before does not belong into one table with what is asked for now."""
+    """Earlier measurements do not belong into one table with those that are asked for now."""
 
 
 def check_settings(file: Path, settings: Settings) -> None:
@@ -44,7 +44,7 @@ def check_settings(file: Path, settings: Settings) -> None:
 
 
 def measure(lines: Sequence[Line], settings: Settings, runs: Path) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Of every line that has begun its numbers, and of every row its curve, by name."""
+    """The numbers of every line that has begun, and the curve of every row, by name."""
     notes = [json.loads(note) for note in _lines_of(runs / "slices.jsonl")]
     measured, curves = {}, {}
     for line in lines:
@@ -91,7 +91,7 @@ def _run_of(line: Line, runs: Path) -> SavedRun | None:
 
 
 def _curve(saved: SavedRun) -> dict:
-    """What `pipeflow.report.figures.comparison` reads of a run."""
+    """The fields of a run that `pipeflow.report.figures.comparison` reads."""
     run = saved.summary.to_json()
     records = [
         {
@@ -122,7 +122,7 @@ def run_of_curve(curve: Mapping) -> SavedRun:
 
 
 def merge(before: Mapping[str, dict], now: Mapping[str, dict]) -> dict[str, dict]:
-    """Of each line, or curve, whatever has come further; the new one where both have come as far."""
+    """Keeps of each line, or curve, the one that has come further; the new one where both have come as far."""
     merged = dict(before)
     for name, line in now.items():
         old = before.get(name)
@@ -163,7 +163,7 @@ def _ended(line: dict | None) -> dict | None:
 
 
 def ratio(line: dict, rival: dict | None, key: str) -> float | None:
-    """Of multiply-adds (`macs`) or `time`; times only where both are from the same machine and number of threads."""
+    """Ratio of multiply-adds (`macs`) or `time`; of times only where both are from one machine and number of threads."""
     if rival is None or not line["ended"]:
         return None
     if key != "time":
@@ -174,12 +174,12 @@ def ratio(line: dict, rival: dict | None, key: str) -> float | None:
 
 
 def difference(line: dict, other: dict | None) -> float | None:
-    """In bits/dim, on all test images."""
+    """Difference in bits/dim, on all test images."""
     return line["test_bpd"] - other["test_bpd"] if other is not None and line["ended"] else None
 
 
 def verdicts(measured: Mapping[str, dict], equal: Mapping[str, int], total: int) -> dict[str, list[str]]:
-    """Of each published by-parts row: whether it is reproduced, and whether it beats equal multiply-adds."""
+    """Whether each published by-parts row is reproduced, and whether it beats equal multiply-adds."""
     said: dict[str, list[str]] = {"reproduced": [], "beats": []}
     for row in ROWS.values():
         if row.time_bound is None:

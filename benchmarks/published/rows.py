@@ -28,7 +28,7 @@ CHOSEN = {
     "data.flip": "false",
     "schedule.alternate_every": "1 epoch",
 }
-"""What the source leaves open, the same for all rows: see choose.md. The length of a turn follows from its times."""
+"""Choices that the source leaves open, the same for all rows: see choose.md. Its times give the length of a turn."""
 
 OWNED = (
     "run.dir", "run.resume", "run.device", "parts.split", "parts.num", "parts.balance", "schedule.mode",
@@ -105,7 +105,7 @@ ROWS = {
         ),
     )
 }  # fmt: skip
-"""By name, those first that tell most."""
+"""All rows by name, the most telling first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Size:
 
     title: str
     lr_factor: float
-    """By which the published rates are multiplied."""
+    """Factor on the published learning rates."""
     options: Mapping[str, str]
 
 
@@ -140,11 +140,11 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all rows of one table have in common."""
+    """Settings that all rows of one table have in common."""
 
     size: str = "full"
     scale: float = 1.0
-    """Of the published epochs; in whole cycles, so that all parts get as many turns."""
+    """Share of the published epochs; rounded to whole cycles, so that all parts get as many turns."""
     overrides: Mapping[str, str] = field(default_factory=dict)
     """Options for all rows, `{"precision.coupling": "bfloat16"}`. Raises ConfigError for one of `OWNED`."""
 
@@ -157,7 +157,7 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """Of the folders for its runs and results."""
+        """Name of the folders for runs and results."""
         return self.size if self.scale == 1 else f"{self.size}_scale{self.scale:g}"
 
     @property
@@ -167,7 +167,7 @@ class Settings:
         return cycles * CYCLE[0], cycles * CYCLE[1]
 
     def to_json(self) -> dict:
-        """What must agree for two measurements to stand in one table."""
+        """The settings that must agree for two measurements to stand in one table."""
         return {"size": self.size, "scale": self.scale, "chosen": dict(CHOSEN), "overrides": dict(self.overrides)}
 
     def lr(self, row: Row) -> float:
@@ -200,7 +200,7 @@ class Settings:
 
 
 def launch_arguments(row: Row, data: str | None, options: Mapping[str, str]) -> tuple[str, ...]:
-    """Of pipeflow.launch. data: path of the images; None: as the options and the row's configuration file say."""
+    """Arguments of pipeflow.launch. data: path of the images; None: as the options and the row's configuration file say."""
     options = {"run.figures": "false", **options}
     if data is not None:
         options = {"data.name": "images", "data.path": data, **options}
@@ -209,7 +209,7 @@ def launch_arguments(row: Row, data: str | None, options: Mapping[str, str]) -> 
 
 
 def equal_epochs(settings: Settings) -> dict[str, int]:
-    """By row of parts, the epochs end to end that take as many multiply-adds, to the nearest epoch."""
+    """For each by-parts row the epochs end to end that take as many multiply-adds, to the nearest epoch."""
     by_parts = [row for row in ROWS.values() if row.rival is not None]
     flow = build_flow(settings.config(by_parts[0]), CIFAR10_SHAPE)
     result = {}

@@ -22,7 +22,7 @@ from pipeflow.errors import CheckpointError
 
 POLL_S = 0.1
 TERMINATE_S = 10.0
-"""What a process gets to end after SIGTERM. There is nothing to save: a run loses what is after its last checkpoint."""
+"""Seconds that a process gets to end after SIGTERM. It saves nothing: a run loses the work after its last checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Leg:
     epochs: int
     runs: Path
     arguments: tuple[str, ...]
-    """Of pipeflow.launch, without the run folder."""
+    """Arguments of pipeflow.launch, without the run folder."""
 
     @property
     def folder(self) -> Path:
@@ -42,12 +42,12 @@ class Leg:
 
     @property
     def log(self) -> Path:
-        """Beside the run folder."""
+        """The file of its output, beside the run folder."""
         return self.runs / f"{self.row}.log"
 
     @property
     def kept(self) -> Path:
-        """Where the summary at the end of the leg stays, when the run goes on."""
+        """The file that keeps the summary at the end of the leg when the run goes on."""
         return kept_summary(self.folder, self.epochs)
 
     def start(self, num_threads: int) -> subprocess.Popen:
@@ -84,7 +84,7 @@ class Leg:
 
 
 def kept_summary(folder: Path, epochs: int) -> Path:
-    """Where a run's summary after this many epochs is kept."""
+    """The file that keeps a run's summary after this many epochs."""
     return folder / "stops" / f"{epochs:03}.json"
 
 
@@ -95,7 +95,7 @@ class Slice:
     jobs: int
     """Rows at a time."""
     num_threads: int
-    """Of each row."""
+    """Threads of each row."""
     is_over: Callable[[], bool]
 
     def run(self, rows: Mapping[str, Sequence[Leg]]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 from pipeflow.report.figures import comparison
 from pipeflow.rundir.reading import read_run
 from pipeflow.rundir.records import Summary
@@ -54,13 +54,12 @@ def main() -> None:
 
 def write_results(summaries: dict[str, Summary]) -> None:
     """results.md and results.json."""
-    machine = describe_machine()
+    machine, command = describe_machine(), command_line("benchmarks.schedules.run")
     end_to_end = summaries["small_glow"].train_macs
     lines = [
         "# Schedules",
         "",
-        f"`python -m benchmarks.schedules.run` on {in_words(machine)}; three workers under torchrun, one thread each, gloo "
-        "over loopback.",
+        f"`{command}` on {in_words(machine)}; three workers under torchrun, one thread each, gloo over loopback.",
         "",
         "Small flow (3 blocks x 4 steps, width 64), 3 parts across blocks, 4,992 training images of CIFAR-10, batch 64, "
         "Adam, lr 1e-3, cosine decay, 12 local + 6 end-to-end epochs (18 end to end), seed 0; bits/dim on all 10,000 test "
@@ -81,7 +80,8 @@ def write_results(summaries: dict[str, Summary]) -> None:
         )
         results[name] = {key: value for key, value in summary.to_json().items() if key not in ("epochs", "parts")}
         results[name]["curve"] = [[each.epoch, each.phase, each.test_bpd] for each in summary.epochs]
-    (HERE / "results.json").write_text(json.dumps({"machine": machine, "runs": results}, indent=1) + "\n")
+    document = {"machine": machine, "command": command, "runs": results}
+    (HERE / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (HERE / "results.md").write_text("\n".join(lines) + "\n")
 
 

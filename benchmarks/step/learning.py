@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 from pipeflow.device import has_bfloat16
 
 HERE = Path(__file__).parent
@@ -45,7 +45,16 @@ def main() -> None:
             found.setdefault(way, []).append(train(folder, {**changes, "run.seed": str(seed)}, options.data))
     machine = describe_machine()
     (HERE / "learning.json").write_text(
-        json.dumps({"machine": machine, "seeds": SEEDS, "test_bpd": found}, indent=1) + "\n"
+        json.dumps(
+            {
+                "machine": machine,
+                "command": command_line("benchmarks.step.learning"),
+                "seeds": SEEDS,
+                "test_bpd": found,
+            },
+            indent=1,
+        )
+        + "\n"
     )
     (HERE / "learning.md").write_text(table(found, machine))
     print(table(found, machine))

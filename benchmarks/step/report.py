@@ -10,7 +10,7 @@ from benchmarks.step.systems import NORMFLOWS
 NO_BFLOAT16 = "no bfloat16 arithmetic"
 RIVAL, REFERENCE = "normflows", "reference"
 EPOCH_IMAGES = 781 * 64
-"""Of CIFAR-10's 50,000, in whole batches of 64."""
+"""Images of CIFAR-10's 50,000 in whole batches of 64."""
 GOALS = {
     "cpu": [
         ("published, batch 16", "float32", "ratio", 1.15, "float32, at least 1.15 x normflows"),
@@ -66,7 +66,7 @@ def _device(measured: dict, device: str) -> Iterator[str]:
 
 
 def name_of(case: dict) -> str:
-    """As `Case.name`."""
+    """The name that `Case.name` gives."""
     return f"{case['size']}, batch {case['batch_size']}"
 
 
@@ -81,13 +81,13 @@ def rates(result: dict, system: str) -> list[float]:
 
 
 def ratio(result: dict, system: str, other: str) -> float | None:
-    """Of their speeds in the rounds that have both, the median; None where there are none."""
+    """Median ratio of their speeds over the rounds that have both; None where no round has."""
     ratios = [each[system] / each[other] for each in result["rounds"] if system in each and other in each]
     return median(ratios) if ratios else None
 
 
 def limit_seconds(result: dict, dtype: str) -> float | None:
-    """Of a step, at the measured matrix rate; dtype: of the coupling nets. None where nobody measured it."""
+    """Seconds of a step at the measured matrix rate; dtype: of the coupling nets. None where nobody measured it."""
     counts = [each["multiply_adds"] for each in result["systems"].values() if each.get("multiply_adds")]
     if not counts:
         return None
@@ -98,7 +98,7 @@ def limit_seconds(result: dict, dtype: str) -> float | None:
 
 
 def share(result: dict, system: str) -> float | None:
-    """Of the matrix limit that a system reaches."""
+    """Share of the matrix limit that a system reaches."""
     limit, found = limit_seconds(result, coupling_type(result["systems"][system])), rates(result, system)
     if limit is None or not found:
         return None
@@ -106,7 +106,7 @@ def share(result: dict, system: str) -> float | None:
 
 
 def roofline_share(result: dict, system: str) -> float | None:
-    """Of the least seconds of all kinds, by products or bytes, in a step's seconds; None where kinds were not timed."""
+    """Share of the least seconds of all kinds, by products or bytes, in a step's; None where kinds were not timed."""
     rows, found = result.get("roofline", {}).get(coupling_type(result["systems"][system])), rates(result, system)
     if rows is None or not found:
         return None

@@ -26,7 +26,7 @@ from pipeflow.device import choose_device
 from pipeflow.flow import ActNorm, Coupling, FactorOut, Flow, FlowStep, Layer, Squeeze, build_flow
 
 _SECONDS, _LEAST_CALLS, _MOST_CALLS = 0.2, 5, 100
-"""For which a kind is timed, and how often; on a slow device ten times the seconds are enough for fewer calls."""
+"""Seconds for which a kind is timed, and how often; on a slow device ten times the seconds are enough for fewer calls."""
 _VALUE = 4
 """Bytes of a float32: of latents, parameters and their gradients in any case."""
 
@@ -39,17 +39,17 @@ class Kind:
     count: int
     """How often a step has it."""
     multiply_adds: int
-    """Of one forward of one image."""
+    """Multiply-adds of one forward of one image."""
     bytes: int
-    """At least, of one forward and backward of the batch."""
+    """The fewest bytes of one forward and backward of the batch."""
     dtype: str
     """Type of its products."""
     module: nn.Module
     shape: tuple[int, ...]
-    """Of one image's input."""
+    """Shape of one image's input."""
 
     def least_seconds(self, batch_size: int, limits: dict) -> float:
-        """Of a step; limits: as `Limits.measure` gives them."""
+        """Least seconds in a step; limits: as `Limits.measure` gives them."""
         return self.count * max(
             operations(self.multiply_adds, batch_size) / limits["flops"][self.dtype], self.bytes / limits["bytes"]
         )
@@ -61,7 +61,7 @@ class Kind:
 
 
 def operations(multiply_adds: int, batch_size: int) -> int:
-    """Of forward and backward of a batch, from the multiply-adds of one forward of one image."""
+    """Operations of forward and backward of a batch, from the multiply-adds of one forward of one image."""
     return 2 * 3 * multiply_adds * batch_size
 
 
@@ -135,7 +135,7 @@ def _bytes_of(module: nn.Module) -> int:
 
 
 class _HiddenNorm(nn.Module):
-    """What stands between two convolutions of a coupling net."""
+    """The layers between two convolutions of a coupling net."""
 
     def __init__(self, norm: ActNorm):
         super().__init__()
@@ -146,7 +146,7 @@ class _HiddenNorm(nn.Module):
 
 
 class _Given(nn.Module):
-    """In place of a coupling net: outputs that are there already, and take a gradient."""
+    """Stands in for a coupling net: its outputs are there already, and take a gradient."""
 
     def __init__(self, outputs: Tensor):
         super().__init__()
@@ -190,7 +190,7 @@ class Roofline:
         return [*rows, *self._update_rows(limits)]
 
     def _seconds(self, kind: Kind, layout: torch.memory_format) -> float:
-        """Of one forward and backward."""
+        """Seconds of one forward and backward."""
         dtype = DTYPES[kind.dtype]
         module = copy.deepcopy(kind.module).to(self._device, dtype, memory_format=layout)
         x = torch.randn(self._case.batch_size, *kind.shape, device=self._device, dtype=dtype)
@@ -205,7 +205,7 @@ class Roofline:
         return self._median(lambda: torch.autograd.grad(outputs(), wanted, gradients, allow_unused=True))
 
     def _update_rows(self, limits: dict) -> Iterator[dict]:
-        """What a step does beside the layers: images, clipping, optimizer."""
+        """Rows of the work beside the layers: images, clipping, optimizer."""
         batches = self._images.batches
         values = self._case.batch_size * math.prod(batches.data.shape)
         parameters = [nn.Parameter(torch.randn_like(each, device=self._device)) for each in self._flow.parameters()]

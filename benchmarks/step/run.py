@@ -35,7 +35,7 @@ BATCH_SIZES = {
     "cuda": {"published": [64, 512], "small": [64], "parts": [64], "toy": [4]},
 }
 SAME_SIZE = 0.02
-"""By how much numbers of parameters may differ between systems that are compared."""
+"""Share by which numbers of parameters may differ between systems that are compared."""
 _LEAST_STEPS = 2
 _NUM_LIMITS = 10
 """Kinds of work by which the limits are looked for: together they get as long as a system's turn."""
@@ -107,7 +107,7 @@ def check_parameters(started: dict[str, dict]) -> None:
 
 
 def in_own_process(threads: int, factory: type, arguments: tuple, name: str, *of_call: Any) -> Any:
-    """What one call of a method gives in a process that ends with it."""
+    """The result of one call of a method, in a process that ends with it."""
     process = Held(threads, factory, *arguments)
     try:
         return process.call(name, *of_call)

@@ -1,4 +1,4 @@
-"""What is compared: sizes, systems as dictionaries of options, and the training step of each of them.
+"""Sizes and systems that are compared, as dictionaries of options, and the training step of each system.
 
 A system of pipeflow is sections of `pipeflow.config.Config` laid over the size's, and where torch.compile's mode is not the
 product's own, COMPILE_MODE; one of normflows is the arguments of `benchmarks.step.rival.NormflowsStep`.
@@ -74,11 +74,11 @@ class Case:
     batch_size: int
     device: str
     part: int | None = None
-    """Of a balanced cut in NUM_PARTS; None: the whole flow."""
+    """Part of a balanced cut in NUM_PARTS; None: the whole flow."""
 
     @property
     def name(self) -> str:
-        """For tables and files."""
+        """Name in tables and files."""
         return f"{self.size}, batch {self.batch_size}"
 
 
@@ -165,13 +165,13 @@ class PipeflowStep:
 
     @property
     def reconstruction_error(self) -> float | None:
-        """Of `memory.activations: invert`, where the part tells it."""
+        """Error of `memory.activations: invert`, where the part tells it."""
         error = self.part.reconstruction_error
         return None if error is None else float(error)
 
 
 def _compile_steps(flow: Flow, mode: str) -> None:
-    """As `precision.compile` does it, in another mode of torch.compile."""
+    """Compiles the flow steps as `precision.compile` does, in another mode of torch.compile."""
     torch._dynamo.config.recompile_limit = 64
     for _, layer in flow.named_layers():
         if isinstance(layer, FlowStep):
@@ -179,7 +179,7 @@ def _compile_steps(flow: Flow, mode: str) -> None:
 
 
 def _multiply_adds(flow: Flow, part: Part) -> dict[str, int]:
-    """Of one forward of one image, in the coupling nets and in all else: they may run in different types."""
+    """Multiply-adds of one forward of one image, in the coupling nets and in all else, which may run in different types."""
     shapes = dict(zip(flow.names, flow.shapes))
     layers = [(layer, shapes[name]) for name, layer in flow.named_layers() if name in part.names]
     coupling = sum(layer.coupling.multiply_adds(shape) for layer, shape in layers if isinstance(layer, FlowStep))

@@ -96,7 +96,7 @@ class Training:
 
 
 def _load_libraries(device: torch.device) -> None:
-    """What torch imports and allocates at a first step, whatever is trained: 150 MB on the CPU that are no flow's."""
+    """Makes torch import and allocate what any first step needs: 150 MB on the CPU that are no flow's."""
     conv = nn.Conv2d(3, 3, 3).to(device)
     optimizer = torch.optim.Adam(conv.parameters())
     conv(torch.ones(1, 3, 8, 8, device=device)).sum().backward()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.machine import command_line, describe_machine, in_words
 from pipeflow.config import Config
 
 HERE = Path(__file__).parent
@@ -118,7 +118,7 @@ def main() -> None:
             results.setdefault(f"{options.workers},{batch_size}", []).append(result)
             print(f"round {number}, batch {batch_size}: {json.dumps(result)}", flush=True)
     machine = describe_machine()
-    command = f"python -m benchmarks.throughput.run {' '.join(sys.argv[1:])}".strip()
+    command = command_line("benchmarks.throughput.run")
     document = {"machine": machine, "command": command, "rounds": results}
     (HERE / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (HERE / "results.md").write_text(table(results, machine, command))

@@ -53,7 +53,7 @@ def disturb(training: Training, kind: Callable, epoch: int, seed: int = 0) -> Fa
 
 
 def assert_ends_as_if_nothing_had_happened(training: Training, undisturbed: Path) -> None:
-    """With the same command once more, unless it goes on by itself."""
+    """Repeats the command, unless the training goes on by itself, and compares the runs."""
     if not training.is_running:
         training.start()
     assert training.wait_for_end(HANG_SECONDS) and training.sitting_ended_well(), training.said(-30)

@@ -71,7 +71,7 @@ def program(config_path: Path, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have run all baselines."""
+    """Folder in which two processes have run all baselines."""
     folder = tmp_path_factory.mktemp("pipelines")
     config_path = folder / "config.yaml"
     config_path.write_text(json.dumps(CONFIG))
@@ -94,13 +94,13 @@ def whole() -> tuple[float, list[torch.Tensor]]:
 
 
 def first_step(out: Path, name: str) -> tuple[list[float], list[list[torch.Tensor]]]:
-    """What the two processes found in their first step."""
+    """Losses and gradients of the two processes in their first step."""
     saved = [torch.load(out / f"{name}.{rank}.pt") for rank in range(2)]
     return [loss for loss, _ in saved if loss is not None], [gradients for _, gradients in saved]
 
 
 def found(out: Path, name: str) -> list[dict]:
-    """What the two processes measured."""
+    """The measurements of the two processes."""
     return [json.loads((out / f"found{rank}.json").read_text())[name] for rank in range(2)]
 
 
@@ -138,7 +138,7 @@ def test_data_parallel_workers_have_the_whole_flows_loss_and_gradients(out, whol
 
 
 def crossing_bytes(name: str, element_size: int) -> int:
-    """By formula, in an epoch: latents and densities over the cuts that lie between workers."""
+    """Bytes of an epoch by formula: latents and densities over the cuts that lie between workers."""
     config = Config.from_dict(CONFIG)
     owners = worker.KINDS[name].owners(2)
     flow = build_flow(config, (3, 32, 32))

@@ -89,7 +89,7 @@ def test_what_rows_set_cannot_be_set_for_all():
 
 
 def numbers(bpd: float, cpu_seconds: float, **changes) -> dict:
-    """Of a line that has ended."""
+    """Numbers of a line that has ended."""
     return {
         "num_epochs": 90, "ended": True, "test_bpd": bpd, "num_images": None, "exit_bpd": None, "macs": 100 * cpu_seconds,
         "seconds": 10 * cpu_seconds, "cpu_seconds": cpu_seconds, "forward": [2_000_000, 1_000_000], "jobs": 2,
