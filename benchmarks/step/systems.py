@@ -121,7 +121,7 @@ class Images:
         repeats = -(-_NUM_BATCHES * config.optim.batch_size // len(data.train))
         data = replace(data, train=data.train.repeat(repeats, 1, 1, 1))
         self.batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
-        alone = Replicas((0,), 0), Control(0, 1, None, Traffic(), Alarm())
+        alone = Replicas((0,), 0), Control(1, None, Traffic(), Alarm())
         self._ahead = ImageFeed(self.batches, device, Timeline(config.timeline, device), *alone)
         self._step = 0
 
