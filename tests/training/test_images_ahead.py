@@ -30,7 +30,7 @@ def make_batches() -> Seen:
 
 
 def make_feed(batches: Batches, replicas: Replicas) -> ImageFeed:
-    control = Control(0, 1, None, Traffic(), Alarm())
+    control = Control(1, None, Traffic(), Alarm())
     return ImageFeed(batches, CPU, Timeline(TimelineConfig(), CPU), replicas, control)
 
 
