@@ -70,7 +70,8 @@ class Limits:
     def _grown(self, works: Iterator[Work]) -> list[tuple[float, str]]:
         """The rates of works that grow, and their names, up to the last that there was time for.
 
-        The smallest is measured in any case, and the next only if it should take no longer than what is left.
+        The smallest is measured in any case, and the next only if it should take no longer than what is left. The last one
+        gets the rest of the time.
         """
         end, found = 0.0, []
         for work in works:
@@ -79,7 +80,11 @@ class Limits:
             work.run()  # libraries choose their kernels at a first call
             end = end or time.perf_counter() + self._seconds
             quickest = min(seconds_of(work.run, self._device) for _ in range(_NUM_CALLS))
+            last = work
             found.append((work.amount / quickest, work.name))
+        while time.perf_counter() + last.amount / found[-1][0] < end:
+            rate = last.amount / seconds_of(last.run, self._device)
+            found[-1] = max(found[-1], (rate, last.name))
         return found
 
     def _products(self, dtype: torch.dtype) -> Iterator[Work]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.checks import Row
+from benchmarks.gpu.checks import CHECKS, Row
 from benchmarks.gpu.plan import Settings, make_slices
 from benchmarks.gpu.report import write_summary
 from benchmarks.gpu.slices import CUT_OFF, DONE, FAILED, MINUTES, MOST_ATTEMPTS, Slice, State, run
+from tests.gpu.test_gpu_checks import NAMES
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,7 @@ def test_a_number_that_is_none_does_not_hold():
 
 
 def test_what_is_measured_on_a_gpu(tmp_path):
+    assert tuple(CHECKS) == NAMES
     slices = make_slices(Settings(dry=False, out=None, runs=tmp_path, data="cifar10.zip"))
     names = [each.name for each in slices]
     assert names[0] == "check-flow" and names[-1] == "published-rows"
