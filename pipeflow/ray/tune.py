@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from pipeflow.config import Config, load, parse_arguments
-from pipeflow.errors import ConfigError, TrainingStopped
+from pipeflow.errors import ConfigError, PipeflowError, TrainingStopped
 
 RATES = (2e-3, 4e-3, 1e-3, 8e-3, 5e-4, 1.6e-2)
 """Likely rates come first, because ASHA stops a trial that is worse than those before it."""
@@ -135,15 +135,21 @@ def _trial(settings: dict[str, Any]) -> None:
         tune.report({"exit_bpd": math.inf, "dir": str(run_dir)})
 
 
-def main() -> None:
-    """Searches as the command line says and prints all trials."""
-    config = load(*parse_arguments(sys.argv[1:]))
+def main() -> int:
+    """Searches as the command line says and prints all trials; the exit code."""
+    try:
+        config = load(*parse_arguments(sys.argv[1:]))
+        _turns(config)
+    except PipeflowError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(Path(config.run.dir).resolve())))
     start_ray()
     for part, trials in enumerate(search(config)):
         for trial in trials:
             print(f"part {part}  rate {trial['rate']:<7g} exits {[round(each, 3) for each in trial['exit_bpd']]}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,4 +8,4 @@ from pipeflow import Config
 
 config = Config.from_dict(json.loads(sys.argv[1]))
 result = train_on_ray(config, workers=2, placement="spread")
-print("result:", json.dumps([result.metrics, result.return_value["num_epochs"]]))
+print("result:", json.dumps([result.metrics, result.return_value.num_epochs]))
