@@ -113,7 +113,7 @@ def _run_one(each: Slice, state: State, end: float, is_over: Callable[[], bool])
     minutes = f"{(left - min(_MARGIN_S, left / 4)) / 60:.3f}"
     arguments = [minutes if word == MINUTES else word for word in each.arguments]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.gpu.processes"])  # torch and pipeflow are imported once
+    context.set_forkserver_preload(["torch", "benchmarks.gpu.processes"])  # torch and pipeflow are imported once
     process = context.Process(target=_work, args=(each.module, arguments, str(log)))
     process.start()
     limit = min(end, began + each.limit_s)

@@ -80,7 +80,7 @@ def make_jobs(arguments: argparse.Namespace) -> list[Job]:
 def configuration(job: Job, steps: int, num_workers: int, base: dict) -> dict:
     """Sections of options of one run: what the run needs, over `base`, over the small flow."""
     small = {
-        "run": {"device": "cpu"},
+        "run": {"device": "cpu", "figures": False},
         "model": {"num_steps": 4, "width": 64},
         "parts": {"split": "balanced", "num": num_workers},
         "optim": {"batch_size": job.batch, "lr": 1e-4},

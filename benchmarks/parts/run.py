@@ -35,7 +35,9 @@ SCHEDULES = ("sequential", "alternate", "concurrent")
 def train(settings: dict, workers: int) -> dict:
     """The summary of a run under torchrun."""
     with tempfile.TemporaryDirectory() as folder:
-        config = Config.from_dict({**settings, "run": {"dir": str(Path(folder) / "run"), "device": "cpu"}})
+        config = Config.from_dict(
+            {**settings, "run": {"dir": str(Path(folder) / "run"), "device": "cpu", "figures": False}}
+        )
         options = [
             f"--{section}.{name}={'null' if value is None else value}"
             for section, values in config.to_dict().items()

@@ -112,6 +112,7 @@ def command(
     settings = {
         "run.dir": Path(out) / "run",
         "run.resume": "never",
+        "run.figures": "false",
         "schedule.mode": system.program,
         "schedule.local_epochs": local,
         "schedule.finetune_epochs": epochs - local,

@@ -30,7 +30,7 @@ def configuration(workers: int, batch_size: int, device: str, folder: Path) -> C
     """The small flow, balanced, concurrent."""
     return Config.from_dict(
         {
-            "run": {"dir": str(folder), "device": device, "resume": "never"},
+            "run": {"dir": str(folder), "device": device, "resume": "never", "figures": False},
             "data": {"num_train": NUM_STEPS * batch_size, "num_test": 64},
             "model": {"num_steps": 4, "width": 64},
             "parts": {"split": "balanced", "num": workers},
