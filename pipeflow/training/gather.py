@@ -1,4 +1,4 @@
-"""What trainers hold, and how it gets from worker to worker: to rank 0 at the gather, and to replicas at their start.
+"""The state of trainers, and its way from worker to worker: to rank 0 at the gather, and to replicas at their start.
 
 Everything goes by its global name, so that gathering is loading: after it the whole flow is one part, and the same worker
 loop trains it.

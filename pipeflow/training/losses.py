@@ -1,4 +1,4 @@
-"""The losses of one phase."""
+"""Losses of one phase, checked for numbers that are none without making a GPU wait."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ LARGEST_LOSS = 1e4
 """Bits per dimension beyond which a loss counts as diverged at once."""
 
 _READ_LOSSES_EVERY = 16
-"""Losses that a GPU hands over together."""
+"""Number of losses that a GPU hands over together."""
 
 
 class Losses:
-    """The losses of one phase: looked at for NaN, and averaged by part, without making a GPU wait in any step.
+    """The losses of one phase: checked for NaN, and averaged by part, without making a GPU wait in any step.
 
-    With them, of a part whose backward inverts its layers, the error of the activations that it recovered.
+    Beside them stands the error of recovered activations, for a part whose backward inverts its layers.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Losses:
         max_error: float = math.inf,
         before: Mapping[str, Sequence[float]] | None = None,
     ):
-        """before: the losses of the phase's first batches, where it was interrupted behind them."""
+        """before: the losses of the phase's first batches, where it was interrupted after them."""
         self.epoch = epoch
         self.max_error = max_error
         self.latest: dict[str, float] = {}
@@ -38,9 +38,9 @@ class Losses:
         self._read = {part: list(losses) for part, losses in (before or {}).items()}
 
     def add(self, part: str, step: int, loss: Tensor, error: Tensor | None = None) -> None:
-        """Raises TrainingStopped where a loss is no number or beyond all bounds: this one, or on a GPU an earlier one.
+        """Adds a loss. Raises TrainingStopped where this one, or on a GPU an earlier one, is no number or beyond all bounds.
 
-        error: of the backward before this batch, where it is known.
+        error: the error of the backward before this batch, where it is known.
         """
         pair = torch.stack([loss.detach(), loss.new_zeros(()) if error is None else error.to(loss.dtype)])
         if not self._on_gpu:
@@ -53,7 +53,7 @@ class Losses:
             self._copy(part)
 
     def _copy(self, part: str) -> None:
-        """Sends what waits on its way from the GPU; it will be there when the next ones are."""
+        """Begins to copy the waiting losses from the GPU; they will be here when the next ones wait."""
         steps, pairs = zip(*self._waiting.pop(part))
         stacked = torch.stack(pairs)
         values = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=stacked.is_cuda)

@@ -1,4 +1,4 @@
-"""What a run needs before it starts: the run folder, the images, the flow and its parts.
+"""The opening of a run: its folder, its images, its flow and the flow's parts.
 
 Rank 0 opens the folder and loads the images first; the others hear of them what they need to build the same.
 """
@@ -39,7 +39,7 @@ def open_folder(world: World, folder: RunFolder) -> Manifest | None:
 
 @dataclass(frozen=True)
 class ImagesInfo:
-    """What all workers know of the images, which only some hold."""
+    """Facts about the images that all workers know, though only some hold the images."""
 
     shape: tuple[int, ...]
     num_train: int

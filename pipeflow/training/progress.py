@@ -1,4 +1,4 @@
-"""What rank 0 shows while a run goes on: a live display on a terminal, plain lines elsewhere."""
+"""The display of a run on rank 0: live on a terminal, plain lines elsewhere."""
 
 import threading
 import time
@@ -70,12 +70,12 @@ class Progress:
             self._live.start()
 
     def say(self, text: str) -> None:
-        """Print a message, above the display if there is one."""
+        """Prints a message, above the display if there is one."""
         with self._lock:
             self._print(text)
 
     def phase(self, phase: Phase) -> None:
-        """A phase begins."""
+        """Shows that a phase begins."""
         with self._lock:
             if self._first_epoch is None:
                 self._first_epoch = phase.epoch
@@ -89,7 +89,7 @@ class Progress:
     def update(
         self, mine: Mapping[str, Any], others: Sequence[Mapping[str, Any]], images_per_second: float, bytes_sent: int
     ) -> None:
-        """How far the phase is.
+        """Shows how far the phase is.
 
         Args:
             mine, others: `epoch`, `step` and `losses` of this worker and of others, as far as they are known. The display
@@ -106,7 +106,7 @@ class Progress:
             self._show()
 
     def epoch(self, record: Epoch) -> None:
-        """An epoch is complete."""
+        """Prints the line of a finished epoch."""
         with self._lock:
             if self._first_epoch is None:
                 self._first_epoch = record.epoch
@@ -130,7 +130,7 @@ class Progress:
             thread.join()
 
     def close(self) -> None:
-        """Take the live display away; what was printed above it stays."""
+        """Takes the live display away; the lines printed above it stay."""
         with self._lock:
             if self._live is not None:
                 self._live.stop()

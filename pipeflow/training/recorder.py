@@ -1,4 +1,4 @@
-"""What a run leaves behind, kept by rank 0: history, totals, log, display and summary.
+"""Rank 0 takes down what happens: history, totals, log, display and summary.
 
 On the other workers a recorder holds the history it began with, and does nothing else.
 """

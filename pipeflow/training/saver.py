@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training: it waits for a copy of its tensors in memory, not for the disk.
+"""Writes checkpoints beside the training, which waits for a copy of its tensors in memory and not for the disk.
 
     every worker's training   copies its tensors -> trains on ...
     its thread                                      writes, hashes and syncs its file -> entry to rank 0
@@ -118,7 +118,7 @@ class _Job:
 
     def __init__(self, steps: Iterator[float | None], failed: Callable[[Exception], None]):
         self.ended: queue.Queue[Exception | None] = queue.Queue()
-        """Gets what went wrong, or None, at the end."""
+        """Gets the error that ended the work, or None."""
         self._steps = steps
         self._failed = failed
         self._lock = threading.Lock()

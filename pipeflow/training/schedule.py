@@ -79,7 +79,7 @@ class Phase:
         return sum(length for start, length in zip(starts, lengths) if holds(self.training(start)))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, for the control group."""
+        """The phase as plain values, for the control group."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a worker's tensors are at one moment, in host memory, laid out as the safetensors file that they will be.
+"""A copy of a worker's tensors at one moment, in host memory, laid out as the safetensors file that is written from it.
 
 The training goes on as soon as they are copied; the file is written from the copy, and needs no other.
 """
@@ -24,7 +24,7 @@ _DTYPES = {
 """Names of types in the header of a safetensors file."""
 
 _CHUNK_BYTES = 8 * 2**20
-"""Written at a time: few calls, so that the writing thread seldom asks for the interpreter; and soon handed over."""
+"""Bytes written at a time: many, so that the thread seldom asks for the interpreter; not too many to be handed over soon."""
 
 
 class Snapshot:
@@ -55,7 +55,7 @@ class Snapshot:
         self._copied = torch.cuda.current_stream().record_event() if on_gpu else None
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """The file, piece by piece, once the copies are there."""
+        """Gives the file piece by piece, once the copies are there."""
         if self._copied is not None:
             self._copied.synchronize()
         yield self._header
@@ -64,7 +64,7 @@ class Snapshot:
             yield content[start : start + _CHUNK_BYTES]
 
     def _lay_out(self, tensors: Mapping[str, Tensor], on_gpu: bool) -> None:
-        """Largest elements first, so that each tensor lies where its type may lie, whatever their sizes."""
+        """Puts the largest elements first, so that each tensor is aligned for its type whatever the others' sizes."""
         names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
         offsets, end = {}, 0
         for name in names:

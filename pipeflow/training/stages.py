@@ -1,4 +1,4 @@
-"""What a worker holds at each stage of a run: its parts with their links, and after the gather the whole flow or nothing.
+"""The two stages of a run: a worker holds its parts with their links, and after the gather the whole flow or nothing.
 
 local   a trainer for each of its parts, links to its neighbours, the images if it has the first part
 whole   rank 0 (data-parallel: everybody) a trainer of the whole flow; the others nothing: their phases are empty

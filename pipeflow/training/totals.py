@@ -61,7 +61,7 @@ class EpochDraft:
 
     @property
     def carried(self) -> Carried:
-        """What the record needs of the epoch until now, should it be interrupted here."""
+        """Seconds and bytes until now, which the record needs if the epoch is interrupted here."""
         links = tuple((link, link + 1, count) for link, count in enumerate(self._latents))
         return Carried(seconds=self.seconds, bytes=EpochBytes(latents=links, **self._others))
 

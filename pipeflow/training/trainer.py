@@ -30,7 +30,7 @@ class PartTrainer:
     """Updates one part. `forward`, hand the latent on, then `update`: the latent leaves before the backward begins."""
 
     def __init__(self, part: Part, device: torch.device, config: Config, lr: float, num_updates: int):
-        """num_updates: of this part in this stage, over which the rate decays."""
+        """num_updates: the part's updates in this stage, over which the rate decays."""
         self.part = part.to(device)
         self.optim = config.optim
         self.lr = lr
@@ -42,17 +42,17 @@ class PartTrainer:
         self.averages: dict[str, Tensor] = {}
 
     def forward(self, latent: Tensor) -> tuple[PartOutput, Tensor]:
-        """With gradients, for an update: what the part makes of the latent, and its loss."""
+        """Runs the part with gradients, for an update; its output and its loss."""
         output = self._module(latent)
         return output, self.part.loss(output)
 
     @torch.no_grad()
     def run(self, latent: Tensor) -> PartOutput:
-        """Without gradients: the part is frozen in this turn, or is evaluated."""
+        """Runs the part without gradients: it is frozen in this turn, or is evaluated."""
         return self.part(latent)
 
     def update(self, loss: Tensor) -> None:
-        """Backward, clip, step, and the average. loss: of the last `forward`."""
+        """Backward, clip, step, average. loss: the one that the last `forward` gave."""
         rate = learning_rate(self.lr, self.updates, self.num_updates, self.optim.warmup_steps, self.optim.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -88,7 +88,7 @@ class PartTrainer:
                 self._parameters[name].data = value
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything there is to save, as `model/<name>`, `optim.<key>/<name>`, `ema/<name>`."""
+        """All tensors to be saved, as `model/<name>`, `optim.<key>/<name>`, `ema/<name>`."""
         tensors = {f"model/{name}": value for name, value in self.part.global_state().items()}
         for name, parameter in self._parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -111,7 +111,7 @@ class PartTrainer:
 
     @torch.no_grad()
     def load_model(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the parameters and buffers that `tensors` gave, of any cut; what is not there stays as it is."""
+        """Loads parameters and buffers that `tensors` gave, with any cut; those that are not there stay as they are."""
         for name, value in self.part.global_state().items():
             if f"model/{name}" in tensors:
                 value.copy_(tensors[f"model/{name}"])
@@ -120,7 +120,7 @@ class PartTrainer:
     def load_training(
         self, tensors: Mapping[str, Tensor], counts: Mapping[str, Sequence[int]], same_stage: bool
     ) -> None:
-        """Takes averages and optimizer state; averages that are not there begin at the present weights.
+        """Loads averages and optimizer state; averages that are not there begin at the present weights.
 
         same_stage: whether the updates already made count against this stage's warm-up and decay.
         """

@@ -27,7 +27,7 @@ from pipeflow.workers.timeline import COMPUTE, Timeline
 
 @dataclass(frozen=True)
 class Trained:
-    """What a worker reports of a phase that it has trained."""
+    """A worker's report of a phase that it has trained."""
 
     losses: Losses
     """Losses in bits/dim by part's index as text; the first part's have the 8 bits of 256 values in them."""
@@ -62,7 +62,7 @@ class Worker:
         self.links = links
         self.images = images
         self.progress: dict[str, Any] = {}
-        """What the progress display shows. Replaced in every step, never changed: other threads read it."""
+        """The state that the display shows. It is replaced in every step and never changed: other threads read it."""
         self._device = device
         self._batch_size = batch_size
         self._alarm = alarm

@@ -1,1 +1,1 @@
-"""What one does with a trained flow: its likelihood, samples of it."""
+"""Uses of a trained flow: its likelihood, and samples of it."""

@@ -1,1 +1,1 @@
-"""Who trains, on which machine, and whether they are alive; nothing here knows of flows."""
+"""The workers of a run: which there are, on which machines, and whether they are alive; nothing here knows of flows."""
