@@ -26,4 +26,4 @@ def main(arguments: list[str]) -> None:
         setattr(c10d, name, refuse)
     for epochs in ("1", "2"):
         summary = train(load(*parse_arguments([*arguments, "--schedule.finetune_epochs", epochs])))
-        sys.stdout.write(f"ENDED {summary['num_epochs']}\n")  # in one piece: two workers write
+        sys.stdout.write(f"ENDED {summary.num_epochs}\n")  # in one piece: two workers write
