@@ -129,7 +129,7 @@ def test_bytes_are_those_of_the_parts_and_of_the_rings(runs, workers, replicas, 
     assert shared["bytes"]["eval"] == alone["bytes"]["eval"]
     sent = shared["bytes"]["replicas"]
     plan = make_plan(config_of(runs[workers, replicas], name, replicas))
-    assert plan.forward == shared["bytes"]["forward"]
+    assert plan.forward_bytes == shared["bytes"]["forward"]
     for record, phase in zip(shared["epochs"], plan.phases):
         assert record["bytes"]["gradients"] == replica_bytes(phase, plan.parts, replicas)
     heads = [sum(value.numel() for value in part.head.parameters()) for part in plan.parts]
@@ -138,7 +138,7 @@ def test_bytes_are_those_of_the_parts_and_of_the_rings(runs, workers, replicas, 
     updates = [shared["epochs"][0]["updates"][str(index)] for index in range(3)]
     if len(set(updates)) == 1:
         assert shared["epochs"][0]["bytes"]["gradients"] == by_hand * updates[0]
-    assert sent["gradients"] == plan.replicas
+    assert sent["gradients"] == plan.replica_bytes
     assert sent["images"] == 0  # each replica of the first part loads its own
     assert sent["start"] > 0 and shared["bytes"]["finetune"] == 0 and shared["replicas"] == replicas
 
