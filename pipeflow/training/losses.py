@@ -38,7 +38,7 @@ class Losses:
         self._read = {part: list(losses) for part, losses in (before or {}).items()}
 
     def add(self, part: str, step: int, loss: Tensor, error: Tensor | None = None) -> None:
-        """Adds a loss. Raises TrainingStopped where this one, or on a GPU an earlier one, is no number or beyond all bounds.
+        """Adds a loss. Raises TrainingStopped where it, or on a GPU an earlier one, is no number or beyond all bounds.
 
         error: the error of the backward before this batch, where it is known.
         """

@@ -24,7 +24,7 @@ _DTYPES = {
 """Names of types in the header of a safetensors file."""
 
 _CHUNK_BYTES = 8 * 2**20
-"""Bytes written at a time: many, so that the thread seldom asks for the interpreter; not too many to be handed over soon."""
+"""Bytes written at a time: many, so that the thread seldom asks for the interpreter, and soon handed over."""
 
 
 class Snapshot:
