@@ -1,4 +1,4 @@
-"""What both ends of a link know of it: which parts it joins, and how its latents are written."""
+"""The properties of a link that both of its ends share: the parts it joins, and how its latents are written."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ Label = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Channel:
-    """The properties of a link that both of its ends share."""
+    """A link without its ends."""
 
     index: int
     """Index of the part in front; the link goes to part `index + 1`."""

@@ -1,4 +1,4 @@
-"""How a latent is written on a link: the type of what travels, its bytes, and how the receiver reads it.
+"""Codecs write latents for a link: the type of the payload, its bytes, and how the receiver reads it.
 
     float32, bfloat16   the values in that type
     int8                a byte a value, with a range for each channel of each batch

@@ -1,4 +1,4 @@
-"""How payloads travel between two ends of a link: gloo, gloo with staging, NCCL."""
+"""Wires move payloads between the two ends of a link: over gloo, gloo with staging, or NCCL."""
 
 from collections.abc import Callable
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""How a worker's error gets to the user: which errors end a run, and how those that Ray raises are worded."""
+"""Errors of workers on their way to the user: which of them end a run, and the words for those that Ray raises."""
 
 from collections.abc import Iterable
 from typing import Any

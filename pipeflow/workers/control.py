@@ -54,8 +54,7 @@ class Control:
 
     def share(self, value: Any, what: str = "an answer") -> list[Any]:
         """Everybody's values in the order of ranks, on every rank."""
-        everyone: list[Any] = self.broadcast(self.gather(value, what), what)
-        return everyone
+        return list(self.broadcast(self.gather(value, what), what))
 
     def send(self, tensor: Tensor, target: int, kind: str, what: str = "") -> None:
         """Sends a tensor, whose size the target knows, counted under `kind`."""

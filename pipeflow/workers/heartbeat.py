@@ -1,4 +1,4 @@
-"""How a worker learns that another one is gone or has failed: heartbeats in the launcher's store.
+"""Heartbeats in the launcher's store, by which a worker learns that another one is gone or has failed.
 
 Each worker writes a beat into the store once a second. Rank 0 watches everybody's; everybody watches rank 0's, those of the
 workers at the other ends of its links, and the processes on its own machine. So a worker that waits for hours, while rank 0

@@ -42,5 +42,4 @@ class Replicas:
     def weight(self, batch_size: int, rank: int) -> float:
         """Fraction of the global batch that worker `rank` trains on; weights its loss in the mean over replicas."""
         share = share_of(batch_size, self.size, rank % self.size)
-        num_images: int = share.stop - share.start
-        return num_images / batch_size
+        return float((share.stop - share.start) / batch_size)

@@ -1,4 +1,4 @@
-"""What a latent becomes on a link: casts, and dithered bytes whose error is uniform noise."""
+"""Latents through a link: casts, and dithered bytes whose error is uniform noise."""
 
 import pytest
 import torch
