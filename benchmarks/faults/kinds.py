@@ -120,19 +120,19 @@ def second_run(training: Training, dice: random.Random, fault: Fault) -> None:
     first = training.worker(0)
     second = training.start_second()
     try:
-        said, _ = second.communicate(timeout=HANG_SECONDS)
+        output, _ = second.communicate(timeout=HANG_SECONDS)
     except subprocess.TimeoutExpired:
         second.kill()
-        said, _ = second.communicate()
+        output, _ = second.communicate()
         fault.wrong.append("the second run neither trained nor was refused")
     fault.noticed_s = time.monotonic() - begin
     if second.returncode == 0:  # the first was at its end before the second looked
         fault.kind = ""
         return
-    refused = re.search(r"error: run.dir: .* is in use: process (\d+) on \S+ trains in it since", said)
+    refused = re.search(r"error: run.dir: .* is in use: process (\d+) on \S+ trains in it since", output)
     fault.named = refused is not None and (fault.moment == AT_START or int(refused[1]) == first)
     if second.returncode != 1 or not fault.named:
-        fault.wrong.append(f"the second run ended with exit code {second.returncode}: {said[-300:]}")
+        fault.wrong.append(f"the second run ended with exit code {second.returncode}: {output[-300:]}")
     _goes_on(training, fault)
 
 
@@ -193,14 +193,14 @@ def damage(training: Training, dice: random.Random, fault: Fault) -> None:
     since = len(training.lines)
     training.start()
     training.wait_for_line(r"resuming after|^error", since, HANG_SECONDS)
-    said = training.said(since)
+    output = training.output(since)
     newest, before = checkpoints[-1].name, checkpoints[-2].name
     what = rf"({re.escape(path.name)} is damaged|has format)"
-    fault.named = re.search(rf"checkpoint \S*{newest}: {what}.* Taking the one before, {before}", said) is not None
-    if f"resuming after {int(checkpoints[-2].name[6:12])} epochs" not in said:
-        fault.wrong.append(f"not resumed from {checkpoints[-2].name}: {said[-300:]}")
+    fault.named = re.search(rf"checkpoint \S*{newest}: {what}.* Taking the one before, {before}", output) is not None
+    if f"resuming after {int(checkpoints[-2].name[6:12])} epochs" not in output:
+        fault.wrong.append(f"not resumed from {checkpoints[-2].name}: {output[-300:]}")
     if not fault.named:
-        fault.wrong.append(f"the cause was not named: {said[-300:]}")
+        fault.wrong.append(f"the cause was not named: {output[-300:]}")
     fault.resumed = "by repeating"
 
 
@@ -364,9 +364,9 @@ def _goes_on(training: Training, fault: Fault) -> None:
     since = len(training.lines)
     fault.resumed = "went on"
     if not training.wait_for_line(r"^epoch |^done: ", since, HANG_SECONDS):
-        said = training.said(since)
+        output = training.output(since)
         if training.is_running or any(training.exit_codes):
-            fault.wrong.append(f"it did not go on: {said[-400:]}")
+            fault.wrong.append(f"it did not go on: {output[-400:]}")
 
 
 def _is_said(training: Training, since: int, pattern: str, fault: Fault, or_the_launcher: int | None = None) -> None:
@@ -383,12 +383,12 @@ def _is_said(training: Training, since: int, pattern: str, fault: Fault, or_the_
         )
         fault.named = any(re.search(reports, line) for line in lines)
     if not fault.named:
-        fault.wrong.append(f"the cause was not named: {training.said(since)[-600:]}")
+        fault.wrong.append(f"the cause was not named: {training.output(since)[-600:]}")
 
 
 def _is_no_preemption(training: Training, since: int, fault: Fault) -> None:
     if any("preempted" in line for line in training.lines[since:]):
-        fault.wrong.append(f"a loss was taken for a preemption: {training.said(since)[-600:]}")
+        fault.wrong.append(f"a loss was taken for a preemption: {training.output(since)[-600:]}")
 
 
 def _link(training: Training, host: int, state: str) -> None:

@@ -51,13 +51,13 @@ def ray_head(num_cpus: int = 4) -> Iterator[RayHead]:
         start_new_session=True,
     ) as head:
         try:
-            said = []
+            lines = []
             for line in head.stdout:
-                said.append(line)
+                lines.append(line)
                 if "Ray runtime started" in line:
                     break
             else:
-                raise RuntimeError("Ray did not start:\n" + "".join(said))
+                raise RuntimeError("Ray did not start:\n" + "".join(lines))
             yield RayHead({**environment, "RAY_ADDRESS": f"127.0.0.2:{port}"})
         finally:
             while alive := _processes_of(head.pid):

@@ -151,7 +151,7 @@ def _bring_to_its_end(trial: Trial, training: Training) -> None:
             trial.wrong.append("an undisturbed sitting did not come to its end")
             return
     if not training.sitting_ended_well():
-        trial.wrong.append(f"an undisturbed sitting failed: {training.said(-15)}")
+        trial.wrong.append(f"an undisturbed sitting failed: {training.output(-15)}")
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ class Training:
         """Whether the last sitting has brought the run to its end."""
         return bool(self.launchers) and not any(self.exit_codes)
 
-    def said(self, since: int) -> str:
+    def output(self, since: int) -> str:
         """The output from that line on."""
         return "\n".join(self.lines[since:])
 

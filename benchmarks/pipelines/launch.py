@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class LaunchError(RuntimeError):
-    """A process ended with an error; the message has the end of what it said."""
+    """A process ended with an error; the message has the end of its output."""
 
 
 def launch(system: System, command: Sequence[str], out: Path, world_size: int, threads: int, timeout_s: float) -> None:
@@ -58,8 +58,8 @@ def launch(system: System, command: Sequence[str], out: Path, world_size: int, t
             raise LaunchError(f"{system.name}: not done after {timeout_s:.0f} s")
         failed = failed or [rank for rank, process in enumerate(processes) if process.poll()]
         if failed:
-            said = (out / f"log{failed[0]}.txt").read_text()[-2000:]
-            raise LaunchError(f"{system.name}: worker {failed[0]} ended with {processes[failed[0]].poll()}: {said}")
+            output = (out / f"log{failed[0]}.txt").read_text()[-2000:]
+            raise LaunchError(f"{system.name}: worker {failed[0]} ended with {processes[failed[0]].poll()}: {output}")
         if watch is not None:
             watch.write()
     finally:

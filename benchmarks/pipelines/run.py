@@ -94,8 +94,8 @@ class Measurements:
             kept.write_text(json.dumps({"settings": self.settings, "runs": self.runs}, indent=1) + "\n")
             kept.replace(self.path)
             speed = self.runs[key]["images_per_s"]
-            said = f"{speed:.0f} images/s" if speed else f"not possible: {self.runs[key]['not_possible']}"
-            print(f"{key}: {said}", flush=True)
+            outcome = f"{speed:.0f} images/s" if speed else f"not possible: {self.runs[key]['not_possible']}"
+            print(f"{key}: {outcome}", flush=True)
         return self.runs[key]
 
     def _run(self, system: System, batch_size: int, micro_batches: int) -> dict:

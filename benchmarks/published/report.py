@@ -60,14 +60,14 @@ def _rows_end_to_end(trained: Collection[str]) -> list[str]:
 def table(lines: Sequence[Line], measured: Mapping[str, dict], equal: Mapping[str, int], settings: Settings) -> str:
     """results.md."""
     total = sum(settings.epochs)
-    said = verdicts(measured, equal, total)
+    answers = verdicts(measured, equal, total)
     text = [*_head(measured, settings), "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
     text += [_line(line, measured, equal, settings) for line in lines]
     text += ["", *_notes(measured)]
     text += ["", f"Reproduced (size {settings.size}, scale {settings.scale:g}):", ""]
-    text += [f"- {verdict}" for verdict in said["reproduced"]]
+    text += [f"- {verdict}" for verdict in answers["reproduced"]]
     text += ["", "Beats end to end of equal multiply-adds:", ""]
-    text += [f"- {verdict}" for verdict in said["beats"]]
+    text += [f"- {verdict}" for verdict in answers["beats"]]
     for whole in _rows_end_to_end([name for name, line in measured.items() if line["num_epochs"]]):
         text += ["", f"{whole} and the rows compared with it, test bits/dim by epoch and by multiply-adds:", ""]
         text += [f"![{whole}, {stem}]({whole}/{stem}.png)" for stem in FIGURES]

@@ -180,17 +180,17 @@ def difference(line: dict, other: dict | None) -> float | None:
 
 def verdicts(measured: Mapping[str, dict], equal: Mapping[str, int], total: int) -> dict[str, list[str]]:
     """Whether each published by-parts row is reproduced, and whether it beats equal multiply-adds."""
-    said: dict[str, list[str]] = {"reproduced": [], "beats": []}
+    answers: dict[str, list[str]] = {"reproduced": [], "beats": []}
     for row in ROWS.values():
         if row.time_bound is None:
             continue
         line = measured.get(row.name)
         apart = line and difference(line, rival_of(row, measured))
         time = line and ratio(line, rival_of(row, measured), "time")
-        said["reproduced"].append(f"{row.name}: {_reproduced(apart, time, row.time_bound)}")
+        answers["reproduced"].append(f"{row.name}: {_reproduced(apart, time, row.time_bound)}")
         apart = line and difference(line, equal_of(row, measured, equal, total))
-        said["beats"].append(f"{row.name}, against {equal[row.name]} epochs end to end: {_beats(apart)}")
-    return said
+        answers["beats"].append(f"{row.name}, against {equal[row.name]} epochs end to end: {_beats(apart)}")
+    return answers
 
 
 def _reproduced(apart: float | None, time: float | None, bound: float) -> str:

@@ -77,10 +77,10 @@ class Leg:
         partial.replace(self.kept)
 
     def error(self, code: int) -> str:
-        """Why the process failed: the last error that it said."""
+        """Why the process failed: its last message."""
         output = self.log.read_text().rpartition(" -m pipeflow.launch ")[2]
-        said = [line for line in output.splitlines() if line.startswith("error: ")]
-        return said[-1].removeprefix("error: ") if said else f"exit code {code}, see {self.log}"
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        return errors[-1].removeprefix("error: ") if errors else f"exit code {code}, see {self.log}"
 
 
 def kept_summary(folder: Path, epochs: int) -> Path:

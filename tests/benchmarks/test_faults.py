@@ -37,14 +37,14 @@ def training(tmp_path):
 
     yield make
     left = [pid for each in made for pid in each.end()]
-    assert not left, made[-1].said(-30)
+    assert not left, made[-1].output(-30)
 
 
 def disturb(training: Training, kind: Callable, epoch: int, seed: int = 0) -> Fault:
     """The command, and a fault once it has said that this many epochs are done."""
     if not training.is_running:
         training.start()
-    assert training.wait_for_line(rf"^epoch {epoch}/", 0, HANG_SECONDS), training.said(-30)
+    assert training.wait_for_line(rf"^epoch {epoch}/", 0, HANG_SECONDS), training.output(-30)
     fault = Fault("of the test", "while it trains")
     kind(training, random.Random(seed), fault)
     assert fault.kind, "there was nothing to disturb any more"
@@ -56,7 +56,7 @@ def assert_ends_as_if_nothing_had_happened(training: Training, undisturbed: Path
     """Repeats the command, unless the training goes on by itself, and compares the runs."""
     if not training.is_running:
         training.start()
-    assert training.wait_for_end(HANG_SECONDS) and training.sitting_ended_well(), training.said(-30)
+    assert training.wait_for_end(HANG_SECONDS) and training.sitting_ended_well(), training.output(-30)
     assert not differences(training.folder, undisturbed)
 
 

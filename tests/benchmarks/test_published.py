@@ -107,12 +107,12 @@ def test_verdicts_and_table():
         "across3_lr1e-5": numbers(3.915, 390),
         "concurrent_balanced3": numbers(4.5, 100, ended=False, num_epochs=12, num_images=2000, error="rose to 9"),
     }
-    said = verdicts(measured, EQUAL, 90)
-    assert said["reproduced"] == [
+    answers = verdicts(measured, EQUAL, 90)
+    assert answers["reproduced"] == [
         "across2_lr1e-4: yes: +0.015 bits/dim against end to end (at most +0.02), 0.70 of its time (at most 0.72)",
         "across3_lr1e-5: no: +0.025 bits/dim against end to end (at most +0.02), 0.65 of its time (at most 0.66)",
     ]
-    assert said["beats"] == [
+    assert answers["beats"] == [
         "across2_lr1e-4, against 64 epochs end to end: no, behind by 0.005 bits/dim",
         "across3_lr1e-5, against 58 epochs end to end: yes, by 0.005 bits/dim",
     ]
