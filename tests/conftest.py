@@ -1,5 +1,6 @@
 """What all tests share: one thread, a cache folder of their own, workers that end with the test, and one small run."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -17,6 +18,14 @@ from tests.launching import Launch
 from tests.small_runs import torchrun as start_torchrun
 
 torch.set_num_threads(1)
+
+
+HAS_RAY = importlib.util.find_spec("ray") is not None
+collect_ignore = [] if HAS_RAY else ["ray", "launch/test_ray.py", "launch/test_tune_part_lr.py"]
+
+
+def pytest_report_header() -> str:
+    return "" if HAS_RAY else f"without ray, so without {', '.join(collect_ignore)}"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -72,7 +81,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     pipeflow.train(
         pipeflow.Config.from_dict({
-            "run": {"dir": str(folder), "device": "cpu"},
+            "run": {"dir": str(folder), "device": "cpu", "figures": False},
             "data": {"name": "dead_leaves", "num_train": 128, "num_test": 64},
             "model": {"num_blocks": 2, "num_steps": 2, "width": 8},
             "parts": {"split": "across", "num": 2},

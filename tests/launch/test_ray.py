@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray.train
 
 from pipeflow import train
 from tests.launch.clusters import RAY, Cluster, lose, processes_of
@@ -22,7 +23,6 @@ from tests.small_runs import (
     small_config,
 )
 
-ray_train = pytest.importorskip("ray.train")
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_a_submitted_job_is_the_same_run(cluster, tmp_path):
     assert_same_tensors(tmp_path / "alone", tmp_path / "run")
     assert learned(tmp_path / "alone") == learned(tmp_path / "run")
     (records,) = (tmp_path / "ray").glob("run-*")
-    result = ray_train.Result.from_path(records)
+    result = ray.train.Result.from_path(records)
     assert result.metrics["event"] == "end" and result.metrics["test_bpd"] == summary["test_bpd"]
     images = 2 * 96  # of two local epochs, and their latents' float32 values
     assert result.metrics["link_bytes"] == {"0->1": images * 12 * 16 * 16 * 4, "1->2": images * 24 * 8 * 8 * 4}
