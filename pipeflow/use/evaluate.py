@@ -52,10 +52,10 @@ def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
     batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
     # Sums that are grouped by other parts than the run's differ in the last bit. New heads do not count: only the flow's
     # own prior enters its bits/dim.
-    cuts = [part.layers[0] for part in summary.parts[1:]] if summary.epochs[-1].is_local else []
     try:
+        cuts = [part.layers[0] for part in summary.parts[1:]] if summary.epochs[-1].is_local else []
         parts = split_flow(flow, cuts, config.parts.head)
-    except ConfigError as error:
+    except (ConfigError, IndexError) as error:
         path = Path(run_dir, "summary.json")
         raise CheckpointError(f"{path} is damaged (parts: {error}): take it from a copy, or run again.") from None
     where = choose_device(device)
