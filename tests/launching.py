@@ -23,6 +23,9 @@ MAIN = "pipeflow.launch:main"
 GRACE_SECONDS = 10.0
 """How long workers may take to end after SIGTERM."""
 
+NOTICE_SECONDS = 0.5
+"""How long the others go on after one has failed, as under torchrun, so that who would say the same error again does."""
+
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
     ["torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "torchvision", "numpy", "yaml"]
@@ -187,14 +190,17 @@ def _watch(workers: dict[int, int]) -> dict[int, int]:
     """Waits until all have ended; their exit codes by rank. A failure, SIGTERM, or the end of the test ends the others."""
     test = multiprocessing.parent_process().sentinel
     codes: dict[int, int] = {}
-    deadline = None
+    failed_at = deadline = None
     while len(codes) < len(workers):
         got = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, 0.2)
         for pid in [pid for pid, rank in workers.items() if rank not in codes]:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 codes[workers[pid]] = os.waitstatus_to_exitcode(status)
-        is_over = any(codes.values()) or wait([test], 0) or (got is not None and got.si_signo == signal.SIGTERM)
+        if any(codes.values()) and failed_at is None:
+            failed_at = time.monotonic()
+        is_over = failed_at is not None and time.monotonic() > failed_at + NOTICE_SECONDS
+        is_over = is_over or wait([test], 0) or (got is not None and got.si_signo == signal.SIGTERM)
         running = [pid for pid, rank in workers.items() if rank not in codes]
         if is_over and deadline is None:
             deadline = time.monotonic() + GRACE_SECONDS
