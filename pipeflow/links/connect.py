@@ -18,7 +18,7 @@ def connect(world: World, parts: Sequence[Part], owners: Sequence[int], config: 
     Args:
         world: this worker among the others.
         parts: all parts of the flow.
-        owners: the stage that holds each part.
+        owners: the place that holds each part.
         config: the run.
     """
     links: dict[int, Link] = {}
@@ -31,7 +31,7 @@ def connect(world: World, parts: Sequence[Part], owners: Sequence[int], config: 
                 link = _connect_ranks(world, channel, ranks, config)
                 if link is not None:
                     links[part.index] = link
-        elif source == world.stage:
+        elif source == world.place:
             links[part.index] = LocalLink(channel, world.traffic)
     return links
 

@@ -116,7 +116,7 @@ def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | No
     if rates is not None and len(rates) != len(parts):
         raise ConfigError(f"optim.part_lr: {len(rates)} rates for {len(parts)} parts: give one for each part.")
     is_shared = config.finetune.parallel == "ddp" and not config.num_local_epochs
-    if world.num_stages > len(parts) and not is_shared:
+    if world.num_places > len(parts) and not is_shared:
         most = len(parts) * world.num_replicas
         raise ConfigError(f"{world.size} workers for {len(parts)} parts: start at most {most} workers.")
     return parts

@@ -99,24 +99,24 @@ class Stages:
 
     def _start_local(self) -> None:
         world, config = self.world, self.config
-        if world.num_stages > len(self.parts):
+        if world.num_places > len(self.parts):
             raise ConfigError(
-                f"{world.num_stages} workers for {len(self.parts)} parts, and the checkpoint is from before the gather: "
+                f"{world.num_places} workers for {len(self.parts)} parts, and the checkpoint is from before the gather: "
                 f"start at most {len(self.parts)} workers."
             )
         self.name = "local"
         self.replicas = world.replicas_of_parts()
-        starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.num_stages)
+        starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.num_places)
         owners = [sum(part.index >= start for start in starts) - 1 for part in self.parts]
         world.tell_parts(owners)
         rates = config.optim.part_lr or [config.optim.lr] * len(self.parts)
         trainers = [
             self._make_trainer(part, rates[part.index], self.schedule.num_updates(part.index))
             for part, owner in zip(self.parts, owners)
-            if owner == world.stage
+            if owner == world.place
         ]
         links = connect(world, self.parts, owners, config)
-        self.worker = self._make_worker(trainers, links, has_images=world.stage == 0)
+        self.worker = self._make_worker(trainers, links, has_images=world.place == 0)
         self._load_or_initialize()
         self._hand_to_replicas("replicas")
 

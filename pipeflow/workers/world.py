@@ -105,13 +105,13 @@ class World:
         self._key_prefix = ""
 
     @property
-    def stage(self) -> int:
-        """This worker's position in the line of those that hold different parts."""
+    def place(self) -> int:
+        """This worker's place in the line of those that hold different parts; replicas share a place."""
         return self.rank // self.num_replicas
 
     @property
-    def num_stages(self) -> int:
-        """Workers in that line."""
+    def num_places(self) -> int:
+        """Places in that line."""
         return self.size // self.num_replicas
 
     def join(self) -> None:
@@ -200,11 +200,11 @@ class World:
     def tell_parts(self, owners: Sequence[int]) -> None:
         """Sets which worker holds which parts, for messages about one that is lost before its first beat.
 
-        owners: the stage that holds each part.
+        owners: the place that holds each part.
         """
         if self.monitor is not None:
-            stages = [[part for part, owner in enumerate(owners) if owner == stage] for stage in range(self.num_stages)]
-            self.monitor.parts = {rank: stages[rank // self.num_replicas] for rank in range(self.size)}
+            held = [[part for part, owner in enumerate(owners) if owner == place] for place in range(self.num_places)]
+            self.monitor.parts = {rank: held[rank // self.num_replicas] for rank in range(self.size)}
 
     def new_group(
         self, ranks: Sequence[int], backend: str, timeout: timedelta = _NO_TIMEOUT
@@ -220,7 +220,7 @@ class World:
         ranks = range(self.size)
         rows = [ranks[start : start + self.num_replicas] for start in ranks[:: self.num_replicas]]
         groups = [self._gradient_group(row) for row in rows]
-        return Replicas(tuple(rows[self.stage]), self.rank, groups[self.stage])
+        return Replicas(tuple(rows[self.place]), self.rank, groups[self.place])
 
     def replicas_of_all(self) -> Replicas:
         """All workers, which hold the whole flow. All call this together."""
