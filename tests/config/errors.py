@@ -12,10 +12,9 @@ def message_of(function: Callable, *arguments) -> str:
     """The one line of the ConfigError that a call raises."""
     with pytest.raises(ConfigError) as error:
         function(*arguments)
-    message = str(error.value)
     assert isinstance(error.value, PipeflowError) and isinstance(error.value, ValueError)
-    assert "\n" not in message
-    return message
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def refused(name: str, value: object) -> str:

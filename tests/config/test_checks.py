@@ -1,5 +1,7 @@
 """Options that do not agree with each other, with the flow, or with the number of workers."""
 
+import re
+
 import pytest
 
 from pipeflow.config import Config
@@ -8,94 +10,62 @@ from tests.config.errors import message_of
 
 DDP = {"finetune": {"parallel": "ddp"}}
 NAMES = {"parts": {"split": ["a.b"], "num": None}}
+END_TO_END = {"schedule": {"mode": "end_to_end"}}
 
 
 @pytest.mark.parametrize(
     "sections, words",
     [
-        (
-            {"data": {"name": "cifar100"}},
-            ["data.name: expected cifar10, images, dead_leaves or module:function", "'cifar100'"],
-        ),
-        ({"data": {"name": "a:b:c"}}, ["data.name: expected "]),
-        ({"data": {"name": ":"}}, ["data.name: expected "]),
-        ({"data": {"name": "images"}}, ["data.path: data.name 'images' needs a folder"]),
-        ({"model": {"name": "realnvp"}}, ["model.name: expected glow or module:function, got 'realnvp'"]),
-        ({"model": {"name": "module:"}}, ["model.name: expected "]),
-        (
-            {"schedule": {"local_epochs": 0, "finetune_epochs": 0}},
-            ["schedule.local_epochs", "schedule.finetune_epochs"],
-        ),
-        ({"parts": {"split": "blocks", "num": 2}}, ["parts.num: 2", "gives 3 parts", "set parts.num to 3 or null"]),
-        ({"parts": {"split": ["a.b"], "num": 3}}, ["parts.num: 3", "a.b", "gives 2 parts"]),
-        ({"parts": {"num": 5}}, ["parts.num: 5 parts across blocks need 4 blocks", "model.num_blocks is 3"]),
-        ({"model": {"num_blocks": 1}}, ["parts.num: 3 parts across", "at most 2 parts", "balanced"]),
-        ({"parts": {"num": None}}, ["parts.num: a split 'across' needs"]),
-        ({"parts": {"split": "halves"}}, ["parts.split: expected blocks, across, balanced", "'halves'"]),
-        ({"optim": {"part_lr": [1, 2]}}, ["optim.part_lr: 2 rates", "for 3 parts"]),
-        ({"optim": {"part_lr": "1e-3"}}, ["optim.part_lr: 1 rates (0.001)"]),
-        (
-            {"parts": {"replicas": 2}, "optim": {"batch_size": 1}},
-            ["parts.replicas: 2 workers cannot share a batch of 1 "],
-        ),
-        (
-            {"parts": {"replicas": 2}, "schedule": {"mode": "end_to_end"}},
-            ["parts.replicas: 2", "finetune.parallel to ddp"],
-        ),
+        ({"data": {"name": "cifar100"}}, "data.name: expected cifar10, images, dead_leaves or module:f.*'cifar100'"),
+        ({"data": {"name": "a:b:c"}}, "data.name: expected "),
+        ({"data": {"name": ":"}}, "data.name: expected "),
+        ({"data": {"name": "images"}}, "data.path: data.name 'images' needs a folder"),
+        ({"model": {"name": "realnvp"}}, "model.name: expected glow or module:function, got 'realnvp'"),
+        ({"model": {"name": "module:"}}, "model.name: expected "),
+        ({"schedule": {"local_epochs": 0, "finetune_epochs": 0}}, "schedule.local_epochs.*schedule.finetune_epochs"),
+        ({"parts": {"split": "blocks", "num": 2}}, "parts.num: 2.*gives 3 parts.*set parts.num to 3 or null"),
+        ({"parts": {"split": ["a.b"], "num": 3}}, "parts.num: 3.*a.b.*gives 2 parts"),
+        ({"parts": {"num": 5}}, "parts.num: 5 parts across blocks need 4 blocks.*model.num_blocks is 3"),
+        ({"model": {"num_blocks": 1}}, "parts.num: 3 parts across.*at most 2 parts.*balanced"),
+        ({"parts": {"num": None}}, "parts.num: a split 'across' needs"),
+        ({"parts": {"split": "halves"}}, "parts.split: expected blocks, across, balanced.*'halves'"),
+        ({"optim": {"part_lr": [1, 2]}}, "optim.part_lr: 2 rates.*for 3 parts"),
+        ({"optim": {"part_lr": "1e-3"}}, r"optim.part_lr: 1 rates \(0.001\)"),
+        ({"parts": {"replicas": 2}, "optim": {"batch_size": 1}}, "replicas: 2 workers cannot share a batch of 1 "),
+        ({"parts": {"replicas": 2}, **END_TO_END}, "parts.replicas: 2.*finetune.parallel to ddp"),
     ],
 )
 def test_options_that_do_not_agree(sections, words):
-    message = message_of(Config.from_dict, sections)
-    assert all(word in message for word in words), message
+    assert re.search(words, message_of(Config.from_dict, sections))
 
 
 @pytest.mark.parametrize(
-    "sections",
-    [
-        {"data": {"name": "module:function"}},
-        {"data": {"name": "images", "path": "photos.zip"}},
-        {"model": {"name": "package.module:function"}},
-    ],
+    "split, num, num_parts",
+    [("across", 1, 1), ("across", 4, 4), ("balanced", 7, 7), ("blocks", 3, 3), ("blocks", None, 3)]
+    + [(["a.b", "c.d"], None, 3), (["a.b", "c.d"], 3, 3)],
 )
-def test_options_that_agree(sections):
-    Config.from_dict(sections)
-
-
-@pytest.mark.parametrize(
-    "parts, num_parts",
-    [
-        ({"split": "across", "num": 1}, 1),
-        ({"split": "across", "num": 4}, 4),
-        ({"split": "balanced", "num": 7}, 7),
-        ({"split": "blocks", "num": 3}, 3),
-        ({"split": "blocks", "num": None}, 3),
-        ({"split": ["a.b", "c.d"], "num": None}, 3),
-        ({"split": ["a.b", "c.d"], "num": 3}, 3),
-    ],
-)
-def test_number_of_parts(parts, num_parts):
-    assert Config.from_dict({"parts": parts}).num_parts == num_parts
+def test_number_of_parts(split, num, num_parts):
+    assert Config.from_dict({"parts": {"split": split, "num": num}}).num_parts == num_parts
 
 
 @pytest.mark.parametrize(
     "sections, most, words",
     [
-        ({}, 3, ["4 workers for 3 parts", "--nproc_per_node=3"]),
-        (NAMES, 2, ["3 workers for 2 parts", "parts.split a.b, parts.num null"]),
-        (DDP, 3, ["4 workers for 3 parts"]),
-        ({"schedule": {"mode": "end_to_end"}}, 3, ["4 workers for 3 parts"]),
-        ({**DDP, "schedule": {"mode": "end_to_end"}}, 64, ["ddp: 65 workers cannot share a batch of 64 images"]),
-        ({**DDP, "schedule": {"local_epochs": 0}}, 64, ["ddp: 65 workers cannot share a batch of 64 images"]),
-        ({**DDP, "optim": {"batch_size": 2}}, 2, ["finetune.parallel: ddp", "3 workers", "2 images"]),
-        ({**DDP, "optim": {"batch_size": 2}, "schedule": {"finetune_epochs": 0}}, 3, ["4 workers for 3 parts"]),
+        ({}, 3, "4 workers for 3 parts.*--nproc_per_node=3"),
+        (NAMES, 2, "3 workers for 2 parts.*parts.split a.b, parts.num null"),
+        (DDP, 3, "4 workers for 3 parts"),
+        (END_TO_END, 3, "4 workers for 3 parts"),
+        ({**DDP, **END_TO_END}, 64, "finetune.parallel: ddp: 65 workers cannot share a batch of 64 images"),
+        ({**DDP, "schedule": {"local_epochs": 0}}, 64, "ddp: 65 workers cannot share a batch of 64 images"),
+        ({**DDP, "optim": {"batch_size": 2}}, 2, "finetune.parallel: ddp.*3 workers.*2 images"),
+        ({**DDP, "optim": {"batch_size": 2}, "schedule": {"finetune_epochs": 0}}, 3, "4 workers for 3 parts"),
     ],
 )
 def test_more_workers_than_parts_or_images(sections, most, words):
     config = Config.from_dict(sections)
     config.check_world_size(1)
     config.check_world_size(most)
-    message = message_of(config.check_world_size, most + 1)
-    assert all(word in message for word in words), message
+    assert re.search(words, message_of(config.check_world_size, most + 1))
 
 
 def test_workers_are_a_multiple_of_the_replicas():
@@ -118,8 +88,5 @@ def test_only_the_flow_tells_how_many_blocks_it_has():
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_a_batch_has_from_one_to_all_images(batch_size):
     message = message_of(check_batch_size, batch_size, 10, "noise")
-    assert (
-        message
-        == f"optim.batch_size is {batch_size}, but there are 10 training images (noise): it must be from 1 to 10."
-    )
+    assert message.startswith(f"optim.batch_size is {batch_size}, but there are 10 training images (noise): it must")
     check_batch_size(10, 10, "noise")

@@ -40,20 +40,12 @@ def test_command_lines_that_are_refused(arguments, parts):
 
 
 def test_values_that_begin_with_a_minus():
-    """A single one is a value: a negative number is refused for what it is. Two need the form with '='."""
+    """One minus begins a value, two begin an option."""
     for arguments in (["--optim.lr", "-1e-3"], ["--optim.lr=-1e-3"]):
         assert message_of(from_options, *arguments) == "optim.lr: must be a number above 0, got -0.001."
     assert from_options("--run.dir", "-x").run.dir == "-x"
     assert from_options("--run.dir=--x").run.dir == "--x"
     assert "--run.dir has no value" in message_of(from_options, "--run.dir", "--x")
-
-
-def test_values_become_their_types():
-    config = from_options("--optim.part_lr", "1e-3,5e-4,1", "--data.flip=true", "--eval.num_images", "null")
-    assert config.optim.part_lr == (1e-3, 5e-4, 1.0)
-    assert config.data.flip is True and config.eval.num_images is None
-    assert message_of(from_options, "--run.dir=").startswith("run.dir: expected text, got ''")
-    assert message_of(from_options, "--optim.lr", "").startswith("optim.lr: expected a number, got ''")
 
 
 def test_only_rank_0_reports_a_mistake(monkeypatch, capsys):

@@ -1,10 +1,11 @@
 """YAML and values of options: how they are read, and the messages about those that cannot be read."""
 
+import re
+
 import pytest
 import yaml
 
 from pipeflow.config import Config, load
-from pipeflow.errors import ConfigError
 from tests.config.errors import message_of, refused
 
 
@@ -30,9 +31,7 @@ class TestYaml:
     def test_text_that_yaml_reads_as_something_else_must_be_quoted(self, load_text, text):
         """YAML makes 1.1 of 1.10, so the message must not advise to quote '1.1', which is another folder."""
         message = message_of(load_text, f"data: {{path: {text}}}")
-        assert message.startswith("data.path: expected text, got ") and message.endswith(
-            "quote it as you mean it, '...'."
-        )
+        assert re.match(r"data.path: expected text, got .*quote it as you mean it, '...'\.$", message)
         assert load_text(f"data: {{path: '{text}'}}").data.path == text
 
     @pytest.mark.parametrize(
@@ -51,10 +50,6 @@ class TestYaml:
         message = message_of(load_text, text)
         assert all(part in message for part in parts), message
 
-    def test_section_that_is_no_mapping_under_an_override(self, load_text):
-        with pytest.raises(ConfigError, match="optim: has 3 where its options should be"):
-            load_text("optim: 3", **{"optim.lr": "1"})
-
     def test_files_that_cannot_be_read(self, tmp_path):
         (tmp_path / "latin.yaml").write_bytes("run: {dir: Übung}".encode("latin-1"))
         assert "is not YAML" in message_of(load, str(tmp_path / "latin.yaml"))
@@ -62,10 +57,10 @@ class TestYaml:
         assert "missing.yaml: No such file" in message and "configs/" in message
         assert "Is a directory" in message_of(load, str(tmp_path))
 
-    def test_empty_file_is_the_default(self, load_text):
-        assert load_text("# nothing yet\n") == Config()
-
     def test_overrides_go_over_the_file(self, load_text):
+        assert load_text("# nothing yet\n") == Config()
+        with pytest.raises(ValueError, match="optim: has 3 where its options should be"):
+            load_text("optim: 3", **{"optim.lr": "1"})
         config = load_text("optim: {lr: 1, ema: 0.5}", **{"optim.lr": "2e-5", "run.seed": "7"})
         assert (config.optim.lr, config.optim.ema, config.run.seed) == (2e-5, 0.5, 7)
 
@@ -84,7 +79,7 @@ class TestYaml:
 )
 def test_unknown_names(settings, parts):
     message = message_of(Config.from_dict, settings)
-    assert all(part in message for part in parts), message
+    assert all(part in message for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +90,7 @@ def test_unknown_names(settings, parts):
         ("run.seed", None, "a whole number"),
         ("data.num_train", "many", "a whole number"),
         ("optim.lr", "fast", "a number"),
+        ("optim.lr", "", "a number"),
         ("optim.lr", False, "a number"),
         ("data.flip", 1, "true or false"),
         ("run.dir", "", "text"),
@@ -126,11 +122,13 @@ def test_forms_of_values():
     assert (config.optim.ema, config.optim.part_lr, config.finetune.lr) == (0.5, (1.0, 0.2, 3.0), None)
 
 
-@pytest.mark.parametrize("split", ["a.b,c.d", "a.b, c.d", "[a.b, c.d]", ["a.b", "c.d"], ("a.b", "c.d")])
-def test_forms_of_a_list(split):
-    assert Config.from_dict({"parts": {"split": split}}).parts.split == ("a.b", "c.d")
-
-
-@pytest.mark.parametrize("split", ["a.b", "[a.b]", ["a.b"]])
-def test_forms_of_a_list_of_one(split):
-    assert Config.from_dict({"parts": {"split": split, "num": 2}}).parts.split == ("a.b",)
+@pytest.mark.parametrize(
+    "forms, names",
+    [
+        (["a.b,c.d", "a.b, c.d", "[a.b, c.d]", ["a.b", "c.d"], ("a.b", "c.d")], ("a.b", "c.d")),
+        (["a.b", "[a.b]", ["a.b"]], ("a.b",)),
+    ],
+)
+def test_forms_of_a_list(forms, names):
+    for split in forms:
+        assert Config.from_dict({"parts": {"split": split, "num": None}}).parts.split == names

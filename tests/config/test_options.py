@@ -13,7 +13,7 @@ import yaml
 from pipeflow.config import Config, ScheduleConfig, describe_options, option_names
 from pipeflow.config.options import SECTIONS
 from pipeflow.errors import ConfigError
-from tests.config.errors import message_of, refused
+from tests.config.errors import refused
 
 OPTIONS = {f"{name}.{each.name}": each for name, section in SECTIONS.items() for each in dataclasses.fields(section)}
 BOUNDS = [
@@ -27,52 +27,35 @@ BOUNDS = [
 @pytest.mark.parametrize("name, bound, limit", BOUNDS)
 def test_values_beyond_a_bound_are_refused(name, bound, limit):
     beyond = {"at_least": limit - 1, "at_most": limit + 1, "above": limit, "below": limit}[bound]
-    is_list = name == "optim.part_lr"
-    message = refused(name, [1, beyond, 1] if is_list else beyond)
+    message = refused(name, [1, beyond, 1] if name == "optim.part_lr" else beyond)
     assert re.match(rf"{name}: must be .*{limit:,}.*, got {beyond}", message)
-    if bound in ("at_least", "at_most"):
-        assert f"{name}: must be" not in str(_error_of(name, limit))
+    if bound in ("at_least", "at_most"):  # the bound itself is allowed, if not always by the other options
+        section, _, key = name.partition(".")
+        try:
+            Config.from_dict({section: {key: limit}})
+        except ConfigError as error:
+            assert f"{name}: must be" not in str(error)
 
 
-def _error_of(name: str, value: object) -> Exception | None:
-    """A bound itself is allowed, if not always by the other options."""
-    section, _, key = name.partition(".")
-    try:
-        Config.from_dict({section: {key: value}})
-    except ConfigError as error:
-        return error
-    return None
-
-
-@pytest.mark.parametrize("name", ["optim.lr", "optim.clip_norm", "optim.ema", "link.timeout_s", "finetune.lr"])
-def test_what_is_no_number_is_out_of_bounds(name):
-    assert refused(name, math.nan).startswith(f"{name}: must be ")
-
-
-@pytest.mark.parametrize("name", ["optim.lr", "link.timeout_s"])
-def test_an_infinite_number_is_no_number_above_0(name):
-    assert refused(name, math.inf) == f"{name}: must be a number above 0, got inf."
-
-
-def test_every_number_has_a_lower_bound():
-    """A new option must not come without one."""
+def test_every_number_has_a_lower_bound_and_is_one():
+    """A new option must not come without a bound."""
     for name, option in OPTIONS.items():
         if isinstance(option.default, int | float) and not isinstance(option.default, bool):
             assert refused(name, -1).startswith(f"{name}: must be ")
+        if isinstance(option.default, float) or name == "finetune.lr":
+            assert refused(name, math.nan).startswith(f"{name}: must be ")
+    for name in ("optim.lr", "link.timeout_s"):
+        assert refused(name, math.inf) == f"{name}: must be a number above 0, got inf."
 
 
-@pytest.mark.parametrize(
-    "text, turn",
-    [
-        ("1 epoch", (1, "epochs")),
-        ("3 epochs", (3, "epochs")),
-        ("1 step", (1, "steps")),
-        (" 200  steps ", (200, "steps")),
-    ],
-)
-def test_forms_of_a_turn(text, turn):
-    assert ScheduleConfig(alternate_every=text).turn == turn
-    assert Config.from_dict({"schedule": {"alternate_every": text}}).schedule.alternate_every == text
+def test_forms_of_a_turn():
+    turns = {
+        "1 epoch": (1, "epochs"),
+        "3 epochs": (3, "epochs"),
+        "1 step": (1, "steps"),
+        " 200  steps ": (200, "steps"),
+    }
+    assert {text: ScheduleConfig(alternate_every=text).turn for text in turns} == turns
 
 
 @pytest.mark.parametrize("text", ["epoch", "1", "0 steps", "-1 steps", "1.5 epochs", "1epoch", "2 days", "² steps"])
@@ -102,21 +85,14 @@ def test_a_configuration_with_everything_changed_comes_back():
     assert isinstance(config.parts.split, tuple) and isinstance(config.to_dict()["parts"]["split"], list)
 
 
-def test_to_dict_has_every_option():
-    names = [f"{section}.{name}" for section, values in Config().to_dict().items() for name in values]
-    assert names == option_names() == list(OPTIONS)
-
-
-def test_a_configuration_does_not_change():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().optim.lr = 1.0
-
-
-def test_help_lists_every_option_with_its_default():
-    for section, values in Config().to_dict().items():
-        for name, value in values.items():
-            (line,) = re.findall(rf"^  --{section}\.{name} .*$", describe_options(), re.MULTILINE)
-            assert line.endswith(f"[{'null' if value is None else value}]") and len(line.split()) > 2
+def test_to_dict_and_help_have_every_option_with_its_default():
+    defaults = {
+        f"{section}.{key}": value for section, values in Config().to_dict().items() for key, value in values.items()
+    }
+    assert list(defaults) == option_names() == list(OPTIONS)
+    for name, value in defaults.items():
+        (line,) = re.findall(rf"^  --{re.escape(name)} .*$", describe_options(), re.MULTILINE)
+        assert line.endswith(f"[{'null' if value is None else value}]") and len(line.split()) > 2
 
 
 def test_a_mistyped_option_is_one_line_before_anything_slow(tmp_path: Path):
@@ -127,4 +103,3 @@ def test_a_mistyped_option_is_one_line_before_anything_slow(tmp_path: Path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "error: unknown option 'optim.lrr': did you mean 'optim.lr'?\n"
-    assert "unknown option 'optim.lrr'" in message_of(Config.from_dict, {"optim": {"lrr": 1}})
