@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipeflow.errors import CheckpointError, PipeflowError
+from pipeflow.errors import CheckpointError
 from pipeflow.report.curves import AXES, exit_curves, spans
 from pipeflow.report.curves import test_curve as whole_flow_curve
 from pipeflow.report.table import phases, report
@@ -24,10 +24,6 @@ def printed(run_dirs, width: int = 160, **options) -> str:
 # Reading
 
 
-def test_a_run_that_ended_is_its_summary(tmp_path):
-    assert read_run(write(tmp_path / "a")) == SavedRun(summary=summary("a"), ended=True)
-
-
 def test_a_run_that_has_not_ended_is_put_together_from_its_log(tmp_path):
     folder = write_log(tmp_path / "live", ALTERNATE, ("gather", {"bytes": GATHER, "seconds": 0.5}))
     with open(folder / "metrics.jsonl", "a") as log:
@@ -36,6 +32,7 @@ def test_a_run_that_has_not_ended_is_put_together_from_its_log(tmp_path):
     so_far = summary("live", test_bpd=ALTERNATE[-1].test_bpd, exit_bpd=ALTERNATE[2].exit_bpd)
     so_far = dataclasses.replace(so_far, bytes=dataclasses.replace(so_far.bytes, finetune=600, total=total))
     assert read_run(folder) == SavedRun(summary=so_far, ended=False)
+    assert read_run(write(tmp_path / "a")) == SavedRun(summary=summary("a"), ended=True)
 
 
 @pytest.mark.parametrize(
@@ -50,21 +47,24 @@ def test_a_run_that_has_not_ended_is_put_together_from_its_log(tmp_path):
 def test_what_is_no_run_is_an_error_the_user_can_act_on(tmp_path, files, words):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=words) as raised:
+    with pytest.raises(CheckpointError, match=f"{tmp_path}.*{words}|{words}.*{tmp_path}"):
         read_run(tmp_path)
-    assert isinstance(raised.value, PipeflowError) and str(tmp_path) in str(raised.value)
 
 
 # What the curves are made of
 
 
 def test_the_gather_lies_between_the_local_epochs_and_finetune():
-    run = summary("a")
-    assert [end for _, _, end in spans(run, AXES["epoch"])] == [1, 2, 3, 3, 4, 5]
-    assert [end for _, _, end in spans(run, AXES["seconds"])] == [2, 4, 6, 6.5, 8.5, 10.5]
-    assert [end for _, _, end in spans(run, AXES["bytes"])] == [3000, 6000, 9000, 10200, 10500, 10800]
-    assert [end for _, _, end in spans(run, AXES["macs"])] == [1e9, 2e9, 3e9, 3e9, 4e9, 5e9]
-    assert [record is None for record, _, _ in spans(run, AXES["epoch"])] == [False] * 3 + [True] + [False] * 2
+    ends = {
+        "epoch": [1, 2, 3, 3, 4, 5],
+        "seconds": [2, 4, 6, 6.5, 8.5, 10.5],
+        "bytes": [3000, 6000, 9000, 10200, 10500, 10800],
+        "macs": [1e9, 2e9, 3e9, 3e9, 4e9, 5e9],
+    }
+    for axis in AXES:
+        lengths = spans(summary("a"), AXES[axis])
+        assert [end for _, _, end in lengths] == ends[axis]
+        assert [record is None for record, _, _ in lengths] == [False] * 3 + [True] + [False] * 2
 
 
 def test_curves_begin_before_training_and_skip_epochs_without_evaluation():
@@ -111,18 +111,10 @@ def test_several_runs_are_compared_in_figures_of_their_own(tmp_path):
     assert not list(folders[0].glob("*.png"))
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Drawing takes most of a report's time."""
-    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [])
-
-
-def test_a_narrow_console_loses_nothing(tmp_path, no_figures):
+def test_a_narrow_console_loses_nothing_and_a_run_that_has_not_ended_is_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [])  # they take most of a report's time
     text = printed([write(tmp_path / "a_name_that_is_rather_long")], width=60)
     for cell in ("a_name_that_is_rather_long", "3 alternate + 2 finetune", "6.800 6.300 5.800", "12.3"):
         assert cell in text
-
-
-def test_a_run_that_has_not_ended_is_marked(tmp_path, no_figures):
     text = printed([write_log(tmp_path / "live", ALTERNATE[:2])])
     assert "5.900*" in text and "has not ended" in text

@@ -6,7 +6,7 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeflow.errors import CheckpointError, PipeflowError
+from pipeflow.errors import CheckpointError
 from pipeflow.rundir.log import MetricsLog
 from pipeflow.rundir.records import Epoch, EpochBytes
 from tests import run_records
@@ -24,6 +24,13 @@ def epoch(number: int, test_bpd: float | None = 5.0, phase: str = "concurrent") 
     )
 
 
+def started(folder) -> MetricsLog:
+    """The log of a run that has just begun."""
+    log = MetricsLog(folder)
+    log.event("start", initial_bpd=7.1, parts=[])
+    return log
+
+
 def lines(run_dir) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -33,31 +40,22 @@ def scalars(run_dir) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(s.step, s.value) for s in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_events_are_lines_in_order_and_on_disk_at_once(tmp_path):
-    log = MetricsLog(tmp_path)
-    log.event("start", initial_bpd=7.1, parts=[])
-    log.event("checkpoint", path="é")
-    assert lines(tmp_path) == [
-        {"event": "start", "initial_bpd": 7.1, "parts": []}, {"event": "checkpoint", "path": "é"}
-    ]  # fmt: skip
-    assert log.position() == (tmp_path / "metrics.jsonl").stat().st_size
-    log.close()
-
-
-def test_what_is_synced_is_on_the_disk(tmp_path, monkeypatch):
+def test_events_are_lines_in_order_and_on_disk_at_once(tmp_path, monkeypatch):
+    """And only those of this run; `sync` has them on the disk."""
     synced = []
     monkeypatch.setattr("os.fsync", lambda file: synced.append(os.fstat(file).st_size))
-    log = MetricsLog(tmp_path)
-    log.event("start", initial_bpd=7.1, parts=[])
-    position = log.position()
+    started(tmp_path).close()
+    log = started(tmp_path)
+    log.event("checkpoint", path="é")
+    start = {"event": "start", "initial_bpd": 7.1, "parts": []}
+    assert lines(tmp_path) == [start, {"event": "checkpoint", "path": "é"}]
     log.sync()
+    assert [log.position()] == synced == [(tmp_path / "metrics.jsonl").stat().st_size]
     log.close()
-    assert synced == [position] and position > 0
 
 
 def test_resume_does_again_what_came_after_the_checkpoint(tmp_path, monkeypatch):
-    log = MetricsLog(tmp_path)
-    log.event("start", initial_bpd=7.1, parts=[])
+    log = started(tmp_path)
     log.epoch(epoch(0, 6.0))
     position = log.position()
     log.epoch(epoch(1, 99.0))
@@ -77,28 +75,16 @@ def test_resume_does_again_what_came_after_the_checkpoint(tmp_path, monkeypatch)
     assert written["megabytes_sent"] == [(0, 1.5), (1, 3.0)]
 
 
-def test_a_new_log_does_not_keep_an_old_one(tmp_path):
-    for _ in range(2):
-        log = MetricsLog(tmp_path)
-        log.event("start", initial_bpd=7.1, parts=[])
-        log.close()
-    assert len(lines(tmp_path)) == 1
-
-
 @pytest.mark.parametrize("position", [5, 10_000, 10**20])
 def test_a_log_that_is_not_the_checkpoints_is_refused_and_left_alone(tmp_path, position):
-    log = MetricsLog(tmp_path)
-    log.event("start", initial_bpd=7.1, parts=[])
-    log.close()
+    started(tmp_path).close()
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(CheckpointError, match=f"byte {position}"):
         MetricsLog(tmp_path, manifest(1, log_position=position))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_log_that_is_gone_is_an_error_the_user_can_act_on(tmp_path):
-    with pytest.raises(PipeflowError):
-        MetricsLog(tmp_path, manifest(1, log_position=100))
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError):
+        MetricsLog(tmp_path, manifest(1, log_position=position))
 
 
 def test_tensorboard_has_every_scalar_of_an_epoch(tmp_path):

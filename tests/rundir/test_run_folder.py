@@ -1,6 +1,7 @@
 """The run folder at the start of a run: what is continued, what is kept, and what is refused."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,9 @@ class TestFresh:
         assert [each.name for each in path.iterdir()] == ["run.lock"]
 
     def test_a_folder_with_other_things_in_it_is_taken(self, tmp_path):
-        (tmp_path / "notes.txt").write_text("mine")
+        (tmp_path / "notes.txt").touch()
         assert reopen(small_config(tmp_path, run={"resume": "never"})) == (None, [])
-        assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert (tmp_path / "notes.txt").exists()
 
     def test_must_resume_but_there_is_nothing(self, tmp_path):
         message = said(small_config(tmp_path / "run", run={"resume": "must"}))
@@ -94,36 +95,25 @@ class TestResume:
         found, (note,) = reopen(small_config(tmp_path / "run", run={"resume": "never"}))
         assert found is None and "run.old-1" in note
 
-    @pytest.mark.parametrize(
-        "sections",
-        [
-            {"parts": {"num": 2}},
-            {"parts": {"split": "blocks", "num": None, "head": "standard"}},
-            {"schedule": {"mode": "alternate", "local_epochs": 7, "finetune_epochs": 3, "alternate_every": "2 steps"}},
-            {"link": {"dtype": "bfloat16", "depth": 1, "timeout_s": 5}},
-            {"eval": {"every_epochs": 2, "num_images": None}},
-            {"checkpoint": {"every_epochs": 2, "keep": 1}},
-            {"optim": {"lr": 1e-5, "clip_norm": 1, "ema": 0, "warmup_steps": 7, "decay": "none"}},
-            {"finetune": {"parallel": "ddp", "lr": 1e-5}},
-            {"precision": {"coupling": "bfloat16"}},
-            {"run": {"resume": "must", "device": "cpu"}},
-        ],
-        ids=lambda sections: "-".join(sections),
-    )
-    def test_what_may_change(self, tmp_path, sections):
+    def test_what_may_change(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=1)
-        found, notes = reopen(small_config(tmp_path / "run", **sections))
+        changed = {
+            "run": {"resume": "must", "device": "cpu"},
+            "parts": {"split": "blocks", "num": None, "head": "standard"},
+            "schedule": {"mode": "alternate", "local_epochs": 7, "finetune_epochs": 3, "alternate_every": "2 steps"},
+            "optim": {"lr": 1e-5, "clip_norm": 1, "ema": 0, "warmup_steps": 7, "decay": "none"},
+            "precision": {"coupling": "bfloat16"},
+            "link": {"dtype": "bfloat16", "depth": 1, "timeout_s": 5},
+            "finetune": {"parallel": "ddp", "lr": 1e-5},
+            "eval": {"every_epochs": 2, "num_images": None},
+            "checkpoint": {"every_epochs": 2, "keep": 1},
+        }
+        found, notes = reopen(small_config(tmp_path / "run", **changed))
         assert (found.folder, notes) == ("epoch-000001", [])
 
     @pytest.mark.parametrize(
         "name, new, old",
-        [
-            ("model.width", 9, 8),
-            ("data.path", "elsewhere", None),
-            ("run.seed", 1, 0),
-            ("optim.name", "adamax", "adam"),
-            ("optim.batch_size", 16, 32),
-        ],
+        [("run.seed", 1, 0), ("optim.name", "adamax", "adam"), ("optim.batch_size", 16, 32)],
     )
     def test_what_must_stay(self, tmp_path, name, new, old):
         begin(tmp_path / "run", num_checkpoints=1)
@@ -201,20 +191,20 @@ class TestNever:
 
 
 class TestRefused:
-    def test_a_path_below_a_file(self, tmp_path):
-        (tmp_path / "file").touch()
-        message = said(small_config(tmp_path / "file/run"))
-        assert message.startswith(f"run.dir: {tmp_path}/file/run ") and "Not a directory" in message
-
-    def test_a_file(self, tmp_path):
-        (tmp_path / "file").touch()
-        assert "choose another" in said(small_config(tmp_path / "file"))
-
-    @pytest.mark.parametrize("path", ["/proc/run", "/proc/self"])
-    def test_where_nothing_can_be_written(self, path):
+    @pytest.mark.parametrize(
+        "path, words",
+        [
+            ("file/run", "Not a directory"),
+            ("file", "choose another"),
+            ("/proc/run", "cannot be written to (.*choose another"),
+            ("/proc/self", "cannot be written to (.*choose another"),
+        ],
+    )
+    def test_where_nothing_can_be_written(self, tmp_path, path, words):
         """Also where the folder is there: permission bits tell root nothing."""
-        message = said(small_config(Path(path)))
-        assert message.startswith(f"run.dir: {path} cannot be written to (") and "choose another" in message
+        (tmp_path / "file").touch()
+        message = said(small_config(tmp_path / path))
+        assert message.startswith(f"run.dir: {tmp_path / path} ") and re.search(words.replace("(", "\\("), message)
 
     def test_a_damaged_config(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=1)
@@ -223,24 +213,21 @@ class TestRefused:
         assert f"{tmp_path}/run/config.yaml is damaged" in message and "choose another" in message
 
 
-class TestToken:
-    def test_is_seen_where_the_folder_is_shared(self, tmp_path):
-        folder = RunFolder(small_config(tmp_path))
-        token = folder.show_token()
-        assert RunFolder(small_config(tmp_path)).sees(token)
-        assert not RunFolder(small_config(tmp_path / "other")).sees(token)
-        folder.remove_token(token)
-        assert not folder.sees(token) and os.listdir(tmp_path) == []
-        assert folder.show_token() != token
+def test_a_token_is_seen_where_the_folder_is_shared(tmp_path):
+    folder = RunFolder(small_config(tmp_path))
+    token = folder.show_token()
+    assert RunFolder(small_config(tmp_path)).sees(token)
+    assert not RunFolder(small_config(tmp_path / "other")).sees(token)
+    folder.remove_token(token)
+    assert not folder.sees(token) and os.listdir(tmp_path) == []
+    assert folder.show_token() != token
 
 
-class TestSummary:
-    def test_is_whole_or_not_there(self, tmp_path):
-        folder = RunFolder(small_config(tmp_path))
-        assert folder.summary() is None
-        folder.write_summary(summary("a"))
-        assert folder.summary() == summary("a")
-        assert os.listdir(tmp_path) == ["summary.json"]
-        folder.write_summary(None)
+def test_a_summary_is_whole_or_not_there(tmp_path):
+    folder = RunFolder(small_config(tmp_path))
+    assert folder.summary() is None
+    folder.write_summary(summary("a"))
+    assert folder.summary() == summary("a") and os.listdir(tmp_path) == ["summary.json"]
+    for _ in range(2):
         folder.write_summary(None)
         assert folder.summary() is None
