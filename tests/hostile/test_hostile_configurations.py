@@ -1,14 +1,12 @@
 """Configurations and descriptions of machines made to do harm: each gets one error that names it."""
 
-import os
-
 import pytest
 
 import pipeflow
 from pipeflow.config import Config, load
 from pipeflow.errors import ConfigError
 from pipeflow.plan.predict.machines import read_machines
-from tests.hostile.harmful import YAMLS
+from tests.hostile.harmful import NO_FILES, YAMLS
 from tests.hostile.refusals import files_under, refusal
 
 
@@ -22,18 +20,17 @@ def test_config(case, tmp_path, monkeypatch):
     assert files_under(tmp_path) == {"run.yaml"}
 
 
-@pytest.mark.parametrize("read", [lambda path: load(str(path)), read_machines], ids=["config", "machines"])
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_yaml_that_is_no_file(make, read, tmp_path):
-    make(tmp_path / "some.yaml")
-    assert "some.yaml" in refusal(ConfigError, read, tmp_path / "some.yaml")
+@pytest.mark.parametrize("case", NO_FILES)
+def test_yaml_that_is_no_file(case, tmp_path):
+    NO_FILES[case](tmp_path / "some.yaml")
+    for read in (lambda path: load(str(path)), read_machines):
+        assert "some.yaml" in refusal(ConfigError, read, tmp_path / "some.yaml")
 
 
 MACHINES = {
     "so many workers": ("workers: 1000000000000", "1,000,000 or fewer"),
     "a number beyond floats": (f"flops: 0x{'f' * 1000}", "flops"),
     "a long text": (f"flops: {'9' * 200_000} x", "flops"),
-    "a long name": (f"step_seconds: {{batch_size: 1, train: {{? {'k' * 200_000} : []}}}}", "step_seconds"),
     "a number of many digits": (f"latency: '1e{'9' * 100_000}'", "latency"),
 }
 
@@ -47,9 +44,7 @@ def test_machines(case, tmp_path, monkeypatch):
     assert words in message and files_under(tmp_path) == {"machines.yaml"}
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil:f", "/tmp/evil:f", "..evil:f", ".evil:f", "evil/x:f", "http://x/evil:f", "evil :f"]
-)
+@pytest.mark.parametrize("name", ["../evil:f", "/tmp/evil:f", ".evil:f", "http://x/evil:f", "evil :f"])
 @pytest.mark.parametrize("option", ["data.name", "model.name"])
 def test_a_function_is_named_by_module_and_not_by_path(option, name, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
@@ -57,11 +52,8 @@ def test_a_function_is_named_by_module_and_not_by_path(option, name, tmp_path, m
     for place in (tmp_path, tmp_path / "here"):
         (place / "evil.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
 
-    def run() -> None:
-        section, _, key = option.partition(".")
-        given = {"run": {"dir": str(tmp_path / "run")}, "data": {"num_train": 64, "num_test": 64}}
-        given[section] = {**given.get(section, {}), key: name}
-        pipeflow.train(Config.from_dict(given))
-
-    assert option in refusal(ConfigError, run)
+    section, _, key = option.partition(".")
+    given = {"run": {"dir": str(tmp_path / "run")}, "data": {"num_train": 64, "num_test": 64}}
+    given[section] = {**given.get(section, {}), key: name}
+    assert option in refusal(ConfigError, lambda: pipeflow.train(Config.from_dict(given)))
     assert not (tmp_path / "was_run").exists()

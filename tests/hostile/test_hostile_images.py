@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -41,9 +40,9 @@ def png_that_announces(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def as_format(name: str) -> bytes:
+def eps() -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(file, name)
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(file, "EPS")
     return file.getvalue()
 
 
@@ -130,9 +129,6 @@ ZIPS = {
         zip_with(data=decompressing_to(4096), method=8, size=100, crc=zlib.crc32(bytes(100))),
         ["train/x.png", "cannot be decoded"],
     ),
-    "unpacks to 4 GB, says 60 MB": (
-        zip_with(data=decompressing_to(4096), method=8, size=60_000_000), ["train/x.png", "cannot be decoded"]
-    ),
     "unpacks to 4 GB, and says so": (
         zip_with(data=decompressing_to(4095), method=8, size=4095 << 20), ["train/x.png", "the limit is 64,000,000"]
     ),
@@ -140,14 +136,14 @@ ZIPS = {
     "overlapping members": (overlapping, ["lie over each other", "pack the images anew"]),
     "list of 20 GB": (huge_listing, ["is not a zip that can be read", "list of members"]),
     "480 GB of images": (many_large, ["4000x4000", "480 GB", "the limit is"]),
-    "a zip in a zip": (lambda path: nested_zip(path), ["no images in train/"]),
 }  # fmt: skip
 
 
-def nested_zip(path: Path) -> Path:
-    with zipfile.ZipFile(path / "images.zip", "w") as archive:
-        archive.write(raw_zip(path / "inner.zip", GOOD), "train/images.zip")
-    return path / "images.zip"
+def folder_of(folder: Path, members: list[dict]) -> Path:
+    for member in members:
+        (folder / member["name"]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / member["name"]).write_bytes(member["data"])
+    return folder
 
 
 def options(path: Path):
@@ -171,14 +167,10 @@ def test_zip(case, tmp_path, cache):
 
 
 FILES = {
-    "100000 x 100000": (png_that_announces(100_000, 100_000), f"more than {MAX_PIXELS:,} pixels"),
     "2^31 x 2^31": (png_that_announces(2**31 - 1, 2**31 - 1), f"more than {MAX_PIXELS:,} pixels"),
     "says 4000 x 4000, has 100 bytes": (png_that_announces(4000, 4000), "cannot be decoded"),
     "truncated": (png(300, 300)[:5000], "cannot be decoded"),
-    "GIF": (as_format("GIF"), "cannot be decoded"),
-    "TIFF": (as_format("TIFF"), "cannot be decoded"),
-    "EPS": (as_format("EPS"), "cannot be decoded"),
-    "PDF": (as_format("PDF"), "cannot be decoded"),
+    "EPS": (eps(), "cannot be decoded"),
     "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', "cannot be decoded"),
     "JPEG of ten thousand scans": (jpeg_of_scans(10_000), "more than 100 scans"),
 }
@@ -194,53 +186,47 @@ def test_file(case, read, tmp_path, cache, monkeypatch):
     (tools / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/gs_was_run\n")
     (tools / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
-    for member in [*GOOD, {"name": "train/0.png", "data": content}]:
-        (tmp_path / "images" / member["name"]).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "images" / member["name"]).write_bytes(member["data"])
-    message = refusal(DataError, read, options(tmp_path / "images"))
+    folder = folder_of(tmp_path / "images", [*GOOD, {"name": "train/0.png", "data": content}])
+    message = refusal(DataError, read, options(folder))
     assert "train/0.png" in message and words in message
     assert not (tmp_path / "gs_was_run").exists() and not cache.exists()
 
 
-def link_to_itself(folder: Path) -> None:
-    (folder / "train" / "loop").symlink_to(folder / "train")
-
-
-def links_that_double(folder: Path) -> None:
+def links_that_double(train: Path) -> None:
     """2^30 folders, by way of 30 folders with two links each to the next."""
+    levels = train.parent / "levels"
     for level in range(30):
-        (folder / "levels" / str(level)).mkdir(parents=True)
+        (levels / str(level)).mkdir(parents=True)
         for name in "ab":
-            (folder / "levels" / str(level) / name).symlink_to(folder / "levels" / str(level + 1))
-    (folder / "levels" / "30").mkdir()
-    (folder / "train" / "deep").symlink_to(folder / "levels" / "0")
+            (levels / str(level) / name).symlink_to(levels / str(level + 1))
+    (levels / "30").mkdir()
+    (train / "deep").symlink_to(levels / "0")
 
 
 FOLDERS = {
-    "link to itself": (link_to_itself, ["loop", "by a symbolic link"]),
+    "link to itself": (lambda train: (train / "loop").symlink_to(train), ["loop", "by a symbolic link"]),
     "links that double": (links_that_double, ["by a symbolic link"]),
-    "pipe": (lambda folder: os.mkfifo(folder / "train" / "x.png"), ["x.png", "pipe or a device"]),
-    "device": (lambda folder: (folder / "train" / "x.png").symlink_to("/dev/zero"), ["x.png", "pipe or a device"]),
-    "link to nothing": (lambda folder: (folder / "train" / "x.png").symlink_to("gone"), ["x.png", "cannot be read"]),
-    "link in a circle": (lambda folder: (folder / "train" / "x.png").symlink_to("x.png"), ["x.png", "cannot be read"]),
-    "file without end": (lambda folder: (folder / "train" / "x.png").symlink_to("/proc/kmsg"), ["x.png"]),
-    "1 TB of nothing": (
-        lambda folder: sparse(folder / "train" / "x.png", 10**12),
-        ["x.png", "1,000,000,000,000 bytes"],
-    ),
-    "unprintable name": (lambda folder: (folder / "train" / "\x1b[2J.png").write_bytes(b""), [r"\x1b[2J.png"]),
+    "pipe": (lambda train: os.mkfifo(train / "x.png"), ["x.png", "pipe or a device"]),
+    "device": (lambda train: (train / "x.png").symlink_to("/dev/zero"), ["x.png", "pipe or a device"]),
+    "link to nothing": (lambda train: (train / "x.png").symlink_to("gone"), ["x.png", "cannot be read"]),
+    "file without end": (lambda train: (train / "x.png").symlink_to("/proc/kmsg"), ["x.png"]),
+    "1 TB of nothing": (lambda train: sparse(train / "x.png", 10**12), ["x.png", "1,000,000,000,000 bytes"]),
+    "unprintable name": (lambda train: (train / "\x1b[2J.png").write_bytes(b""), [r"\x1b[2J.png"]),
 }
 
 
 @pytest.mark.parametrize("case", FOLDERS)
 def test_folder(case, tmp_path, cache):
-    for member in GOOD:
-        (tmp_path / "images" / member["name"]).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "images" / member["name"]).write_bytes(member["data"])
+    folder = folder_of(tmp_path / "images", GOOD)
     harm, words = FOLDERS[case]
-    harm(tmp_path / "images")
+    harm(folder / "train")
     message = refusal(DataError, load_data, options(tmp_path / "images"))
     assert "data.path" in message and all(word in message for word in words), message
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("was_run",)
 
 
 class TestCache:
@@ -260,35 +246,24 @@ class TestCache:
         about = json.loads((folder / "images.json").read_text())
         (folder / "images.json").write_text(json.dumps({**about, "sha256": hashlib.sha256(content).hexdigest()}))
 
-    def test_pickled_objects(self, cached, tmp_path):
-        class Evil:
-            def __reduce__(self):
-                return os.mkdir, (str(tmp_path / "was_run"),)
-
+    @pytest.mark.parametrize("array", [np.zeros((4, 3, 4, 5)), np.zeros((2, 3, 4, 5), np.uint8), np.array([Evil()])])
+    def test_other_arrays(self, cached, array, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
         file = io.BytesIO()
-        np.save(file, np.array([Evil()], dtype=object), allow_pickle=True)
+        np.save(file, array, allow_pickle=True)
         self.replace(cached[1], file.getvalue())
         load_data(options(cached[0]))
-        assert not (tmp_path / "was_run").exists()
+        assert not Path("was_run").exists()
 
-    @pytest.mark.parametrize("shape", [(2**40, 3, 4, 5), (4, 3, 2**31, 2**31), (2**62, 2**62, 2**62, 2**62)])
+    @pytest.mark.parametrize("shape", [(2**40, 3, 4, 5), (2**62, 2**62, 2**62, 2**62)])
     def test_more_than_there_is(self, cached, shape):
         head = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
         self.replace(cached[1], b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(240))
-
-    @pytest.mark.parametrize("array", [np.zeros((4, 3, 4, 5)), np.zeros(4, np.uint8), np.zeros((2, 3, 4, 5), np.uint8)])
-    def test_other_arrays(self, cached, array):
-        file = io.BytesIO()
-        np.save(file, array)
-        self.replace(cached[1], file.getvalue())
 
     @pytest.mark.parametrize("name", ["images.npy", "images.json"])
     def test_pipes(self, cached, name):
         (cached[1] / name).unlink()
         os.mkfifo(cached[1] / name)
-
-    def test_a_json_that_nests(self, cached):
-        (cached[1] / "images.json").write_text("[" * 1_000_000)
 
 
 def test_cifar10_whose_pickles_are_others(tmp_path, monkeypatch):
