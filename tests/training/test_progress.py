@@ -1,6 +1,7 @@
 import io
 import math
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -62,20 +63,24 @@ def test_plain_lines_are_a_start_an_epoch_and_what_is_said(now):
     ]
 
 
-def test_the_line_of_an_epoch_without_evaluation_says_nothing_of_it(now):
+@pytest.mark.parametrize(
+    "epoch, line",
+    [
+        (
+            record(0, "concurrent", (0, 1), test_bpd=None, exit_bpd=None),
+            "epoch 1/4 concurrent parts 0 1 | loss 0: 5.10 1: 5.10 | 11.6 s",
+        ),
+        (
+            record(3, "finetune", (0, 1), train_loss={"0": math.nan}, exit_bpd=None),
+            "epoch 4/4 finetune | loss nan | test 4.52 bits/dim | ",
+        ),
+    ],
+)
+def test_the_line_of_an_epoch_has_what_there_is(now, epoch, line):
     console = plain()
     with closing(Progress(4, 2, console=console)) as display:
-        display.epoch(record(0, "concurrent", (0, 1), test_bpd=None, exit_bpd=None))
-    line = console.file.getvalue().splitlines()[1]
-    assert line.startswith("epoch 1/4 concurrent parts 0 1 | loss 0: 5.10 1: 5.10 | 11.6 s")
-
-
-def test_the_line_of_a_finetune_epoch_names_no_part(now):
-    console = plain()
-    with closing(Progress(4, 2, console=console)) as display:
-        display.epoch(record(3, "finetune", (0, 1), train_loss={"0": math.nan}, exit_bpd=None))
-    line = console.file.getvalue().splitlines()[1]
-    assert line.startswith("epoch 4/4 finetune | loss nan | test 4.52 bits/dim | ")
+        display.epoch(epoch)
+    assert console.file.getvalue().splitlines()[1].startswith(line)
 
 
 def test_time_left_goes_by_the_epochs_of_this_process(now):
@@ -120,31 +125,20 @@ def test_the_display_is_taken_away_when_the_run_fails(now):
 
 @pytest.mark.parametrize("make_console", [plain, terminal])
 def test_calls_from_several_threads_neither_fail_nor_wait_for_each_other(make_console):
-    console, failures = make_console(), []
+    console = make_console()
 
-    def run(*calls):
-        try:
-            for step in range(1, 40):
-                for call in calls:
-                    call(step)
-        except Exception as error:
-            failures.append(error)
+    def repeat(call: Callable[[int], None]) -> None:
+        for step in range(1, 40):
+            call(step)
 
-    with closing(Progress(10_000, 3, console=console)) as display:
+    with closing(Progress(10_000, 3, console=console)) as display, ThreadPoolExecutor() as threads:
         display.phase(begin(0))
-        threads = [
-            threading.Thread(target=run, args=(call,), daemon=True)
-            for call in (
-                lambda step: display.update(status(step, {0: 1.0, 1: 2.0}), [], 10.0, step),
-                lambda step: display.epoch(record(step)),
-                lambda step: display.phase(begin(step, *(("finetune", (0, 1)) if step % 2 else ()))),
-                lambda step: display.say(f"said {step}"),
-            )
+        calls = [
+            lambda step: display.update(status(step, {0: 1.0, 1: 2.0}), [], 10.0, step),
+            lambda step: display.epoch(record(step)),
+            lambda step: display.phase(begin(step, *(("finetune", (0, 1)) if step % 2 else ()))),
+            lambda step: display.say(f"said {step}"),
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
-        assert not any(thread.is_alive() for thread in threads)
-    assert not failures
+        for ended in [threads.submit(repeat, call) for call in calls]:
+            ended.result(timeout=30)
     assert all(f"said {step}" in console.file.getvalue() for step in range(1, 40))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeflow import train
+from pipeflow.config import Config
 from pipeflow.errors import CheckpointError, Preempted
 from pipeflow.flow import build_flow
 from pipeflow.rundir.checkpoint import Checkpoints
@@ -80,10 +82,13 @@ def whole(run: Path) -> list[str]:
     return sorted(path.name for path in run.glob("checkpoints/*") if path.suffix != ".partial")
 
 
-def layer_in_the_middle(flow: torch.nn.Module) -> torch.nn.Module:
-    """Runs once in each forward."""
+def flow_that_calls(hook: Callable[..., None], config: Config) -> torch.nn.Module:
+    """The run's flow; `hook` is called in the middle of each forward."""
+    torch.manual_seed(0)
+    flow = build_flow(config, (3, 32, 32))
     modules = list(flow.modules())
-    return modules[len(modules) // 2]
+    modules[len(modules) // 2].register_forward_hook(hook)
+    return flow
 
 
 def epochs_logged(run: Path) -> int:
@@ -123,38 +128,38 @@ def test_the_last_checkpoint_is_whole_before_the_run_says_that_it_is_done(tmp_pa
     assert whole(run) == ["epoch-000001"] and (run / "summary.json").exists()
 
 
-@pytest.mark.parametrize("moment", ["behind an epoch", "inside an epoch"])
-def test_a_preemption_waits_until_its_checkpoint_is_whole(tmp_path, gate, moment):
-    """The one that it makes, and the one before where nothing was trained since."""
+@pytest.mark.parametrize(
+    "reported, ended, left",
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), Preempted, "epoch-000001"),
+        (None, Preempted, "epoch-000000-step-000002"),
+        (lambda: signal.default_int_handler(2, None), KeyboardInterrupt, "epoch-000001"),
+    ],
+    ids=["preempted behind an epoch", "preempted inside an epoch", "failed"],
+)
+def test_a_run_that_is_ended_waits_until_its_checkpoint_is_whole(tmp_path, gate, reported, ended, left):
+    """The one that a preemption makes, and the one before where nothing was trained since."""
     run = tmp_path / "run"
     config = small_config(run, schedule=SCHEDULE)
-    torch.manual_seed(0)
-    flow = build_flow(config, (3, 32, 32))
     trained = itertools.count(1)
 
-    def count(*_: object) -> None:
-        if torch.is_grad_enabled() and next(trained) == 2 and moment == "inside an epoch":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    layer_in_the_middle(flow).register_forward_hook(count)
-
-    def report(_: dict) -> None:
-        if moment == "behind an epoch":
+    def preempt_in_the_second_batch(*_: object) -> None:
+        if reported is None and torch.is_grad_enabled() and next(trained) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     gate.open_when_waited_for(lambda: whole(run))
-    with pytest.raises(Preempted, match=r"nothing that was trained is lost, the last good checkpoint is .*epoch-"):
-        train(config, flow=flow, report=report)
-    assert gate.seen == [[]]
-    assert whole(run) == ["epoch-000001" if moment == "behind an epoch" else "epoch-000000-step-000002"]
+    with pytest.raises(ended) as error:
+        flow = flow_that_calls(preempt_in_the_second_batch, config)
+        train(config, flow=flow, report=lambda _: reported and reported())
+    assert gate.seen == [[]] and whole(run) == [left]
+    if ended is Preempted:
+        assert re.search("nothing that was trained is lost, the last good checkpoint is .*epoch-", str(error.value))
 
 
 def test_what_cannot_be_written_ends_the_run_at_its_next_batch(tmp_path, gate):
     """Not only where the next checkpoint would wait for it."""
     run = tmp_path / "run"
-    config = small_config(run, schedule=SCHEDULE, data={"num_train": 640, "num_test": 40})
-    torch.manual_seed(0)
-    flow = build_flow(config, (3, 32, 32))
+    config = small_config(run, schedule=SCHEDULE, data={"num_train": 192, "num_test": 40})
     batches = []
 
     def break_disk(*_: object) -> None:
@@ -166,25 +171,10 @@ def test_what_cannot_be_written_ends_the_run_at_its_next_batch(tmp_path, gate):
             gate.opened.set()
             until(lambda: not writers())
 
-    layer_in_the_middle(flow).register_forward_hook(break_disk)
-    with pytest.raises(
-        CheckpointError, match=r"after 1 epochs could not be written to .*Free some space .*there is no checkpoint yet"
-    ):
-        train(config, flow=flow)
+    words = "after 1 epochs could not be written to .*Free some space .*there is no checkpoint yet"
+    with pytest.raises(CheckpointError, match=words):
+        train(config, flow=flow_that_calls(break_disk, config))
     assert len(batches) == 3
-
-
-def test_a_run_that_fails_still_gets_the_checkpoint_that_it_was_writing(tmp_path, gate):
-    run = tmp_path / "run"
-
-    def fail(_: dict) -> None:
-        raise KeyboardInterrupt
-
-    gate.open_when_waited_for(lambda: whole(run))
-    with pytest.raises(KeyboardInterrupt):
-        train(small_config(run, schedule=SCHEDULE), report=fail)
-    assert gate.seen == [[]]
-    assert whole(run) == ["epoch-000001"]
 
 
 def test_the_next_copy_is_taken_when_the_file_of_the_one_before_is_written(tmp_path, gate):
@@ -212,7 +202,8 @@ LONG = {"mode": "concurrent", "local_epochs": 8, "finetune_epochs": 1}
 
 def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before(tmp_path, launch):
     """Worker 1's file is a pipe that nobody reads: its write never ends. One epoch more is trained, then all wait."""
-    config = small_config(tmp_path / "run", schedule=LONG, checkpoint={"keep": 99})
+    settings = {"schedule": LONG, "eval": {"every_epochs": 9}, "checkpoint": {"keep": 99}}
+    config = small_config(tmp_path / "run", **settings)
     process = launch(2, *options(config))
     read_until(process, lambda line: line.startswith("epoch 1/"))
     partial = tmp_path / "run/checkpoints/epoch-000006.partial"
@@ -225,7 +216,7 @@ def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before
     assert whole(tmp_path / "run")[-1] == "epoch-000005" and partial.exists()
     train(config)
     assert not partial.exists()
-    train(small_config(tmp_path / "undisturbed", schedule=LONG, checkpoint={"keep": 99}))
+    train(small_config(tmp_path / "undisturbed", **settings))
     assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
     assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
 
