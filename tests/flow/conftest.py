@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeflow.flow import Flow, glow
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
@@ -35,3 +37,15 @@ def normal() -> Callable[..., Tensor]:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
     return draw
+
+
+@pytest.fixture
+def flow(perturbed: Callable[[nn.Module], nn.Module]) -> Flow:
+    """2 blocks of 2 steps on images of 3x8x8."""
+    return perturbed(glow((3, 8, 8), 2, 2, 6))
+
+
+@pytest.fixture
+def x(normal: Callable[..., Tensor]) -> Tensor:
+    """A batch for that flow."""
+    return normal(4, 3, 8, 8)

@@ -26,26 +26,20 @@ LAYERS = {
 
 
 @pytest.fixture(params=LAYERS)
-def make(request):
-    """Makes one of the layers anew."""
-    return LAYERS[request.param][0]
+def case(request):
+    return LAYERS[request.param]
 
 
 @pytest.fixture
-def layer(make, perturbed):
+def layer(case, perturbed):
     """One of the layers, with random parameters."""
-    return perturbed(make())
+    return perturbed(case[0]())
 
 
 @pytest.fixture
-def shape(request):
-    """Shape of one input of that layer; height and width differ, so that mixing them up shows."""
-    return (LAYERS[request.node.callspec.params["make"]][1], 4, 6)
-
-
-@pytest.fixture
-def x(shape, normal):
-    return normal(2, *shape)
+def x(case, normal):
+    """Inputs of that layer; height and width differ, so that mixing them up shows."""
+    return normal(2, case[1], 4, 6)
 
 
 def copy_of(state):
@@ -57,25 +51,17 @@ def equal(state, other):
 
 
 class TestContract:
-    def test_shapes_and_types(self, layer, shape, x):
+    def test_shapes_and_types_and_images_of_a_batch_do_not_mix(self, layer, x):
         y, contribution, *taken_out = layer(x)
-        assert y.shape == (2, *layer.output_shape(shape)) and y.dtype == torch.float32
+        assert y.shape == (2, *layer.output_shape(x.shape[1:])) and y.dtype == torch.float32
         assert contribution.shape == (2,) and contribution.dtype == torch.float32
         assert len(taken_out) == layer.num_taken_out
         assert y.numel() + sum(each.numel() for each in taken_out) == x.numel()
+        torch.testing.assert_close(layer(x[1:]), (y[1:], contribution[1:], *(each[1:] for each in taken_out)))
 
-    def test_images_of_a_batch_do_not_mix(self, layer, x):
-        y, contribution, *_ = layer(x)
-        alone, contribution_alone, *_ = layer(x[1:])
-        torch.testing.assert_close(alone, y[1:])
-        torch.testing.assert_close(contribution_alone, contribution[1:])
-
-    def test_inverse_undoes_forward(self, layer, x):
+    def test_inverse_and_forward_undo_each_other(self, layer, x, normal):
         y, _, *taken_out = layer(x)
         torch.testing.assert_close(layer.inverse(y, *taken_out), x, atol=1e-4, rtol=0)
-
-    def test_forward_undoes_inverse(self, layer, x, normal):
-        y, _, *taken_out = layer(x)
         y = normal(*y.shape, seed=1)
         taken_out = [normal(*each.shape, seed=2) for each in taken_out]
         again, _, *taken_again = layer(layer.inverse(y, *taken_out))
@@ -102,36 +88,35 @@ class TestContract:
         expected = torch.zeros(1).double() if layer.num_taken_out else layer(x)[1].double()
         torch.testing.assert_close(expected, logdet[None], atol=1e-10, rtol=1e-10)
 
-    def test_initialize_happens_once_even_after_a_load(self, make, layer, x, perturbed):
+    def test_initialize_happens_once_even_after_a_load(self, case, layer, x, perturbed):
         """Were a flag lost on load, the first batch after it would set the weights anew."""
         layer.initialize(x)
         before = copy_of(layer.state_dict())
         layer.initialize(5 * x + 2)
         assert equal(layer.state_dict(), before)
-        loaded = perturbed(make(), 0.3)
+        loaded = perturbed(case[0](), 0.3)
         loaded.load_state_dict(load(save({name: tensor.contiguous() for name, tensor in before.items()})))
         loaded.initialize(5 * x + 2)
         assert equal(loaded.state_dict(), before)
         torch.testing.assert_close(loaded(x), layer(x), atol=0, rtol=0)
 
-    def test_multiply_adds_are_those_of_the_convolutions(self, layer, shape, x):
+    def test_multiply_adds_are_those_of_the_convolutions(self, layer, x):
         with FlopCounterMode(display=False) as counter:
             layer(x[:1])
         flops = counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.convolution, 0)
-        assert layer.multiply_adds(shape) == flops / 2
+        assert layer.multiply_adds(x.shape[1:]) == flops / 2
 
     def test_every_parameter_has_a_gradient(self, layer, x):
         y, contribution, *taken_out = layer(x.requires_grad_())
         (sum(each.square().sum() for each in (y, *taken_out)) + contribution.sum()).backward()
         assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
 
-    def test_another_number_of_channels_is_an_error(self, layer, shape):
-        wide = (2 * shape[0], *shape[1:])
+    def test_another_number_of_channels_is_an_error(self, case, layer):
         if isinstance(layer, Squeeze):  # which takes any number of channels
-            assert layer.output_shape(wide)[0] == 4 * wide[0]
+            assert layer.output_shape((6, 4, 6)) == (24, 2, 3)
             return
-        with pytest.raises(ValueError, match=f"{shape[0]} channels"):
-            layer.output_shape(wide)
+        with pytest.raises(ValueError, match=f"{case[1]} channels"):
+            layer.output_shape((2 * case[1], 4, 6))
 
 
 def test_a_missing_method_of_a_users_layer_says_so(normal):

@@ -9,37 +9,25 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow import ActNorm, Flow, cut_names, glow, split_flow
 
 
-@pytest.fixture
-def flow():
-    return glow((3, 8, 8), 2, 2, 6)
-
-
 @pytest.mark.parametrize(
-    "num_steps, num, cuts",
+    "num_blocks, num_steps, split, num, cuts",
     [
-        (4, 1, []),
-        (4, 2, ["blocks.0.steps.2"]),
-        (5, 3, ["blocks.0.steps.2", "blocks.1.steps.2"]),
-        (2, 4, ["blocks.0.steps.1", "blocks.1.steps.1", "blocks.2.steps.1"]),
-        (32, 3, ["blocks.0.steps.16", "blocks.1.steps.16"]),
+        (3, 4, "across", 1, []),
+        (3, 4, "across", 2, ["blocks.0.steps.2"]),
+        (3, 5, "across", 3, ["blocks.0.steps.2", "blocks.1.steps.2"]),
+        (3, 2, "across", 4, ["blocks.0.steps.1", "blocks.1.steps.1", "blocks.2.steps.1"]),
+        (1, 2, "blocks", None, []),
+        (3, 2, "blocks", None, ["blocks.1.squeeze", "blocks.2.squeeze"]),
+        (2, 2, "blocks", 2, ["blocks.1.squeeze"]),
     ],
 )
-def test_across_cuts_in_the_middle_of_the_first_blocks(num_steps, num, cuts):
-    assert cut_names(glow((1, 8, 8), 3, num_steps, 2), "across", num) == cuts
-
-
-@pytest.mark.parametrize("num_blocks", [1, 2, 3])
-@pytest.mark.parametrize("given", [True, False])
-def test_blocks_cuts_after_every_block(num_blocks, given):
-    flow = glow((1, 8, 8), num_blocks, 2, 2)
-    cuts = [f"blocks.{block}.squeeze" for block in range(1, num_blocks)]
-    assert cut_names(flow, "blocks", num_blocks if given else None) == cuts
+def test_across_cuts_in_the_middle_of_the_first_blocks_and_blocks_after_each(num_blocks, num_steps, split, num, cuts):
+    assert cut_names(glow((1, 8, 8), num_blocks, num_steps, 2), split, num) == cuts
 
 
 @pytest.mark.parametrize("names", [[], ["blocks.0.steps.1"], ["blocks.0.steps.1", "blocks.1.squeeze"]])
 def test_names_are_taken_as_they_are(flow, names):
-    assert cut_names(flow, names) == names
-    assert cut_names(flow, tuple(names), len(names) + 1) == names
+    assert cut_names(flow, names) == cut_names(flow, tuple(names), len(names) + 1) == names
     if len(names) == 1:
         assert cut_names(flow, names[0]) == names
 
@@ -81,23 +69,22 @@ def test_a_cut_that_cannot_be_made_says_which_and_why(flow, split, num, message)
     with pytest.raises(ConfigError, match=rf"^parts\.(split|num): .*{message}"):
         cut_names(flow, split, num)
 
+    if not isinstance(split, str) and num is None:
+        with pytest.raises(ConfigError, match=message):
+            split_flow(flow, split)
 
-def test_split_flow_checks_its_cuts_too(flow):
-    with pytest.raises(ConfigError, match=r"'blocks\.1\.steps\.0'"):
-        split_flow(flow, ["blocks.1.steps.0"])
 
-
-@pytest.mark.parametrize("split, num", [("blocks", None), ("across", 2)])
-def test_a_flow_without_blocks(split, num):
-    flow = Flow([ActNorm(3), ActNorm(3)], (3, 4, 4))
-    with pytest.raises(ConfigError, match=r"^parts\.split: .* blocks\.B\.\*, this flow has 'layers\.0'"):
+@pytest.mark.parametrize(
+    "names, split, num, message",
+    [
+        (["layers.0", "layers.1"], "blocks", None, r"blocks\.B\.\*, this flow has 'layers\.0'"),
+        (["layers.0", "layers.1"], "across", 2, r"blocks\.B\.\*, this flow has 'layers\.0'"),
+        (["blocks.0.a", "blocks.0.b"], "across", 2, r"blocks\.B\.steps\.S"),
+        (["blocks.0.steps.0", "blocks.1.steps.0"], "across", 2, r"cannot cut before 'blocks\.0\.steps\.0'"),
+    ],
+)
+def test_a_flow_without_blocks_or_enough_steps_may_be_balanced(names, split, num, message):
+    flow = Flow({name: ActNorm(3) for name in names}, (3, 4, 4))
+    with pytest.raises(ConfigError, match=rf"^parts\.split: .*{message}"):
         cut_names(flow, split, num)
-    assert cut_names(flow, "balanced", 2) == ["layers.1"]
-
-
-def test_across_blocks_without_enough_steps():
-    flow = Flow({"blocks.0.a": ActNorm(3), "blocks.0.b": ActNorm(3)}, (3, 4, 4))
-    with pytest.raises(ConfigError, match=r"^parts\.split: .* blocks\.B\.steps\.S"):
-        cut_names(flow, "across", 2)
-    with pytest.raises(ConfigError, match=r"'blocks\.0\.steps\.0'"):
-        cut_names(glow((1, 8, 8), 2, 1, 2), "across", 2)
+    assert cut_names(flow, "balanced", 2) == names[1:]

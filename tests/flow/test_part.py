@@ -18,17 +18,6 @@ CUTS = {
 }
 
 
-@pytest.fixture
-def flow(perturbed):
-    """2 blocks of 2 steps with random parameters."""
-    return perturbed(glow((3, 8, 8), 2, 2, 6))
-
-
-@pytest.fixture
-def x(normal):
-    return normal(4, 3, 8, 8)
-
-
 @pytest.fixture(params=CUTS)
 def parts(request, flow, perturbed):
     """The flow in parts, their heads with random parameters too."""
@@ -46,16 +35,16 @@ def outputs(parts, latent):
         latent = part.outgoing(output)
 
 
-class TestPart:
-    def test_parts_hold_each_layer_once_in_order(self, flow, parts):
-        assert [name for part in parts for name in part.names] == flow.names
-        assert [layer for part in parts for layer in part.layers] == [layer for _, layer in flow.named_layers()]
-        assert [part.index for part in parts] == list(range(len(parts)))
+def state_of(parts):
+    return {name: tensor for part in parts for name, tensor in part.global_state().items()}
 
-    def test_shapes_and_types_are_those_of_the_outputs(self, flow, parts, x):
+
+class TestPart:
+    def test_parts_hold_each_layer_once_in_order_with_the_shapes_of_their_outputs(self, flow, parts, x):
+        assert [item for part in parts for item in part.named_layers()] == list(flow.named_layers())
         expected = flow.shape
-        for part, output in outputs(parts, x):
-            assert part.input_shape == expected
+        for index, (part, output) in enumerate(outputs(parts, x)):
+            assert part.index == index and part.input_shape == expected
             expected = part.output_shape
             assert output.latent.shape == (4, *expected) and output.latent.dtype == torch.float32
             assert output.contribution.dtype == output.log_head.dtype == torch.float64
@@ -78,24 +67,21 @@ class TestPart:
 
 
 class TestObjective:
-    def test_parts_without_inner_heads_sum_to_the_whole_exactly(self, flow, parts, x):
+    def test_loss_is_in_bits_per_dim_and_without_inner_heads_the_parts_sum_to_the_whole(self, flow, parts, x):
         total = torch.zeros(4, dtype=torch.float64)
-        for _, output in outputs(parts, x):
-            total = total + output.contribution
-        assert torch.equal(total + output.log_head, flow.log_prob(x))
-
-    def test_loss_is_in_bits_per_dim_of_the_image(self, parts, x):
         for part, output in outputs(parts, x):
             expected = -(output.contribution + output.log_head).mean() / (192 * math.log(2))
             torch.testing.assert_close(part.loss(output), expected, atol=0, rtol=1e-14)  # no float32 in between
             assert part.loss(output).shape == () and part.loss(output).dtype == torch.float64
+            total = total + output.contribution
+        assert torch.equal(total + output.log_head, flow.log_prob(x))
 
     def test_last_parts_gradient_is_that_of_the_whole_objective(self, flow, parts, x):
         *_, (last, output) = outputs(parts, x)
         own = list(last.global_parameters().values())
         local = torch.autograd.grad(last.loss(output), own)
         whole = torch.autograd.grad(-flow.log_prob(x).mean() / last.nats_per_bit_per_dim, own)
-        assert all(torch.equal(one, other) for one, other in zip(local, whole))
+        assert all(map(torch.equal, local, whole))
 
     def test_an_earlier_parts_objective_is_that_of_the_flow_that_stops_there(self, flow, x):
         """B_k: the first parts with their head are a flow by themselves."""
@@ -106,8 +92,7 @@ class TestObjective:
         own = list(part.global_parameters().values())
         local = torch.autograd.grad(part.loss(output), own)
         exit_loss = torch.autograd.grad(bits_per_dim(short.log_prob(x).mean(), short.num_dims), own)
-        for one, other in zip(local, exit_loss):
-            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(local, exit_loss, atol=1e-6, rtol=1e-5)
 
 
 class TestIsolation:
@@ -145,7 +130,7 @@ class TestIsolation:
 
     def test_a_parts_loss_trains_all_of_its_parameters_and_no_others(self, parts, x):
         for trained in parts:
-            before = {name: t.clone() for part in parts for name, t in part.global_state().items()}
+            before = {name: tensor.clone() for name, tensor in state_of(parts).items()}
             own = trained.global_parameters()
             optimizer = torch.optim.Adam(own.values(), lr=1e-3)
             for part, output in outputs(parts, x):
@@ -153,46 +138,34 @@ class TestIsolation:
                     part.loss(output).backward()
             assert all(parameter.grad.abs().sum() > 0 for parameter in own.values())
             optimizer.step()
-            after = {name: t for part in parts for name, t in part.global_state().items()}
-            moved = {name for name in before if not torch.equal(before[name], after[name])}
+            moved = {name for name, tensor in state_of(parts).items() if not torch.equal(before[name], tensor)}
             assert moved and moved <= set(own)
 
 
 class TestNames:
-    def test_parameters_are_the_flows_whatever_the_cuts(self, flow, parts):
-        named = [item for part in parts for item in part.global_parameters().items() if item[0][:6] != "heads."]
+    def test_parameters_and_buffers_are_the_flows_whatever_the_cuts(self, flow, parts):
+        named = {name: each for part in parts for name, each in part.global_parameters().items()}
+        named = {name: each for name, each in named.items() if not name.startswith("heads.")}
         own = dict(flow.named_parameters())
-        assert len(named) == len(own) and all(parameter is own[name] for name, parameter in named)
+        assert named.keys() == own.keys() and all(each is own[name] for name, each in named.items())
+        flows, state = flow.state_dict(), state_of(parts)
+        assert flows.keys() == {name for name in state if not name.startswith("heads.")}
+        assert all(state[name].data_ptr() == tensor.data_ptr() for name, tensor in flows.items())
 
-    def test_gathering_is_loading(self, flow, parts, x):
-        state = {name: tensor for part in parts for name, tensor in part.global_state().items()}
-        own = {name: tensor for name, tensor in state.items() if not name.startswith("heads.")}
-        flows = flow.state_dict()
-        assert own.keys() == flows.keys() and all(own[name].data_ptr() == flows[name].data_ptr() for name in own)
-        whole = glow((3, 8, 8), 2, 2, 6)
-        whole.load_state_dict(own)
-        assert torch.equal(whole.log_prob(x), flow.log_prob(x))
-
-    def test_heads_are_named_by_the_layer_they_stand_before(self, flow):
-        cuts = CUTS["across blocks"]
-        parts = split_flow(flow, cuts)
-        assert [part.head_name for part in parts] == [*(f"heads.{cut}" for cut in cuts), "prior"]
-        assert {"heads.blocks.0.steps.1.mean", "heads.blocks.0.steps.1.log_scale"} < set(parts[0].global_parameters())
-        assert {"prior.mean", "prior.log_scale"} < set(parts[-1].global_parameters())
-        assert parts[0].owners() == ["blocks.0.squeeze", "blocks.0.steps.0", "heads.blocks.0.steps.1"]
-
-
-class TestHeads:
     @pytest.mark.parametrize("kind, expected", [("gaussian", GaussianPrior), ("standard", StandardPrior)])
-    def test_kinds(self, flow, kind, expected, x):
-        parts = split_flow(flow, CUTS["across blocks"], kind)
+    def test_heads_are_of_a_kind_and_named_by_the_layer_they_stand_before(self, flow, kind, expected, x):
+        cuts = CUTS["across blocks"]
+        parts = split_flow(flow, cuts, kind)
         assert [type(part.head) for part in parts] == [expected, expected, GaussianPrior]
         assert parts[-1].head is flow.prior
+        assert [part.head_name for part in parts] == [*(f"heads.{cut}" for cut in cuts), "prior"]
+        assert parts[0].owners() == ["blocks.0.squeeze", "blocks.0.steps.0", "heads.blocks.0.steps.1"]
+        assert {"prior.mean", "prior.log_scale"} < set(parts[-1].global_parameters())
         assert parts[0].describe()["head_parameters"] == (24 if kind == "gaussian" else 0)
         for part, output in outputs(parts, x):
             assert torch.equal(output.log_head, part.head.log_prob(output.latent).double())
 
-    def test_any_module_with_a_log_prob_will_do(self, flow, x):
+    def test_any_module_with_a_log_prob_may_be_a_head(self, flow, x):
         """Nothing may assume a Gaussian: here a small net says how likely a latent is."""
 
         class NetHead(Prior):
