@@ -11,11 +11,15 @@ from pipeflow.errors import ConfigError, DataError
 
 def numbered(num_train: int, num_test: int = 5) -> ImageData:
     """Images of [1, 2, 4] that tell their number and which way round they are: the last column is lighter by one."""
-    numbers = torch.arange(num_train, dtype=torch.uint8).reshape(-1, 1, 1, 1)
-    train = numbers.expand(-1, 1, 2, 4).clone()
+    train, test = (
+        torch.arange(num, dtype=torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 1, 2, 4) for num in (num_train, num_test)
+    )
     train[..., -1] += 1
-    test = torch.arange(num_test, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 4).clone()
     return ImageData(train, test, "numbered")
+
+
+def made(seed: int = 0, batch_size: int = 10, flip: bool = True, data: ImageData | None = None) -> Batches:
+    return Batches(numbered(100) if data is None else data, seed, batch_size, flip)
 
 
 def epoch_of(batches: Batches, epoch: int) -> torch.Tensor:
@@ -26,22 +30,25 @@ def numbers_of(images: torch.Tensor) -> list[int]:
     return images.amin((1, 2, 3)).tolist()
 
 
+def pixels_of(batch: torch.Tensor) -> torch.Tensor:
+    """The pixel values that a dequantized batch was made of."""
+    return ((batch.double() + 0.5) * 256).floor()
+
+
 def test_an_epoch_covers_each_image_once_and_drops_the_remainder():
-    batches = Batches(numbered(100), seed=0, batch_size=8, flip=True)
+    batches = made(batch_size=8)
     assert batches.steps_per_epoch == 12
     seen = numbers_of(epoch_of(batches, 0))
     assert len(seen) == len(set(seen)) == 96
-    whole = Batches(numbered(100), seed=0, batch_size=10, flip=False)
-    assert sorted(numbers_of(epoch_of(whole, 0))) == list(range(100))
-    assert Batches(numbered(100), seed=0, batch_size=100, flip=False).steps_per_epoch == 1
+    assert sorted(numbers_of(epoch_of(made(flip=False), 0))) == list(range(100))
+    assert made(batch_size=100).steps_per_epoch == 1
 
 
 def test_order_differs_by_epoch_and_seed_and_not_by_who_asks():
-    batches = Batches(numbered(100), seed=0, batch_size=10, flip=True)
-    first, second = epoch_of(batches, 0), epoch_of(batches, 1)
+    first, second = epoch_of(made(), 0), epoch_of(made(), 1)
     assert numbers_of(first) != numbers_of(second)
-    assert numbers_of(first) != numbers_of(epoch_of(Batches(numbered(100), seed=1, batch_size=10, flip=True), 0))
-    other = Batches(numbered(100), seed=0, batch_size=10, flip=True)
+    assert numbers_of(first) != numbers_of(epoch_of(made(seed=1), 0))
+    other = made()
     for epoch, step, expected in ((1, 7, second), (0, 3, first), (1, 2, second)):
         assert torch.equal(other.train_images(epoch, step), expected[step * 10 : step * 10 + 10])
 
@@ -49,22 +56,17 @@ def test_order_differs_by_epoch_and_seed_and_not_by_who_asks():
 def test_flips_mirror_half_of_the_images_and_leave_the_data_alone():
     data = numbered(200)
     before = data.train.clone()
-    plain = epoch_of(Batches(data, seed=0, batch_size=10, flip=False), 0)
-    flipped = epoch_of(Batches(data, seed=0, batch_size=10, flip=True), 0)
+    plain, flipped = (epoch_of(made(flip=flip, data=data), 0) for flip in (False, True))
     mirrored = (flipped != plain).flatten(1).any(1)
     assert 70 <= mirrored.sum() <= 130
     assert torch.equal(flipped[mirrored], plain[mirrored].flip(-1))
     assert torch.equal(data.train, before)
-    again = epoch_of(Batches(data, seed=0, batch_size=10, flip=True), 1)
+    again = epoch_of(made(data=data), 1)
     order = torch.tensor(numbers_of(flipped)).argsort()
     assert not torch.equal(flipped[order], again[torch.tensor(numbers_of(again)).argsort()])
 
 
 FLAT = ImageData(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(4, 6, dtype=torch.uint8), "flat")
-
-
-def test_images_may_have_any_shape():
-    assert Batches(FLAT, seed=0, batch_size=2, flip=False).train(0, 0).shape == (2, 6)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,8 @@ def test_images_may_have_any_shape():
         (lambda: Batches(numbered(9), 0, 4, False).test_batches(6, 4), ConfigError, "eval.num_images is 6.*5 test"),
     ],
 )
-def test_numbers_that_cannot_be(ask, error, message):
+def test_images_may_have_any_shape_but_not_all_numbers(ask, error, message):
+    assert Batches(FLAT, 0, 2, flip=False).train(0, 0).shape == (2, 6)
     with pytest.raises(error, match=message):
         ask()
 
@@ -93,18 +96,17 @@ def test_dequantize_keeps_to_its_bin_for_any_noise():
         assert torch.equal(images, torch.arange(256, dtype=torch.uint8)) and (noise == u).all()
         assert values.dtype == torch.float32 and values.min() >= -0.5 and values.max() < 0.5
         # float64 holds the exact edges of the bins.
-        assert torch.equal(((values.double() + 0.5) * 256).floor(), images.double())
+        assert torch.equal(pixels_of(values), images.double())
         assert ((values.double() + 0.5) * 256 - images - u).abs().max() <= 2**-17
     plain = images.float() / 256 - 0.5 + torch.full((256,), largest) / 256
     assert plain.max() == 0.5, "what dequantize is to avoid"
 
 
 def test_a_slice_of_a_batch_needs_no_more_than_a_slice_of_the_noise():
-    batches = Batches(numbered(50), seed=3, batch_size=12, flip=True)
+    batches = made(seed=3, batch_size=12)
     noise = dequantization_noise(3, "train", 2, 1, (12, 1, 2, 4))
     assert torch.equal(noise, batches.train_noise(2, 1))
-    part = dequantize(batches.train_images(2, 1)[4:9], noise[4:9])
-    assert torch.equal(part, batches.train(2, 1)[4:9])
+    assert torch.equal(dequantize(batches.train_images(2, 1)[4:9], noise[4:9]), batches.train(2, 1)[4:9])
 
 
 def test_noise_is_uniform_and_new_at_every_step():
@@ -123,20 +125,18 @@ def test_generators_of_different_positions_differ():
 
 
 def test_initial_batch_is_of_training_images_by_seed():
-    batches = Batches(numbered(100), seed=0, batch_size=20, flip=True)
-    initial = batches.initial()
-    assert torch.equal(initial, batches.initial())
-    images = ((initial.double() + 0.5) * 256).floor()
+    initial = made(batch_size=20).initial()
+    assert torch.equal(initial, made(batch_size=20).initial())
+    images = pixels_of(initial)
     assert len(set(numbers_of(images))) == 20 and (images[..., -1] > images[..., 0]).all()
-    other = Batches(numbered(100), seed=1, batch_size=20, flip=True).initial()
-    assert not torch.equal(images, ((other.double() + 0.5) * 256).floor())
+    assert not torch.equal(images, pixels_of(made(seed=1, batch_size=20).initial()))
 
 
 def test_evaluation_is_the_same_whatever_the_run():
     data = numbered(20, num_test=11)
-    whole = torch.cat(list(Batches(data, seed=0, batch_size=4, flip=True).test_batches(None, 11)))
-    assert numbers_of(((whole.double() + 0.5) * 256).floor()) == list(range(11))
-    other = Batches(data, seed=5, batch_size=7, flip=False)
+    whole = torch.cat(list(made(batch_size=4, data=data).test_batches(None, 11)))
+    assert numbers_of(pixels_of(whole)) == list(range(11))
+    other = made(seed=5, batch_size=7, flip=False, data=data)
     for num_images, batch_size, sizes in ((None, 4, [4, 4, 3]), (7, 3, [3, 3, 1]), (8, 4, [4, 4]), (2, 64, [2])):
         found = list(other.test_batches(num_images, batch_size))
         assert [len(batch) for batch in found] == sizes

@@ -60,18 +60,13 @@ def same(first, second) -> bool:
     return torch.equal(first.train, second.train) and torch.equal(first.test, second.test)
 
 
-def test_reads_every_image_into_its_part(files, write, options, tmp_path):
-    data = load_data(options(path=write(tmp_path / "source", files)))
+def test_zip_and_folder_give_every_image_to_its_part_whatever_the_order_of_files(files, options, tmp_path):
+    data = load_data(options(path=write_zip(tmp_path / "a.zip", files)))
     assert data.train.shape == (8, 3, 4, 5) and data.test.shape == (3, 3, 4, 5) and data.shape == (3, 4, 5)
     assert {i.numpy().tobytes() for i in data.train} == images_of([p for p in files if p.startswith("train")], files)
     assert {i.numpy().tobytes() for i in data.test} == images_of([p for p in files if p.startswith("test")], files)
-
-
-def test_zip_and_folder_give_the_same_in_any_order_of_files(files, options, tmp_path):
-    forward = load_data(options(path=write_zip(tmp_path / "a.zip", files)))
-    backward = load_data(options(path=write_zip(tmp_path / "b.zip", dict(reversed(files.items())))))
-    folder = load_data(options(path=write_folder(tmp_path / "folder", files)))
-    assert same(forward, backward) and same(forward, folder)
+    assert same(data, load_data(options(path=write_zip(tmp_path / "b.zip", dict(reversed(files.items()))))))
+    assert same(data, load_data(options(path=write_folder(tmp_path / "folder", files))))
 
 
 def test_one_common_folder_in_front_and_macos_twins_and_other_files(files, write, options, tmp_path):
@@ -82,14 +77,13 @@ def test_one_common_folder_in_front_and_macos_twins_and_other_files(files, write
 
 
 def test_any_depth_format_and_mode(options, write, tmp_path):
-    grey = np.full((4, 5), 200, np.uint8)
-    transparent = np.full((4, 5, 4), 200, np.uint8)
+    grey, colour, transparent = (np.full((4, 5, *channels), 200, np.uint8) for channels in ((), (3,), (4,)))
     files = {
         "train/0.PNG": encode(grey),
         "train/a/b/c/1.Jpeg": encode(grey, "JPEG"),
         "train/2.bmp": encode(grey, "BMP"),
         "train/3.png": encode(transparent),
-        "test/4.WEBP": encode(np.full((4, 5, 3), 200, np.uint8), "WEBP"),
+        "test/4.WEBP": encode(colour, "WEBP"),
     }
     data = load_data(options(path=write(tmp_path / "source", files)))
     assert len(data.train) == 4 and len(data.test) == 1
@@ -109,15 +103,11 @@ def damage_pixels(path: str, files: dict[str, bytes]) -> None:
             os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_decoded_once(files, write, options, tmp_path):
+def test_a_source_is_decoded_once_and_anew_when_it_changes(files, write, options, tmp_path):
     path = write(tmp_path / "source", files)
     first = load_data(options(path=path))
     damage_pixels(path, files)
     assert same(first, load_data(options(path=path)))
-
-
-def test_a_changed_source_is_decoded_anew(files, write, options, tmp_path):
-    first = load_data(options(path=write(tmp_path / "source", files)))
     files["train/cat/0.png"] = encode(np.zeros((4, 5, 3), np.uint8))
     second = load_data(options(path=write(tmp_path / "source", files)))
     assert not same(first, second) and (second.train.flatten(1) == 0).all(1).sum() == 1
@@ -152,7 +142,7 @@ def test_a_damaged_cache_is_decoded_anew_and_repaired(name, damage, files, optio
 
     stored.write_bytes(damage(intact))
     damage_pixels(path, files)
-    with pytest.raises(DataError, match="cannot be decoded"):
+    with pytest.raises(DataError, match=r"data\.path: train/cat/0\.png in .*cannot be decoded"):  # its checksum fails
         load_data(options(path=path))
 
 
@@ -169,33 +159,29 @@ def error_of(options, path) -> str:
     return str(caught.value)
 
 
-def test_no_path_no_source_no_zip(options, tmp_path):
+def test_no_path_no_source_no_zip_no_images(files, options, tmp_path):
     assert "data.path is not set" in error_of(options, None)
     assert f"data.path: there is no {tmp_path / 'gone'}" in error_of(options, str(tmp_path / "gone"))
     (tmp_path / "text.zip").write_text("no zip")
     message = error_of(options, str(tmp_path / "text.zip"))
     assert "data.path" in message and "text.zip is not a zip" in message
-
-
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_a_part_without_images(part, files, write, options, tmp_path):
-    files = {path: contents for path, contents in files.items() if not path.startswith(part)} | {f"{part}/a.txt": b""}
-    message = error_of(options, write(tmp_path / "source", files))
-    assert "data.path" in message and f"no images in {part}/" in message
+    for part in ("train", "test"):
+        others = {path: contents for path, contents in files.items() if not path.startswith(part)}
+        message = error_of(options, write_folder(tmp_path / f"without {part}", others | {f"{part}/a.txt": b""}))
+        assert "data.path" in message and f"no images in {part}/" in message
 
 
 @pytest.mark.parametrize(
     "make, says",
     [
         (lambda good: good[: len(good) // 2], ["cannot be decoded", "replace or remove"]),
-        (lambda good: b"GIF89a", ["cannot be decoded", "replace or remove"]),
         (lambda good: encode(np.zeros((5, 4, 3), np.uint8)), ["4x5", "5x4", "resize or remove"]),
         (lambda good: encode(np.zeros((4, 5), np.uint16)), ["more than 8 bits", "save it with 8 bits"]),
         (lambda good: encode(np.zeros((5000, 5000), bool)), ["more than 16,000,000 pixels"]),
         (lambda good: encode(np.zeros((10_000, 10_000), bool)), ["more than 16,000,000 pixels"]),
         (lambda good: bytes(64_000_001), ["64,000,001 bytes", "remove it"]),
     ],
-    ids=["truncated", "no image", "another size", "16 bits", "large", "warned of", "large file"],
+    ids=["truncated", "another size", "16 bits", "large", "warned of", "large file"],
 )
 def test_a_file_that_cannot_be_used_is_named(make, says, files, write, options, tmp_path, cache, recwarn):
     files["train/dog/2.png"] = make(files["train/dog/2.png"])
@@ -203,10 +189,3 @@ def test_a_file_that_cannot_be_used_is_named(make, says, files, write, options, 
     assert "data.path" in message and "train/dog/2.png" in message and "source" in message
     assert all(words in message for words in says), message
     assert not cache.exists() and not recwarn.list
-
-
-def test_a_member_that_fails_its_checksum_is_named(files, options, tmp_path):
-    path = write_zip(tmp_path / "source.zip", files)
-    damage_pixels(path, {"train/dog/2.png": files["train/dog/2.png"]})
-    message = error_of(options, path)
-    assert "train/dog/2.png" in message and "cannot be decoded" in message
