@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+MACHINE = {"cpu": "some CPU", "cores": "2", "gpu": "none", "python": "3", "torch": "2", "pipeflow": "0"}
+
 
 def main(arguments: list[str]) -> int:
     """raise, sleep, exit CODE, or epoch FILE MINUTES: one more of two epochs."""

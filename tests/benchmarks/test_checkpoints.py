@@ -3,9 +3,9 @@ import torch
 
 from benchmarks.checkpoints.report import report
 from benchmarks.checkpoints.run import measure
+from tests.benchmarks.pretended import MACHINE
 
 pytestmark = pytest.mark.slow
-MACHINE = {"cpu": "some CPU", "cores": "2", "gpu": "none", "python": "3", "torch": "2", "pipeflow": "0"}
 
 
 def test_a_small_flow_is_measured(tmp_path):

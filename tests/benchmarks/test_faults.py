@@ -1,7 +1,6 @@
 """Faults at moments that a printed line gives: the run ends as if nobody had disturbed it, to the bit."""
 
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,16 +76,3 @@ def test_a_link_that_is_cut_and_healed_and_then_for_good(training, undisturbed):
         assert disturb(run, kinds.cut_and_heal, 1).resumed == "went on"
         disturb(run, kinds.cut_for_good, 3)
         assert_ends_as_if_nothing_had_happened(run, undisturbed)
-
-
-@pytest.mark.parametrize(
-    "line, named",
-    [
-        ("error: worker 1 was lost (no heartbeat), which held part 2, while worker 0 waited for room.", True),
-        ("error: link 0 (part 0 to part 1): nothing came from worker 1 for 2 s while worker 0 computed.", True),
-        ("error: worker 2 was lost, which held part 2, while worker 0 waited for room.", False),
-        ("error: worker 1 was lost, which held part 2.", False),
-    ],
-)
-def test_a_cause_is_named_by_worker_part_and_what_the_others_did(line, named):
-    assert bool(re.search(kinds._names_worker(1), line)) is named

@@ -4,6 +4,7 @@ Two processes run them all, one after the other; this file is their program too.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from benchmarks.pipelines import systems, worker  # noqa: E402
 from benchmarks.pipelines.launch import launch  # noqa: E402
 from pipeflow.config import Config, load  # noqa: E402
 from pipeflow.data import Batches, load_data  # noqa: E402
-from pipeflow.flow import build_flow, cut_names, split_flow  # noqa: E402
+from pipeflow.flow import Part, build_flow, cut_names, split_flow  # noqa: E402
 
 pytestmark = pytest.mark.slow
 BATCH_SIZE, MICRO_BATCHES, STEPS, WARMUP = 8, 4, 4, 2
@@ -104,46 +105,36 @@ def found(out: Path, name: str) -> list[dict]:
     return [json.loads((out / f"found{rank}.json").read_text())[name] for rank in range(2)]
 
 
+def stages(name: str) -> list[tuple[Part, int]]:
+    """A pipeline's parts of the flow, each with its worker."""
+    owners = worker.KINDS[name].owners(2)
+    flow = build_flow(Config.from_dict(CONFIG), (3, 32, 32))
+    return list(zip(split_flow(flow, cut_names(flow, "balanced", len(owners))), owners))
+
+
 def in_flow_order(name: str, gradients: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     """The stages' gradients, put together as the flow has them."""
-    config = Config.from_dict(CONFIG)
-    owners = worker.KINDS[name].owners(2)
-    flow = build_flow(config, (3, 32, 32))
-    left, ordered = [list(each) for each in gradients], []
-    for part, owner in zip(split_flow(flow, cut_names(flow, "balanced", len(owners))), owners):
-        is_last = part.index == len(owners) - 1
-        modules = [part.layers, part.head] if is_last else [part.layers]
-        count = sum(1 for module in modules for _ in module.parameters())
-        taken = left[owner][:count]
-        left[owner] = left[owner][count:]
-        ordered += taken
+    parts = stages(name)
+    left, ordered = [iter(each) for each in gradients], []
+    for part, owner in parts:
+        modules = [part.layers, part.head] if part.index == len(parts) - 1 else [part.layers]
+        ordered += [next(left[owner]) for module in modules for _ in module.parameters()]
     return ordered
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_a_pipeline_has_the_whole_flows_loss_and_gradients(name, out, whole):
+@pytest.mark.parametrize("name", [*PIPELINES, "ddp"])
+def test_loss_and_gradients_are_the_whole_flows(name, out, whole):
     losses, gradients = first_step(out, name)
-    assert losses == [pytest.approx(whole[0], abs=1e-6)]
+    assert sum(losses) / len(losses) == pytest.approx(whole[0], abs=1e-6)
     # Stages of one worker lie in stage order in its parameters, which for a V is the flow's order too.
-    for mine, theirs in zip(in_flow_order(name, gradients), whole[1], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
-
-
-def test_data_parallel_workers_have_the_whole_flows_loss_and_gradients(out, whole):
-    losses, gradients = first_step(out, "ddp")
-    assert sum(losses) / 2 == pytest.approx(whole[0], abs=1e-6)
-    for each in gradients:
-        for mine, theirs in zip(each, whole[1], strict=True):
+    for flow in gradients if name == "ddp" else [in_flow_order(name, gradients)]:
+        for mine, theirs in zip(flow, whole[1], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
 def crossing_bytes(name: str, element_size: int) -> int:
     """Bytes of an epoch by formula: latents and densities over the cuts that lie between workers."""
-    config = Config.from_dict(CONFIG)
-    owners = worker.KINDS[name].owners(2)
-    flow = build_flow(config, (3, 32, 32))
-    parts = split_flow(flow, cut_names(flow, "balanced", len(owners)))
-    crossing = [part for part, here, there in zip(parts, owners, owners[1:]) if here != there]
+    crossing = [part for (part, here), (_, there) in itertools.pairwise(stages(name)) if here != there]
     return sum(32 * (torch.Size(part.output_shape).numel() * element_size + 8) for part in crossing)
 
 
@@ -182,19 +173,3 @@ def test_every_system_trains_and_is_busy_for_part_of_the_time(name, out):
         assert 0 < rank["busy_seconds"] <= rank["seconds"]
         assert rank["peak_memory"] > 1e8
         assert all(torch.isfinite(torch.tensor(rank["losses"])))
-
-
-def test_torchs_split_of_a_backward_still_fails_on_a_flow():
-    """Once this does not raise any more, the zero-bubble schedules can take torch's split: see torch_pipeline.py."""
-    from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
-
-    from benchmarks.pipelines.torch_pipeline import Stage
-
-    flow = build_flow(Config.from_dict(CONFIG), (3, 32, 32))
-    stage = Stage(split_flow(flow, cut_names(flow, "balanced", 2))[1], torch.float32)
-    shape = split_flow(flow, cut_names(flow, "balanced", 2))[1].input_shape
-    inputs = [torch.randn(2, *shape, requires_grad=True), torch.zeros(2, dtype=torch.float64, requires_grad=True)]
-    loss = stage(*inputs).mean()
-    _, groups = stage_backward_input((loss,), None, inputs, stage.parameters())
-    with pytest.raises(RuntimeError, match="second time"):
-        stage_backward_weight(stage.parameters(), groups)

@@ -7,10 +7,7 @@ from pipeflow.plan.predict.predictor import Predictor
 
 pytestmark = pytest.mark.slow
 
-PROBES = {
-    False: Machines(workers=2, flops=1e10, bandwidth=1e9),
-    True: Machines(flops=2e10),
-}
+PROBES = {False: Machines(workers=2, flops=1e10, bandwidth=1e9), True: Machines(flops=2e10)}
 
 
 def measured(**changes) -> dict:

@@ -1,75 +1,58 @@
 """benchmarks/step: normflows' Glow is ours, the roofline counts what the flow counts, turns are taken, tables are true."""
 
 import json
-import time
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.machine import describe_machine
-from benchmarks.step import limits, memory, run, short_run
+from benchmarks.step import memory, run, short_run
 from benchmarks.step.held import Held
-from benchmarks.step.limits import Limits, Work
 from benchmarks.step.report import GOALS, judge, report
 from benchmarks.step.rival import make_glow
 from benchmarks.step.roofline import layer_kinds
 from benchmarks.step.run import added, check_parameters, measure
-from benchmarks.step.systems import NORMFLOWS, PIPEFLOW, PUBLISHED, SMALL, TOY, Case, bits_per_dim, configuration
+from benchmarks.step.systems import NORMFLOWS, PIPEFLOW, PUBLISHED, SMALL, TOY, Case, configuration
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
-from pipeflow.flow import Flow, FlowStep, glow
+from pipeflow.flow import FlowStep, glow
+from tests.benchmarks.pretended import MACHINE
 
 pytestmark = pytest.mark.slow
 SHAPE = (3, 32, 32)
 
 
-def num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+MODELS = pytest.mark.parametrize("model", [SMALL, {**PUBLISHED, "num_steps": 1}], ids=["small", "wide"])
 
 
-@pytest.mark.parametrize("model", [SMALL, {**PUBLISHED, "num_steps": 1}], ids=["small", "wide"])
+@MODELS
 @pytest.mark.parametrize("net_actnorm", [True, False])
 def test_parameters_agree(model, net_actnorm):
-    theirs = num_parameters(make_glow(SHAPE, model, net_actnorm))
-    assert num_parameters(glow(SHAPE, **model)) == pytest.approx(theirs, rel=0.02)
+    ours, theirs = (
+        sum(parameter.numel() for parameter in flow.parameters())
+        for flow in (glow(SHAPE, **model), make_glow(SHAPE, model, net_actnorm))
+    )
+    assert ours == pytest.approx(theirs, rel=0.02)
 
 
 def test_unequal_flows_are_not_compared():
-    check_parameters(
-        {"normflows": {"num_parameters": 1000}, "fast": {"num_parameters": 1019}, "big": {"out_of_memory": ""}}
-    )
+    equal = {"normflows": {"num_parameters": 1000}, "fast": {"num_parameters": 1019}, "big": {"out_of_memory": ""}}
+    check_parameters(equal)
     with pytest.raises(ValueError, match="more than 2% in parameters"):
-        check_parameters({"normflows": {"num_parameters": 1000}, "fast": {"num_parameters": 1021}})
-
-
-def initialized(model: dict) -> tuple[Flow, nn.Module, torch.Tensor]:
-    """Both flows, initialised on a batch, and the batch."""
-    config = configuration(Case("tiny", model, 16, "cpu"), {})
-    batches = Batches(load_data(config.data), 0, 16, flip=False)
-    images = batches.initial()
-    torch.manual_seed(0)
-    ours, theirs = glow(SHAPE, **model), make_glow(SHAPE, model, net_actnorm=True)
-    with torch.no_grad():
-        ours.initialize(images)
-        theirs.forward_kld(images)
-    return ours, theirs, images
-
-
-@torch.no_grad()
-def test_bits_per_dim_are_finite_and_comparable():
-    ours, theirs, images = initialized(SMALL)
-    found = [
-        float(bits_per_dim(nats, 3072)) + 8 for nats in (-ours.log_prob(images).mean(), theirs.forward_kld(images))
-    ]
-    assert 4 < found[0] < 9
-    assert found[1] == pytest.approx(found[0], abs=0.5)
+        check_parameters({**equal, "fast": {"num_parameters": 1021}})
 
 
 @torch.no_grad()
 def test_normflows_with_our_weights_gives_our_likelihood():
     """While the factor-outs' priors, where the two differ, are what they begin with."""
-    ours, theirs, images = initialized({"num_blocks": 2, "num_steps": 2, "width": 16})
+    model = {"num_blocks": 2, "num_steps": 2, "width": 16}
+    config = configuration(Case("tiny", model, 16, "cpu"), {})
+    images = Batches(load_data(config.data), 0, 16, flip=False).initial()
+    torch.manual_seed(0)
+    ours, theirs = glow(SHAPE, **model), make_glow(SHAPE, model, net_actnorm=True)
+    ours.initialize(images)
+    theirs.forward_kld(images)
     blocks = [[layer for name, layer in ours.named_layers() if name.startswith(f"blocks.{b}.steps")] for b in (0, 1)]
     for level, steps in zip(theirs.flows, reversed(blocks)):
         for step, block in zip(reversed(steps), level):
@@ -100,7 +83,7 @@ def copy_step(step: FlowStep, block: nn.Module) -> None:
         norm.t.copy_((mine.bias * torch.exp(3 * mine.log_scale)).view_as(norm.t))
 
 
-@pytest.mark.parametrize("model", [SMALL, {**PUBLISHED, "num_steps": 1}], ids=["small", "wide"])
+@MODELS
 def test_kinds_of_layers_have_all_multiply_adds(model):
     flow = glow(SHAPE, **model)
     kinds = layer_kinds(flow, 8, "float32")
@@ -118,34 +101,6 @@ def test_least_seconds_are_of_what_binds():
     device["bytes"] = 1e15
     assert conv.least_seconds(8, device) == pytest.approx(4 * 6 * 8 * 64 * 64 * 256 / 4e12)
     assert not conv.is_bound_by_memory(8, device)
-
-
-def test_best_limits_over_rounds():
-    rounds = [
-        {
-            "flops": {"float32": flops, "bfloat16": 5.0},
-            "bytes": moved,
-            "ways": dict.fromkeys(("float32", "bfloat16"), way),
-        }
-        for flops, moved, way in ((1.0, 9.0, "first"), (2.0, 7.0, "second"))
-    ]
-    for each in rounds:
-        each["ways"]["bytes"] = "copy"
-    found = limits.best(rounds)
-    assert (found["flops"], found["bytes"]) == ({"float32": 2.0, "bfloat16": 5.0}, 9.0)
-    assert found["ways"]["float32"] == "second"
-
-
-def test_limits_grow_for_as_long_as_there_is_time():
-    """One operation takes a millisecond here at least: 8 of them, 5 times, would take more than is left."""
-
-    def works():
-        for amount in (1, 2, 4, 8, 16):
-            yield Work(str(amount), amount, lambda amount=amount: time.sleep(amount / 1000))
-
-    grown = [name for _, name in Limits("cpu", seconds=0.05)._grown(works())]
-    assert grown in (["1"], ["1", "2"], ["1", "2", "4"])
-    assert [name for _, name in Limits("cpu", seconds=0.0)._grown(works())] == ["1"]
 
 
 def test_no_bfloat16_where_the_processor_has_none(tmp_path, monkeypatch):
@@ -174,26 +129,23 @@ def test_what_is_added_stands_beside_what_was_measured_before():
         added({**before, "machine": MACHINE}, [new])
 
 
+SYSTEMS = {"normflows": NORMFLOWS["normflows"], "plain": {}}
+
+
 def test_two_systems_take_turns():
-    case = Case("toy", TOY, 8, "cpu")
-    systems = {"normflows": NORMFLOWS["normflows"], "plain": {}}
-    found = measure(case, systems, rounds=2, seconds=0, threads=1, bfloat16=False)
-    assert [set(each) for each in found["rounds"]] == [set(systems)] * 2
+    found = measure(Case("toy", TOY, 8, "cpu"), SYSTEMS, rounds=2, seconds=0, threads=1, bfloat16=False)
+    assert [set(each) for each in found["rounds"]] == [set(SYSTEMS)] * 2
     assert all(rate > 0 for each in found["rounds"] for rate in each.values())
-    for name in systems:
-        started = found["systems"][name]
-        assert started["first_step_s"] > 0 and started["bytes"] > 0
-        assert started["reconstruction_error"] is None
+    for started in found["systems"].values():
+        assert started["first_step_s"] > 0 and started["bytes"] > 0 and started["reconstruction_error"] is None
     assert sum(found["systems"]["plain"]["multiply_adds"].values()) == glow(SHAPE, **TOY).multiply_adds()
     assert found["limits"]["bytes"] > 0
 
 
 def test_a_part_is_trained_alone():
     case = Case("part 1 of 3", {"num_blocks": 2, "num_steps": 2, "width": 8}, 8, "cpu", part=1)
-    systems = {"normflows": NORMFLOWS["normflows"], "plain": {}}
-    found = measure(case, systems, rounds=1, seconds=0, threads=1, bfloat16=False)
-    assert set(found["systems"]) == {"plain"}
-    assert found["rounds"][0]["plain"] > 0
+    found = measure(case, SYSTEMS, rounds=1, seconds=0, threads=1, bfloat16=False)
+    assert set(found["systems"]) == {"plain"} and found["rounds"][0]["plain"] > 0
 
 
 class Broken:
@@ -215,27 +167,23 @@ def test_systems_are_options_of_a_run(name):
     Config.from_dict(PIPEFLOW[name])
 
 
+STARTED = {
+    "first_step_s": 1.0, "warm_up_s": 0.5, "num_parameters": 44_000_000, "bytes": 2e9,
+    "multiply_adds": {"coupling": 900_000_000, "other": 100_000_000},
+}  # fmt: skip
+
+
 def started(**options) -> dict:
-    return {
-        "options": {"precision": options},
-        "first_step_s": 1.0,
-        "warm_up_s": 0.5,
-        "num_parameters": 44_000_000,
-        "multiply_adds": {"coupling": 900_000_000, "other": 100_000_000},
-        "bytes": 2e9,
-    }
+    return {"options": {"precision": options}, **STARTED}
 
 
 def synthetic(batch_size: int, rates: dict[str, list[float]], systems: dict[str, dict]) -> dict:
     """One case's result, a number a round for each system."""
     rounds = [dict(zip(rates, each)) for each in zip(*rates.values())]
-    device = {"flops": {"float32": 1e12, "bfloat16": 2e12}, "bytes": 1e11, "ways": dict.fromkeys(
-        ("float32", "bfloat16", "bytes"), "some way")}  # fmt: skip
+    ways = dict.fromkeys(("float32", "bfloat16", "bytes"), "some way")
+    device = {"flops": {"float32": 1e12, "bfloat16": 2e12}, "bytes": 1e11, "ways": ways}
     case = {"size": "published", "model": PUBLISHED, "batch_size": batch_size, "device": "cpu", "part": None}
     return {"case": case, "systems": systems, "rounds": rounds, "limits": device}
-
-
-MACHINE = {"cpu": "some CPU", "cores": "2", "gpu": "none", "python": "3", "torch": "2", "pipeflow": "0"}
 
 
 def test_table_and_goals():
@@ -285,7 +233,6 @@ def test_other_tables():
     assert "| 8 | invert | 100 | 0.25 | 12.50 | 0.3 | 1.50 | 2.0e-06 |" in text
     assert "| 9 | keep | out of memory |" in text
     assert "Not measured: `python -m benchmarks.step.memory --device cuda`." in text
-    text = short_run.report(
-        {"cpu": {**measured, "rounds": [{"reference": 10.0, "fast": 8.0}, {"reference": 20.0, "fast": 17.0}]}}
-    )
+    rounds = [{"reference": 10.0, "fast": 8.0}, {"reference": 20.0, "fast": 17.0}]
+    text = short_run.report({"cpu": {**measured, "rounds": rounds}})
     assert "| fast | 12.5 (8.0 to 17.0) | 0.82 |" in text

@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,12 +54,6 @@ def on_host(hosts: Hosts, host: int, num_workers: int, arguments: list[str], out
     return hosts.start(host, command, output, environment)
 
 
-def wait_for(processes: list[subprocess.Popen], outputs: list[Path], seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    for process, output in zip(processes, outputs):
-        assert process.wait(max(1, deadline - time.monotonic())) == 0, output.read_text()
-
-
 @pytest.mark.slow
 @pytest.mark.root
 def test_three_workers_on_two_machines_are_the_run_of_one_process(tmp_path):
@@ -69,7 +62,8 @@ def test_three_workers_on_two_machines_are_the_run_of_one_process(tmp_path):
     arguments = options(small_config(folder, run={"device": "cpu"}))
     with make_hosts(2) as hosts:
         processes = [on_host(hosts, host, 2 - host, arguments, outputs[host]) for host in (1, 0)]
-        wait_for(processes, outputs[::-1])
+        for process, output in zip(processes, outputs[::-1]):
+            assert process.wait(150) == 0, output.read_text()
         between = sum(hosts.sent())
     assert_same_tensors(folder, tmp_path / "one_process")
     assert learned(folder) == learned(tmp_path / "one_process")
@@ -86,16 +80,14 @@ def test_torchrun_takes_the_line(text):
     assert parsed.rdzv_endpoint and parsed.rdzv_id
 
 
-@pytest.mark.parametrize("text", [RECIPE, SLURM.read_text()], ids=["README", "slurm.sh"])
-def test_pipeflow_takes_the_options(text, monkeypatch):
+def test_pipeflow_takes_the_options(monkeypatch):
     monkeypatch.chdir(ROOT)
-    starts = [shlex.split(line.lstrip("# ")) for line in lines_of(text) if line.lstrip("# ").startswith("sbatch ")]
-    (sbatch,) = starts
-    given = sbatch[sbatch.index("launch/slurm.sh") + 1 :]
-    assert load(*parse_arguments(given)).run.dir.startswith("/shared/")
-    if text is RECIPE:
-        line = torchrun_line(text)
-        assert load(*parse_arguments(line[line.index("pipeflow.launch") + 1 :])).run.dir == "/shared/my-run"
+    for text in (RECIPE, SLURM.read_text()):
+        (sbatch,) = (line for line in lines_of(text) if line.lstrip("# ").startswith("sbatch "))
+        given = shlex.split(sbatch.partition("launch/slurm.sh")[2])
+        assert load(*parse_arguments(given)).run.dir.startswith("/shared/")
+    given = torchrun_line(RECIPE)
+    assert load(*parse_arguments(given[given.index("pipeflow.launch") + 1 :])).run.dir == "/shared/my-run"
 
 
 def test_the_script_is_one_that_bash_reads():

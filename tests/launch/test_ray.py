@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,20 +13,12 @@ import ray.train
 
 from pipeflow import train
 from tests.launch.clusters import RAY, Cluster, lose, processes_of
-from tests.small_runs import (
-    assert_same_tensors,
-    errors_in,
-    finish,
-    learned,
-    options,
-    small_config,
-)
+from tests.small_runs import assert_same_tensors, errors_in, finish, learned, options, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
-SCHEDULE = {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +27,11 @@ def cluster():
     yield cluster
     cluster.close()
     assert not processes_of(cluster.head) | processes_of(cluster.second)
+
+
+def assert_same(run: Path, other: Path) -> None:
+    assert_same_tensors(run, other)
+    assert learned(run) == learned(other)
 
 
 def submit(cluster: Cluster, *arguments: str):
@@ -51,15 +47,13 @@ def start(cluster: Cluster, program: str, *arguments: str):
 
 
 def test_a_submitted_job_is_the_same_run(cluster, tmp_path):
-    config = small_config(tmp_path / "alone", schedule=SCHEDULE)
-    summary = train(config).to_json()
+    summary = train(small_config(tmp_path / "alone")).to_json()
     more = ["--storage", str(tmp_path), "--workers", "2", "--placement", "spread"]
-    job = submit(cluster, *options(small_config(Path("run"), schedule=SCHEDULE)), *more)
+    job = submit(cluster, *options(small_config(Path("run"))), *more)
     output = finish(job)
     assert job.returncode == 0, output
     assert "(ip=127.0.0.2" in output and "(ip=127.0.0.3" in output
-    assert_same_tensors(tmp_path / "alone", tmp_path / "run")
-    assert learned(tmp_path / "alone") == learned(tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "alone")
     (records,) = (tmp_path / "ray").glob("run-*")
     result = ray.train.Result.from_path(records)
     assert result.metrics["event"] == "end" and result.metrics["test_bpd"] == summary["test_bpd"]
@@ -84,29 +78,16 @@ def shown_values(cluster: Cluster, name: str) -> list[float]:
     return sorted(float(line.split()[-1]) for line in lines)
 
 
-def test_a_worker_that_is_killed_changes_nothing_in_a_run_that_was_begun_anew(cluster, tmp_path):
-    """`run.resume never` is of the command, not of each group of workers that Ray starts."""
-    about = {"data": {"num_train": 1280, "num_test": 40}, "schedule": {**SCHEDULE, "local_epochs": 3}}
-    train(small_config(tmp_path / "undisturbed", **about))
-    config = small_config(tmp_path / "run", run={"resume": "never"}, **about)
+def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, tmp_path):
+    """Ray starts the workers anew on the node that is left; they end with the bits of a run that nothing happened to.
+
+    `run.resume never` is of the command, not of each group of workers that Ray starts.
+    """
+    long = {"data": {"num_train": 1280, "num_test": 40}, "schedule": {"local_epochs": 3}}
+    train(small_config(tmp_path / "undisturbed", **long))
+    config = small_config(tmp_path / "run", run={"resume": "never"}, **long)
     Path(config.run.dir).mkdir()
     Path(config.run.dir, "config.yaml").write_text("of an older run")
-    driver = start(cluster, "from_python.py", json.dumps(config.to_dict()))
-    wait_until(lambda: '"event": "checkpoint"' in log_of(config), driver)
-    (worker,) = workers_on(cluster.second)
-    os.kill(worker, signal.SIGKILL)
-    output = finish(driver)
-    assert driver.returncode == 0, output
-    assert "resuming after" in output and [path.name for path in tmp_path.glob("run.old-*")] == ["run.old-1"]
-    assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
-    assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
-
-
-def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, tmp_path):
-    """Ray starts the workers anew on the node that is left; they end with the bits of a run that nothing happened to."""
-    about = {"data": {"num_train": 1280, "num_test": 40}, "schedule": {**SCHEDULE, "local_epochs": 3}}
-    train(small_config(tmp_path / "undisturbed", **about))
-    config = small_config(tmp_path / "run", **about)
     driver = start(cluster, "from_python.py", json.dumps(config.to_dict()))
     wait_until(lambda: '"event": "checkpoint"' in log_of(config), driver)
     (worker,) = workers_on(cluster.second)
@@ -118,8 +99,8 @@ def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, 
     output = finish(driver)
     assert driver.returncode == 0, output
     assert f"resuming after {epochs} epochs" in output
-    assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
-    assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
+    assert [path.name for path in tmp_path.glob("run.old-*")] == ["run.old-1"]
+    assert_same(tmp_path / "run", tmp_path / "undisturbed")
     (told,) = [line for line in output.splitlines() if line.startswith("result: ")]
     metrics, num_epochs = json.loads(told.removeprefix("result: "))
     assert metrics["event"] == "end" and metrics["epoch"] == num_epochs == 4
@@ -131,8 +112,7 @@ def test_a_mistake_is_said_in_the_last_line_and_not_retried(cluster, tmp_path):
     output = finish(job)
     assert job.returncode == 1
     assert output.count("Started training worker group") == 1
-    errors = set(errors_in(output))
-    (error,) = errors
+    (error,) = set(errors_in(output))
     assert error.startswith("error: data.path: there is no nowhere.zip")
 
 
@@ -150,9 +130,8 @@ def workers_on(node) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """What a process has computed so far."""
-    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[11:13])) / os.sysconf(
-        "SC_CLK_TCK"
-    )
+    times = Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[11:13]
+    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen) -> None:

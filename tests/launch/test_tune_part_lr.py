@@ -16,14 +16,10 @@ SEQUENTIAL = {"mode": "sequential", "local_epochs": 6, "finetune_epochs": 0}
 
 @pytest.fixture
 def told(monkeypatch) -> list[dict]:
+    """What a trial reports to the search."""
     reports: list[dict] = []
     monkeypatch.setattr(ray.tune, "report", reports.append)
     return reports
-
-
-def newest_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """Its tensors, by name."""
-    return load_file(max(folder.glob("checkpoints/epoch-*/*.safetensors")))
 
 
 def test_a_trial_is_one_turn_on_from_the_best_of_the_part_before(tmp_path, told):
@@ -32,11 +28,13 @@ def test_a_trial_is_one_turn_on_from_the_best_of_the_part_before(tmp_path, told)
     assert len(told) == 2 and told[1]["exit_bpd"] < told[0]["exit_bpd"]
     start = told[-1]["dir"]
     assert start == str(tmp_path / "part0_lr0.001")
+    folders = [tmp_path / "part1_lr0.001", tmp_path / "part1_lr0.002"]
     for rate in (1e-3, 2e-3):
         _trial({"rate": rate, "part": 1, "before": [1e-3], "start": start, "config": config})
-    folders = [tmp_path / "part1_lr0.001", tmp_path / "part1_lr0.002"]
     assert [report["dir"] for report in told[2:]] == [str(folder) for folder in folders for _ in range(2)]
-    before, one, other = map(newest_checkpoint, [Path(start), *folders])
+    before, one, other = (
+        load_file(max(folder.glob("checkpoints/epoch-*/*.safetensors"))) for folder in (Path(start), *folders)
+    )
     changed = {name for name in one if not torch.equal(one[name], other[name])}
     assert any(name.startswith("model/blocks.0.steps.1.") for name in changed)
     first = [name for name in one if name.startswith("model/blocks.0.steps.0.")]

@@ -23,11 +23,10 @@ def through(channel: Channel, latent: torch.Tensor, kind: str = TRAINING, step: 
     return channel.decode(kind, 0, step, payload)
 
 
-@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
-def test_casts(dtype, size):
+def test_a_cast_halves_the_bytes():
     latent = latents()
-    assert make_codec(dtype, SHAPE).num_bytes(200) == size * latent.numel()
-    assert torch.equal(through(Channel(0, SHAPE, dtype), latent), latent.to(getattr(torch, dtype)).float())
+    assert make_codec("bfloat16", SHAPE).num_bytes(200) == 2 * latent.numel()
+    assert torch.equal(through(Channel(0, SHAPE, "bfloat16"), latent), latent.bfloat16().float())
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 8, 8)])
@@ -52,22 +51,13 @@ def test_the_error_is_uniform_over_a_step_of_each_channel_and_independent_of_the
         assert abs(torch.corrcoef(torch.stack([scaled, where]))[0, 1]) < 0.03
 
 
-def test_what_arrives_is_not_on_a_grid():
-    """The hazard of rounded latents: a density on a few hundred points. Dithered, no two of 12,800 need be equal."""
-    received = through(Channel(0, SHAPE, "int8"), latents())[:, 1].flatten()
-    assert len(received.unique()) > 0.95 * len(received)
-
-
-def test_both_ends_draw_one_dither_and_another_for_each_batch_and_link():
-    latent = latents(4)
-    first = through(Channel(0, SHAPE, "int8", seed=3), latent)
-    assert torch.equal(first, through(Channel(0, SHAPE, "int8", seed=3), latent))
-    for channel, step in [(Channel(0, SHAPE, "int8", seed=3), 1), (Channel(1, SHAPE, "int8", 3), 0)]:
-        assert not torch.equal(first, through(channel, latent, step=step))
-    wrong = Channel(0, SHAPE, "int8", seed=4).decode(
-        TRAINING, 0, 0, Channel(0, SHAPE, "int8", 3).encode(TRAINING, 0, 0, latent)
-    )
-    assert not torch.equal(first, wrong)
+def test_both_ends_draw_one_dither_and_another_for_each_seed_batch_and_link():
+    latent, channel = latents(4), Channel(0, SHAPE, "int8", seed=3)
+    first = through(channel, latent)
+    assert torch.equal(first, through(channel, latent))
+    payload = channel.encode(TRAINING, 0, 0, latent)
+    for decoding, step in [(channel, 1), (Channel(1, SHAPE, "int8", 3), 0), (Channel(0, SHAPE, "int8", 4), 0)]:
+        assert not torch.equal(first, decoding.decode(TRAINING, 0, step, payload))
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e-30, 1e30])

@@ -10,20 +10,12 @@ from pipeflow.workers.traffic import Traffic
 from tests.small_runs import errors_in, finish
 
 
-def local_link(dtype="float32") -> tuple[LocalLink, Traffic]:
+def local_link(dtype: str = "float32") -> tuple[LocalLink, Traffic]:
     traffic = Traffic()
     return LocalLink(Channel(2, (3, 4, 4), dtype), traffic), traffic
 
 
-def test_a_local_link_hands_on_what_was_sent_and_counts_its_bytes():
-    link, traffic = local_link()
-    latent = torch.randn(5, 3, 4, 4)
-    link.send(TRAINING, 1, 7, latent)
-    assert torch.equal(link.receive(TRAINING, 1, 7), latent)
-    assert traffic.drain() == [("latents", 2, 3, 5 * 3 * 4 * 4 * 4)]
-
-
-def test_bfloat16_halves_the_bytes_of_training_and_leaves_evaluation_alone():
+def test_a_local_link_counts_the_bytes_it_hands_on_and_rounds_only_latents_of_training():
     link, traffic = local_link("bfloat16")
     latent = torch.randn(5, 3, 4, 4)
     link.send(TRAINING, 0, 0, latent)
@@ -41,15 +33,9 @@ def test_another_step_than_expected_is_an_error_that_names_both():
         link.receive(TRAINING, 0, 2)
 
 
-def test_a_latent_with_a_gradient_cannot_be_sent():
-    link, _ = local_link()
-    with pytest.raises(AssertionError, match="detached"):
-        link.send(TRAINING, 0, 0, torch.zeros(1, 3, 4, 4, requires_grad=True))
-
-
 def test_between_processes(launch):
     """One after the other in the same two processes; the last one loses one of them."""
-    programs = ["order", "depth", "wrong_step", "late", "lost"]
+    programs = ["order", "depth", "late", "lost"]
     process = launch(2, *programs, entry="tests.links.both_ends:main")
     output = finish(process)
     assert process.returncode == 0, output

@@ -12,11 +12,6 @@ from pipeflow.ray.worker import metrics_of
 from tests.small_runs import small_config
 
 
-def said(capsys, *arguments: str) -> str:
-    assert main(list(arguments)) == 1
-    return capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -29,7 +24,8 @@ def said(capsys, *arguments: str) -> str:
     ],
 )
 def test_mistyped_options_are_said_at_once(capsys, arguments, message):
-    assert said(capsys, *arguments).startswith(f"error: {message}")
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_help_lists_the_options_of_launcher_and_run(capsys):
@@ -61,9 +57,7 @@ def test_a_mistake_ends_the_run(failures):
     assert raised.value is MISTAKE
 
 
-@pytest.mark.parametrize(
-    "failures", [{0: LOSS}, {0: RayActorError()}, {0: KeyError("a bug")}, {0: echo(LOSS), 2: LOSS}]
-)
+@pytest.mark.parametrize("failures", [{0: RayActorError()}, {0: KeyError("a bug")}, {0: echo(LOSS), 2: LOSS}])
 def test_losses_and_what_nobody_foresaw_are_left_to_ray(failures):
     NoRetryOfMistakes().after_exception(None, failures)
 

@@ -10,14 +10,10 @@ from pipeflow.errors import WorkerError
 from pipeflow.workers.alarm import Alarm, first_line
 
 
-def test_get_waits_for_an_item():
-    alarm, items = Alarm(), queue.SimpleQueue()
+def test_waits_end_with_what_is_waited_for():
+    alarm, items = Alarm(), queue.Queue(1)
     threading.Timer(0.1, items.put, ["late"]).start()
     assert alarm.get(items) == "late"
-
-
-def test_an_attempt_waits_for_room():
-    alarm, items = Alarm(), queue.Queue(1)
     items.put("first")
     threading.Timer(0.1, items.get).start()
     alarm.keep_trying(lambda seconds: items.put("second", timeout=seconds), "waited for room", timeout=10.0)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pipeflow.workers.network import LIBRARIES, stay_on_this_machine
-from tests.launching import Launch
 from tests.namespaces import ADDRESS
 from tests.small_runs import finish, options, read_until, small_config
 
@@ -42,35 +41,27 @@ def sockets_of(pid: int) -> set[str]:
     return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
 
 
-def addresses_while_training(process: Launch) -> set[str]:
-    """Where the workers listen, once the first epoch is over."""
-    read_until(process, lambda line: line.startswith("epoch 1/"))
-    ours = set().union(*map(sockets_of, process.workers))
-    return {address for inode, address in listening(process.pid).items() if inode in ours}
+@pytest.fixture(autouse=True)
+def nothing_named(monkeypatch) -> None:
+    for name in LIBRARIES:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(
-    "num_workers, named, addresses",
-    [(3, {}, {"127.0.0.1"}), (2, {"GLOO_SOCKET_IFNAME": "eth0"}, {ADDRESS}), (None, {}, set())],
-    ids=["loopback alone", "the interface that the user names", "one process: nowhere"],
-)
-def test_where_workers_listen(launch, tmp_path, monkeypatch, num_workers, named, addresses):
-    for name in LIBRARIES:
-        monkeypatch.delenv(name, raising=False)
-    sections = {"finetune": {"parallel": "ddp"}} if num_workers == 3 else {}
-    config = small_config(tmp_path / "run", run={"device": "cpu"}, data={"num_train": 320}, **sections)
+@pytest.mark.parametrize("named, addresses", [({}, {"127.0.0.1"}), ({"GLOO_SOCKET_IFNAME": "eth0"}, {ADDRESS})])
+def test_workers_listen_on_the_loopback_alone_or_where_the_user_says(launch, tmp_path, named, addresses):
+    config = small_config(tmp_path / "run", run={"device": "cpu"}, finetune={"parallel": "ddp"})
     prepare = ("tests.namespaces:machine", str(tmp_path / "hosts"))
-    process = launch(num_workers, *options(config), prepare=prepare, **named)
-    assert addresses_while_training(process) == addresses
+    process = launch(3, *options(config), prepare=prepare, **named)
+    read_until(process, lambda line: line.startswith("epoch 1/"))
+    ours = set().union(*map(sockets_of, process.workers))
+    assert {address for inode, address in listening(process.pid).items() if inode in ours} == addresses
     output = finish(process)
     assert "done: test" in output and process.returncode == 0, output
 
 
 @pytest.mark.parametrize("local", ["2", None])
 def test_workers_of_several_machines_are_left_to_the_user(local, monkeypatch):
-    for name in LIBRARIES:
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local is not None:

@@ -1,8 +1,8 @@
 """Bytes that a worker sends, and its share of a batch."""
 
 import itertools
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -22,32 +22,24 @@ def test_counts_by_kind_and_ends_once():
 
 
 def test_nothing_is_lost_between_threads():
-    """Four threads add while a fifth drains; each addition is slow enough for another thread to come between."""
+    """Four threads add while this one drains; each addition is slow enough for another thread to come between."""
 
     class SlowBytes(int):
         def __radd__(self, other):
             time.sleep(1e-4)
             return int(other) + int(self)
 
-    traffic, drained, ended = Traffic(), [], threading.Event()
+    traffic, drained = Traffic(), []
 
     def add(source: int) -> None:
         for _ in range(50):
             traffic.add("latents", source % 2, 1, SlowBytes(3))
 
-    def drain() -> None:
-        while not ended.wait(1e-3):
-            drained.extend(traffic.drain())
-
-    adders = [threading.Thread(target=add, args=[source]) for source in range(4)]
-    drainer = threading.Thread(target=drain)
-    for thread in [drainer, *adders]:
-        thread.start()
-    for thread in adders:
-        thread.join()
-    ended.set()
-    drainer.join()
-    drained.extend(traffic.drain())
+    with ThreadPoolExecutor() as adders:
+        adding = [adders.submit(add, source) for source in range(4)]
+        while not all(each.done() for each in adding):
+            drained += traffic.drain()
+    drained += traffic.drain()
     assert traffic.training == sum(count for *_, count in drained) == 4 * 50 * 3
     assert sum(count for _, source, _, count in drained if source == 1) == 2 * 50 * 3
 
