@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeflow.errors import CheckpointError
 from pipeflow.flow import glow
 from pipeflow.rundir.model import load_flow
 from pipeflow.use.sample import draw_samples, sample, sample_grid, to_images
@@ -17,14 +16,9 @@ def flow():
     return glow((3, 8, 8), num_blocks=2, num_steps=1, width=4)
 
 
-def test_samples_are_images(flow):
-    samples = draw_samples(flow, 5, temperature=0.7, seed=0, batch_size=4)
-    assert samples.dtype == torch.uint8 and samples.shape == (5, 3, 8, 8)
-    assert samples.float().std() > 0
-
-
 def test_fewer_samples_are_the_first_of_more(flow):
     many = draw_samples(flow, 10, temperature=0.7, seed=0, batch_size=4)
+    assert many.dtype == torch.uint8 and many.shape == (10, 3, 8, 8) and many.float().std() > 0
     for num in (1, 4, 7):
         assert torch.equal(draw_samples(flow, num, temperature=0.7, seed=0, batch_size=4), many[:num])
 
@@ -46,8 +40,8 @@ def test_the_inverse_takes_samples_to_the_images_they_are(flow):
 
 
 def test_the_command_gives_the_grid_that_the_run_left(finished_run, tmp_path):
-    path = sample(finished_run, 64, temperature=0.7, seed=0, out=tmp_path / "new" / "grid.png")
-    assert path == tmp_path / "new" / "grid.png"
+    path = tmp_path / "new" / "grid.png"
+    assert sample(finished_run, 64, temperature=0.7, seed=0, out=path) == path
     assert path.read_bytes() == (finished_run / "samples.png").read_bytes()
 
 
@@ -60,11 +54,6 @@ def test_samples_go_into_the_run_folder_by_themselves(finished_run, tmp_path):
     np.testing.assert_array_equal(grid[1::3, 1:96:3], expected[0].permute(1, 2, 0).numpy())
 
 
-def test_a_folder_without_a_run_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="not a run folder"):
-        sample(tmp_path, 1, temperature=1.0, seed=0)
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sample_grid_puts_every_image_in_its_place(tmp_path, channels):
     images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, channels, 4, 6) * 20
@@ -75,10 +64,3 @@ def test_sample_grid_puts_every_image_in_its_place(tmp_path, channels):
         top, left = index // 3 * 14, index % 3 * 20
         assert (grid[top : top + 12, left : left + 18] == 20 * index).all()
     assert (grid[12:14] == 255).all() and (grid[:, 18:20] == 255).all() and (grid[14:, 40:] == 255).all()
-
-
-def test_sample_grid_keeps_rows_columns_and_colours(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (1, 3, 5, 7), dtype=np.uint8)
-    sample_grid(torch.from_numpy(image), tmp_path / "grid.png")
-    grid = np.asarray(Image.open(tmp_path / "grid.png"))
-    np.testing.assert_array_equal(grid[1::3, 1::3], image[0].transpose(1, 2, 0))
