@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 import socket
-import sys
 import tarfile
 import threading
 from functools import partial
@@ -17,34 +16,27 @@ from torchvision.datasets import CIFAR10
 from pipeflow.data import ImageData, dead_leaves, load_data
 from pipeflow.errors import DataError
 
-SOURCE = """
-import numpy as np, torch
-from pipeflow.data import ImageData
+TRAIN = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
 
-train = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
 
 def arrays(data):
-    return train, train[:50]
+    return TRAIN, TRAIN[:50]
+
 
 def tensors(data):
-    return [torch.from_numpy(train), torch.from_numpy(train[:int(data.path)])]
+    return [torch.from_numpy(TRAIN), torch.from_numpy(TRAIN[: int(data.path)])]
+
 
 def ready(data):
-    return ImageData(torch.from_numpy(train), torch.from_numpy(train[:50]), "own")
+    return ImageData(torch.from_numpy(TRAIN), torch.from_numpy(TRAIN[:50]), "own")
+
 
 def nothing(data):
     pass
-"""
 
 
-@pytest.fixture(autouse=True)
-def module(tmp_path, monkeypatch):
-    """The module `mine` of the user's, in the current folder."""
-    (tmp_path / "mine.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    sys.modules.pop("mine", None)
+MINE = __name__
+"""The functions above are a user's."""
 
 
 def error_of(data) -> str:
@@ -55,27 +47,27 @@ def error_of(data) -> str:
 
 @pytest.mark.parametrize("function", ["arrays", "tensors", "ready"])
 def test_function_of_the_users(function, options):
-    data = load_data(options(name=f"mine:{function}", path="50"))
+    data = load_data(options(name=f"{MINE}:{function}", path="50"))
     assert sorted(data.train.flatten().tolist()) == list(range(100))
     assert sorted(data.test.flatten().tolist()) == list(range(50))
-    assert data.name == ("own" if function == "ready" else f"mine:{function}")
+    assert data.name == ("own" if function == "ready" else f"{MINE}:{function}")
 
 
 def test_subsets_are_the_first_of_one_permuted_order(options):
-    whole = load_data(options(name="mine:arrays"))
+    whole = load_data(options(name=f"{MINE}:arrays"))
     assert all(part.flatten().tolist() != sorted(part.flatten().tolist()) for part in (whole.train, whole.test))
-    few = load_data(options(name="mine:arrays", num_train=30, num_test=7))
+    few = load_data(options(name=f"{MINE}:arrays", num_train=30, num_test=7))
     assert torch.equal(few.train, whole.train[:30]) and torch.equal(few.test, whole.test[:7])
-    assert torch.equal(load_data(options(name="mine:arrays", num_train=100)).train, whole.train)
+    assert torch.equal(load_data(options(name=f"{MINE}:arrays", num_train=100)).train, whole.train)
 
 
 @pytest.mark.parametrize(
     "asked, words",
     [
-        ({"name": "mine:arrays", "num_train": 101}, ["data.num_train is 101", "only 100"]),
-        ({"name": "mine:arrays", "num_test": 51}, ["data.num_test is 51", "only 50"]),
+        ({"name": f"{MINE}:arrays", "num_train": 101}, ["data.num_train is 101", "only 100"]),
+        ({"name": f"{MINE}:arrays", "num_test": 51}, ["data.num_test is 51", "only 50"]),
         ({"name": "cifar"}, ["data.name is 'cifar'", "cifar10, images, dead_leaves or module:function"]),
-        ({"name": "mine:nothing"}, ["data.name is 'mine:nothing'", "returned NoneType"]),
+        ({"name": f"{MINE}:nothing"}, [f"data.name is '{MINE}:nothing'", "returned NoneType"]),
     ],
 )
 def test_options_that_cannot_be_met(asked, words, options):
@@ -154,15 +146,16 @@ def official(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["root", None])
-def test_cifar10_from_the_official_archive(path, official, options, tmp_path, capfd):
+def test_cifar10_from_the_official_archive(path, official, options, tmp_path, capfd, monkeypatch):
     """Without data.path, the archive lies in the folder `data`."""
+    monkeypatch.chdir(tmp_path)
     archive, pixels = official
     folder = tmp_path / (path or "data")
     folder.mkdir()
     archive.rename(folder / archive.name)
     data = load_data(options(name="cifar10", path=path))
-    assert {i.numpy().tobytes() for i in data.train} == {i.tobytes() for i in pixels[:20]}
-    assert {i.numpy().tobytes() for i in data.test} == {i.tobytes() for i in pixels[20:]}
+    for part, expected in ((data.train, pixels[:20]), (data.test, pixels[20:])):
+        assert {image.numpy().tobytes() for image in part} == {image.tobytes() for image in expected}
     assert capfd.readouterr() == ("", "")
 
 

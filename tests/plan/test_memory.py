@@ -15,17 +15,20 @@ def flow():
     return glow((3, 16, 16), num_blocks=3, num_steps=2, width=8)
 
 
-def test_what_is_counted_without_memory_is_what_a_real_forward_keeps(flow):
+@pytest.fixture(scope="module")
+def counted(flow):
+    return Activations(flow)
+
+
+def test_what_is_counted_without_memory_is_what_a_real_forward_keeps(flow, counted):
     """The flow's layers alone: `Part.forward` adds sums over the batch and the prior's."""
     for batch_size in (3, 8):
-        kept = Activations(flow).of_layers(flow.names).at(batch_size)
         measured = saved_bytes(flow, torch.rand(batch_size, 3, 16, 16))
-        assert kept == measured
+        assert counted.of_layers(flow.names).at(batch_size) == measured
 
 
-def test_a_part_keeps_what_a_real_forward_of_it_keeps(flow):
+def test_a_part_keeps_what_a_real_forward_of_it_keeps(flow, counted):
     """Within 2 %: inside the flow a part's first layer also keeps what the gradient of its input needs."""
-    counted = Activations(flow)
     for part in split_flow(flow, cut_names(flow, "across", 3)):
         measured = saved_bytes(part, torch.rand(8, *part.input_shape))
         assert counted.of(part).at(8) == pytest.approx(measured, rel=0.02)
@@ -50,18 +53,12 @@ def test_a_checkpoint_copies_what_a_trainer_holds(flow, ema):
         assert copied_bytes([part], ema) == sum(tensor.nbytes for tensor in trainer.tensors().values())
 
 
-def test_recomputing_keeps_the_inputs_and_one_layer(flow):
-    counted = Activations(flow, "recompute").of_layers(flow.names)
-    kept = Activations(flow)
-    fullest = max(kept.of_layers([name]).at(8) for name in flow.names)
-    inputs = 8 * 4 * sum(math.prod(shape) for shape in flow.shapes[:-1])
-    assert counted.at(8) == inputs + fullest
-    assert counted.at(8) < kept.of_layers(flow.names).at(8) / 2
-
-
-def test_inverting_keeps_the_two_ends_what_was_taken_out_and_one_layer(flow):
-    counted = Activations(flow, "invert").of_layers(flow.names)
-    kept = Activations(flow)
-    fullest = max(kept.of_layers([name]).at(8) for name in flow.names)
-    first, last = (8 * 4 * math.prod(shape) for shape in (flow.shapes[0], flow.shapes[-1]))
-    assert counted.at(8) == fullest + first + last + (first - last)
+def test_beside_one_layer_recomputing_keeps_all_inputs_and_inverting_the_ends_and_what_was_taken_out(flow, counted):
+    fullest = max(counted.of_layers([name]).at(8) for name in flow.names)
+    inputs = [8 * 4 * math.prod(shape) for shape in flow.shapes]
+    recomputing, inverting = (
+        Activations(flow, activations).of_layers(flow.names).at(8) for activations in ("recompute", "invert")
+    )
+    assert recomputing == fullest + sum(inputs[:-1])
+    assert inverting == fullest + inputs[0] + inputs[-1] + (inputs[0] - inputs[-1])
+    assert inverting < recomputing < counted.of_layers(flow.names).at(8) / 2

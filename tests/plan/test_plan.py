@@ -24,9 +24,6 @@ def printed(show, plan, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-# Against a run
-
-
 def test_a_plan_is_what_the_run_then_did(finished_run):
     summary = json.loads((finished_run / "summary.json").read_text())
     config = read_config(finished_run)
@@ -41,21 +38,15 @@ def test_a_plan_is_what_the_run_then_did(finished_run):
     assert [phase.trained for phase in plan.phases] == [record["trained"] for record in summary["epochs"]]
 
 
-@pytest.mark.parametrize("finetune_epochs", [0, 1])
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("finetune_epochs, ema", [(0, 0.9), (1, 0.0)])
 def test_before_the_gather_all_test_images_are_evaluated_once(finetune_epochs, ema):
     """Beside the 40 images at the start and after each of 3 epochs."""
-    plan = plan_of(
-        schedule={"local_epochs": 3, "finetune_epochs": finetune_epochs}, optim={"ema": ema}, eval={"num_images": 40}
-    )
-    once = sum(eval_link_bytes(plan.parts, 4 * 40 + 100))
-    assert plan.evaluation_bytes == once * (2 if ema else 1)
+    schedule = {"local_epochs": 3, "finetune_epochs": finetune_epochs}
+    plan = plan_of(schedule=schedule, optim={"ema": ema}, eval={"num_images": 40})
+    assert plan.evaluation_bytes == sum(eval_link_bytes(plan.parts, 4 * 40 + 100)) * (2 if ema else 1)
 
 
-# Data
-
-
-def test_a_plan_loads_no_images(monkeypatch):
+def test_a_plan_loads_no_images_which_may_be_described_instead(monkeypatch):
     def fail(*arguments):
         raise AssertionError("images were loaded")
 
@@ -64,10 +55,6 @@ def test_a_plan_loads_no_images(monkeypatch):
     assert plan_of(data={"name": "cifar10", "path": "nowhere"}).phases[0].steps == 781
     assert plan_of(data={"name": "cifar10", "num_train": 1000}).phases[0].steps == 15
     assert plan_of(data={"name": "dead_leaves", "num_train": 9000}).phases[0].steps == 140
-    assert plan_of().parts[0].input_shape == (3, 32, 32)
-
-
-def test_images_that_are_not_there_may_be_described():
     config = Config.from_dict({"data": {"name": "images", "path": "nowhere"}})
     plan = make_plan(config, Images((3, 64, 64), 6400, 10))
     assert (plan.parts[0].input_shape, plan.phases[0].steps, plan.num_test) == ((3, 64, 64), 100, 10)
@@ -94,18 +81,13 @@ def test_what_is_given_from_python_cannot_be_planned(section):
         plan_of(**{section: {"name": "python"}})
 
 
-# What is printed
-
-
-REFERENCE = {
-    "data": {"name": "cifar10"},
-    "model": {"num_steps": 4, "width": 512},
-    "schedule": {"mode": "alternate", "local_epochs": 4, "finetune_epochs": 1},
-}
-
-
 def test_a_plan_fits_a_terminal_and_says_it_all():
-    text = printed(print_plan, plan_of(**REFERENCE))
+    plan = plan_of(
+        data={"name": "cifar10"},
+        model={"num_steps": 4, "width": 512},
+        schedule={"mode": "alternate", "local_epochs": 4, "finetune_epochs": 1},
+    )
+    text = printed(print_plan, plan)
     assert max(map(len, text.splitlines())) <= 80
     for words in (
         "blocks.0.squeeze", "to blocks.0.steps.1", "12x16x16", "786 kB", "614 MB",
@@ -124,34 +106,27 @@ def test_cuts_by_time_are_not_known_before_the_run():
     assert said not in printed(print_plan, plan_of(parts={"split": "balanced", "num": 2}), width=100)
 
 
-def rows(**schedule) -> list[str]:
-    plan = plan_of(schedule={"local_epochs": 4, "finetune_epochs": 1, **schedule})
-    text = printed(print_phases, plan)
-    assert max(map(len, text.splitlines())) <= 80
-    return [" ".join(line.split()) for line in text.splitlines()[2:]]
-
-
-def test_phases_with_a_part_each():
-    assert rows(mode="alternate")[:5] == [
+TURNS = {
+    "epochs": [
         "0 alternate 2 0 1 - 10 yes yes 7.9, 3.9",
         "1 alternate 0 - 1 2 10 yes yes -",
         "2 alternate 1 0 2 10 yes yes 7.9, 0",
         "3 alternate 2 0 1 - 10 yes yes 7.9, 3.9",
         "4 finetune whole flow - - 10 yes yes -",
-    ]
-
-
-def test_phases_with_a_turn_in_each_batch():
-    assert rows(mode="alternate", alternate_every="1 steps")[:2] == [
-        "0 alternate turns of 1 batch: - - 10 yes yes 5.5, 1.6",
-        "2 0 1 ...",
-    ]
-
-
-def test_phases_with_turns_that_do_not_fit_the_epochs():
-    text = rows(mode="alternate", alternate_every="7 steps")
-    assert text[:2] == [
+    ],
+    "1 steps": ["0 alternate turns of 1 batch: - - 10 yes yes 5.5, 1.6", "2 0 1 ..."],
+    "7 steps": [
         "0 alternate 0 for 7, 1 for 3 - 2 10 yes yes 2.4, 0",
         "1 alternate 1 for 4, 2 for 6 0 - 10 yes yes 7.9, 2.4",
-    ]
-    assert "'2 for 50' is part 2 for 50 batches" in text[-1]
+    ],
+}
+
+
+@pytest.mark.parametrize("every", TURNS)
+def test_phases_with_turns_of_an_epoch_or_some_batches(every):
+    schedule = {"mode": "alternate", "local_epochs": 4, "finetune_epochs": 1}
+    plan = plan_of(schedule={**schedule, **({} if every == "epochs" else {"alternate_every": every})})
+    lines = printed(print_phases, plan).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [" ".join(line.split()) for line in lines[2 : 2 + len(TURNS[every])]] == TURNS[every]
+    assert ("'2 for 50' is part 2 for 50 batches" in lines[-1]) == (every == "7 steps")

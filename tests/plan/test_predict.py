@@ -24,6 +24,21 @@ def small():
     return plan_of()
 
 
+@pytest.fixture(scope="module")
+def predictor_of(small):
+    """Predictors for workers that take 1 ns for a multiply-add; the links are free unless a bandwidth is given."""
+    counts = Predictor(small, Machines())
+
+    def make(workers, bandwidth=1e18, **machines):
+        machines = Machines(**{"workers": workers, "flops": 2e9, "bandwidth": bandwidth, **machines})
+        return Predictor(small, machines, shared=counts)
+
+    return make
+
+
+FREE = Machines(workers=3, flops=2e9, bandwidth=1e18)
+
+
 def test_without_speeds_a_run_takes_its_share_of_the_multiply_adds():
     """On one worker. That share is what the published runs took, see test_traffic.py."""
     plan = plan_of(schedule={"mode": "alternate", "local_epochs": 6, "finetune_epochs": 3})
@@ -32,8 +47,9 @@ def test_without_speeds_a_run_takes_its_share_of_the_multiply_adds():
     assert ratio == pytest.approx(training_share(plan.phases, plan.parts))
 
 
-@pytest.mark.parametrize("mode", ["concurrent", "alternate", "sequential"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "mode, dtype", [("concurrent", "float32"), ("alternate", "bfloat16"), ("sequential", "float32")]
+)
 def test_bytes_are_those_of_the_links(mode, dtype):
     """Of a local epoch for each part, on average."""
     config = {"schedule": {"mode": mode, "local_epochs": 3, "finetune_epochs": 0}, "link": {"dtype": dtype}}
@@ -51,9 +67,9 @@ def test_bytes_of_gradients_are_those_of_the_ring(small):
     assert [each.batch_size for each in found] == [64, 256]
 
 
-def test_on_free_links_each_system_takes_what_arithmetic_says(small):
+def test_on_free_links_each_system_takes_what_arithmetic_says(small, predictor_of):
     """Without a measurement nothing is fitted: forward 1, backward 2, per multiply-add."""
-    predictor = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e18))
+    predictor = predictor_of(3)
     whole = predictor.end_to_end().seconds
     macs = [part.multiply_adds() for part in small.parts]
     assert whole == pytest.approx(3 * 1280 * sum(macs) / 1e9)
@@ -65,45 +81,39 @@ def test_on_free_links_each_system_takes_what_arithmetic_says(small):
     assert alone.local("alternate", alone.cuts()[0]).seconds == pytest.approx(whole * sum(turns) / 3)
 
 
-def test_replicas_share_the_batch_and_send_their_gradients(small):
+def test_replicas_share_the_batch_and_send_their_gradients(small, predictor_of):
     """Twice as fast where links are free, with the same latents and a ring a part."""
-    predictor = Predictor(small, Machines(workers=6, flops=2e9, bandwidth=1e18))
+    predictor = predictor_of(6)
     cut = predictor.cuts()[0]
     one, two = predictor.local("concurrent", cut), predictor.local("concurrent", cut, 2)
     assert (two.workers, two.replicas, two.cut) == (6, 2, "across 3 x 2")
     assert two.seconds == pytest.approx(one.seconds / 2, rel=0.02) and two.memory < one.memory
     (phase,) = Schedule(small.config, 3, 20).phases()[:1]
     assert two.bytes == one.bytes + replica_bytes(phase, small.parts, 2)
-    slow = Predictor(small, Machines(workers=6, flops=2e9, bandwidth=1e6))
-    assert slow.local("concurrent", cut, 2).seconds > two.seconds
+    assert predictor_of(6, bandwidth=1e6).local("concurrent", cut, 2).seconds > two.seconds
     assert {each.cut for each in predictor.all() if each.replicas == 2} >= {"across 3 x 2"}
     assert all(each.replicas == 1 for each in Predictor(small, Machines(workers=3)).all() if each.parts > 1)
 
 
-def test_a_pipeline_takes_its_best_number_of_micro_batches(small):
-    predictor = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e18, pass_seconds=0.0))
+def test_a_pipeline_takes_its_best_number_of_micro_batches(small, predictor_of):
+    predictor, costly = (predictor_of(3, pass_seconds=seconds) for seconds in (0.0, 1.0))
     cut = predictor.cuts()[0]
     assert predictor.pipeline("gpipe", cut).micro_batches == 16
-    costly = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e18, pass_seconds=1.0))
-    assert costly.pipeline("gpipe", costly.cuts()[0]).micro_batches == 2
+    assert costly.pipeline("gpipe", cut).micro_batches == 2
     gpipe, one_f_one_b = (predictor.pipeline_at(kind, cut, 16) for kind in ("gpipe", "1f1b"))
     assert one_f_one_b.memory < gpipe.memory / 2
-
-
-def test_a_pipeline_sends_latents_and_densities_forward_and_gradients_back(small):
-    predictor = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e9))
     values = [math.prod(part.output_shape) for part in small.parts[:-1]]
-    for kind in ("gpipe", "1f1b"):
-        found = predictor.pipeline_at(kind, predictor.cuts()[0], 4)
-        assert found.bytes == 2 * 20 * 64 * sum(4 * count + 8 for count in values)
+    sent = 2 * 20 * 64 * sum(4 * count + 8 for count in values)  # latents and densities forward, gradients back
+    assert gpipe.bytes == one_f_one_b.bytes == sent
 
 
 @pytest.mark.parametrize(
-    "bandwidth, latency", [(1e12, 0.0), (1e7, 0.0), (1e12, 1.0)], ids=["workers", "link", "latency"]
+    "bandwidth, latency, machines",
+    [(1e12, 0.0, {}), (1e7, 0.0, {"alone": 0.7}), (1e12, 1.0, {})],
+    ids=["workers hold up", "a link holds up and workers share a machine", "a latency holds up"],
 )
-@pytest.mark.parametrize("machines", [{}, {"alone": 0.7}])
 def test_an_epoch_is_as_long_as_one_that_is_simulated_to_its_end(bandwidth, latency, machines, monkeypatch):
-    plan = make_plan(Config.from_dict({"data": {"num_train": 64 * 97}}))
+    plan = plan_of(data={"num_train": 64 * 97})
 
     def found() -> list[float]:
         predictor = Predictor(plan, Machines(workers=3, flops=2e11, bandwidth=bandwidth, latency=latency, **machines))
@@ -118,8 +128,7 @@ def test_an_epoch_is_as_long_as_one_that_is_simulated_to_its_end(bandwidth, late
 
 
 def test_the_copy_of_a_checkpoint_is_in_the_memory_of_a_worker_that_computes_on_the_cpu(small):
-    machines = Machines(workers=3, flops=2e9, bandwidth=1e18)
-    on_cpu, elsewhere = (Predictor(plan, machines) for plan in (plan_of(run={"device": "cpu"}), small))
+    on_cpu, elsewhere = (Predictor(plan, FREE) for plan in (plan_of(run={"device": "cpu"}), small))
     copied = copied_bytes(small.parts, ema=False)
     whole = on_cpu.end_to_end().memory - elsewhere.end_to_end().memory
     assert 0.98 * copied < whole < copied, "a whole flow has no heads"
@@ -127,29 +136,18 @@ def test_the_copy_of_a_checkpoint_is_in_the_memory_of_a_worker_that_computes_on_
     assert 0 < split[0] - split[1] < whole
 
 
-def test_recomputing_takes_one_forward_more_and_less_memory(small):
-    again = plan_of(memory={"activations": "recompute"})
-    machines = Machines(workers=3, flops=2e9, bandwidth=1e18)
-    kept, recomputed = (Predictor(plan, machines) for plan in (small, again))
-    assert recomputed.end_to_end().seconds == pytest.approx(kept.end_to_end().seconds * 4 / 3)
-    assert recomputed.end_to_end().memory < kept.end_to_end().memory * 0.6
-    ways = [predictor.local("concurrent", predictor.cuts()[0]) for predictor in (kept, recomputed)]
+def test_recomputing_takes_a_forward_more_and_inverting_an_inverse_too_for_less_memory(small):
+    predictors = [Predictor(plan_of(memory={"activations": each}), FREE) for each in ("keep", "recompute", "invert")]
+    kept, recomputed, inverted = (predictor.end_to_end() for predictor in predictors)
+    assert recomputed.seconds == pytest.approx(kept.seconds * 4 / 3)
+    assert inverted.seconds == pytest.approx(kept.seconds * 5 / 3)
+    assert inverted.memory < recomputed.memory < kept.memory * 0.6
+    ways = [predictor.local("concurrent", predictor.cuts()[0]) for predictor in predictors[:2]]
     assert ways[1].seconds == pytest.approx(ways[0].seconds * 4 / 3, rel=0.01) and ways[1].memory < ways[0].memory
 
 
-def test_inverting_takes_an_inverse_and_a_forward_more_and_the_least_memory(small):
-    machines = Machines(workers=3, flops=2e9, bandwidth=1e18)
-    kept, recomputed, inverted = (
-        Predictor(plan_of(memory={"activations": activations}), machines).end_to_end()
-        for activations in ("keep", "recompute", "invert")
-    )
-    assert inverted.seconds == pytest.approx(kept.seconds * 5 / 3)
-    assert inverted.memory < recomputed.memory
-
-
-def test_a_flow_under_a_bucket_does_not_overlap_its_all_reduce(small):
-    slow = Predictor(small, Machines(workers=2, flops=2e9, bandwidth=1e6)).data_parallel()[0]
-    free = Predictor(small, Machines(workers=2, flops=2e9, bandwidth=1e18)).data_parallel()[0]
+def test_a_flow_under_a_bucket_does_not_overlap_its_all_reduce(predictor_of):
+    slow, free = (predictor_of(2, bandwidth).data_parallel()[0] for bandwidth in (1e6, 1e18))
     assert slow.seconds - free.seconds == pytest.approx(slow.bytes / 2 / (1e6 / 8))
 
 
@@ -171,28 +169,30 @@ def test_measured_runs_of_layers_are_shared_out_by_multiply_adds(small):
         Predictor(small, Machines(step_seconds=wrong))
 
 
-def advice_of(plan, **machines):
-    predictor = Predictor(plan, Machines(**machines))
-    return recommend(predictor, predictor.all())
+@pytest.mark.parametrize(
+    "workers, flops, bandwidth, verdict, best",
+    [
+        (3, 2e9, 1e18, "data parallelism", None),
+        (3, 2e12, 1e3, "one worker", None),
+        (3, 2e10, 1e8, "pipeflow", ("concurrent", "blocks", 16)),  # between a hopeless link and a fast one
+        (6, 2e9, 3e7, "pipeflow", ("concurrent", "balanced 2 x 3", 128)),
+    ],
+)
+def test_parts_are_recommended_where_they_are_faster_and_only_there(
+    predictor_of, workers, flops, bandwidth, verdict, best
+):
+    predictor = predictor_of(workers, bandwidth, flops=flops)
+    advice = recommend(predictor, predictor.all())
+    assert advice.verdict == verdict
+    assert ("NOT the faster way" in " ".join(advice.sentences)) == (best is None)
+    if best is not None:
+        assert (advice.best.system, advice.best.cut, advice.batch_size) == best
 
 
-def test_who_is_better_off_without_parts_is_told(small):
-    fast = advice_of(small, workers=3, flops=2e9, bandwidth=1e18)
-    assert fast.verdict == "data parallelism" and "NOT the faster way" in " ".join(fast.sentences)
-    hopeless = advice_of(small, workers=3, flops=2e12, bandwidth=1e3)
-    assert hopeless.verdict == "one worker" and "NOT the faster way" in " ".join(hopeless.sentences)
-
-
-def test_between_a_hopeless_link_and_a_fast_one_parts_are_recommended(small):
-    advice = advice_of(small, workers=3, flops=2e10, bandwidth=1e8)
-    assert (advice.verdict, advice.best.system, advice.best.cut) == ("pipeflow", "concurrent", "blocks")
-    shared = advice_of(small, workers=6, flops=2e9, bandwidth=3e7)
-    assert (shared.best.cut, shared.batch_size) == ("balanced 2 x 3", 128)
-
-
-def test_where_nothing_fits_the_least_is_named(small):
-    advice = advice_of(small, workers=3, flops=2e9, bandwidth=1e9, memory=1000)
+def test_where_nothing_fits_the_least_is_named(predictor_of):
+    predictor = predictor_of(3, 1e9, memory=1000)
+    advice = recommend(predictor, predictor.all())
     assert advice.best is None and "Nothing fits" in advice.sentences[0]
-    some = Predictor(small, Machines(workers=3, flops=2e9, bandwidth=1e9, memory=1.5e7)).all()
+    some = predictor_of(3, 1e9, memory=1.5e7).all()
     assert {each.fits for each in some} == {True, False}
     assert all(math.isfinite(each.seconds) and 0 <= each.idle < 1 for each in some)

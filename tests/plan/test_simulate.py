@@ -26,15 +26,11 @@ def test_concurrent_parts_on_free_links_have_no_bubble_after_the_fill():
     ]
 
 
-def test_the_slowest_part_sets_the_pace():
+def test_the_slowest_part_or_link_sets_the_pace():
     parts = [PartCosts(1, 2, 0, 0, 0), PartCosts(2, 4, 1, 0, 1), PartCosts(1, 1, 0, 0, 2)]
-    link = SimulatedLink(depth=4)
-    short, long = (simulate(local_programs(parts, (0, 1, 2), num, FREE), link).seconds for num in (20, 30))
-    assert long - short == 10 * 7
-
-
-def test_a_slow_link_sets_the_pace():
-    """10 bytes at 2 bytes/s take 5 s, a part 3: and the latency is paid once."""
+    short, long = (simulate(local_programs(parts, (0, 1, 2), num, FREE), SimulatedLink(depth=4)) for num in (20, 30))
+    assert long.seconds - short.seconds == 10 * 7
+    # 10 bytes at 2 bytes/s take 5 s, a part 3: and the latency is paid once.
     link = SimulatedLink(bytes_per_second=2.0, latency=7.0, depth=4)
     timeline = simulate(local_programs(equal_parts(2, sent=10), (0, 1), 3, FREE), link)
     assert timeline.workers[1] == spans("F0 13-14", "BU0 14-16", "F1 18-19", "BU1 19-21", "F2 23-24", "BU2 24-26")
@@ -79,17 +75,12 @@ def test_the_bubble_of_a_pipeline_is_the_known_one(kind, num_stages, num_micro):
     assert idle == pytest.approx((num_stages - 1) / (num_micro + num_stages - 1))
 
 
-def test_gpipe_written_down():
-    timeline = simulate(pipeline_programs("gpipe", equal_parts(2), 2, 1, FREE))
-    assert timeline.workers == [
+def test_pipelines_written_down():
+    assert simulate(pipeline_programs("gpipe", equal_parts(2), 2, 1, FREE)).workers == [
         spans("F0.0 0-1", "F0.1 1-2", "B0.0 5-7", "B0.1 7-9", "U0 9-9"),
         spans("F0.0 1-2", "F0.1 2-3", "B0.0 3-5", "B0.1 5-7", "U0 7-7"),
     ]
-
-
-def test_1f1b_written_down():
-    timeline = simulate(pipeline_programs("1f1b", equal_parts(2), 3, 1, FREE))
-    assert timeline.workers == [
+    assert simulate(pipeline_programs("1f1b", equal_parts(2), 3, 1, FREE)).workers == [
         spans("F0.0 0-1", "F0.1 1-2", "B0.0 4-6", "F0.2 6-7", "B0.1 7-9", "B0.2 10-12", "U0 12-12"),
         spans("F0.0 1-2", "B0.0 2-4", "F0.1 4-5", "B0.1 5-7", "F0.2 7-8", "B0.2 8-10", "U0 10-10"),
     ]
