@@ -21,7 +21,7 @@ test: $(VENV)/.installed
 
 # The rest: faults of every kind, Ray's loss of a node, several machines, the benchmarks' own tests.
 test-slow: $(VENV)/.installed
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m slow --timeout=600 $(ARGS)
 
 # The tests with the lowest versions that pyproject.toml allows, in an environment of their own (about 5 GB).
 test-lowest: $(VENV)-lowest/.installed

@@ -28,8 +28,8 @@ NOTICE_SECONDS = 0.5
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
-    ["torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "torchvision", "numpy", "yaml"]
-    + ["safetensors.torch", "rich.progress", "matplotlib.figure"]
+    ["torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "numpy", "yaml"]
+    + ["safetensors.torch", "rich.progress"]
 )
 
 

@@ -97,18 +97,6 @@ SMALL_CUTS = ["blocks.0.steps.1", "blocks.1.steps.1"]
 assert SMALL["model"] == {"num_blocks": 2, "num_steps": 2, "width": 8}
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(undisturbed, tmp_path, capsys):
-    folder = as_if_interrupted_after(4, undisturbed, tmp_path / "run")
-    damaged = next((folder / "checkpoints/epoch-000004").glob("*.safetensors"))
-    content = bytearray(damaged.read_bytes())
-    content[-1] ^= 1
-    damaged.write_bytes(content)
-    train(small_config(folder, schedule=SCHEDULE))
-    said = capsys.readouterr().out
-    assert "epoch-000004" in said and "sha256" in said and "Taking the one before, epoch-000003" in said
-    assert_same_tensors(undisturbed, folder)
-
-
 def test_a_layers_own_initialisation_is_not_repeated_on_resume(tmp_path, monkeypatch):
     """A layer without a flag of its own, like ActNorm's, must not be set anew from data in the middle of a run."""
     (tmp_path / "careless.py").write_text(
