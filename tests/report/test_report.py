@@ -10,9 +10,10 @@ from rich.console import Console
 from pipeflow.errors import CheckpointError
 from pipeflow.report.curves import AXES, exit_curves, spans
 from pipeflow.report.curves import test_curve as whole_flow_curve
+from pipeflow.report.figures import bytes_by_phase, plots
 from pipeflow.report.table import phases, report
 from pipeflow.rundir.reading import SavedRun, read_run
-from tests.run_records import ALTERNATE, GATHER, summary, write, write_log
+from tests.run_records import ALTERNATE, GATHER, epochs, summary, write, write_log
 
 
 def printed(run_dirs, width: int = 160, **options) -> str:
@@ -118,3 +119,42 @@ def test_a_narrow_console_loses_nothing_and_a_run_that_has_not_ended_is_marked(t
         assert cell in text
     text = printed([write_log(tmp_path / "live", ALTERNATE[:2])])
     assert "5.900*" in text and "has not ended" in text
+
+
+# Runs at the edge
+
+
+def test_bytes_by_phase_count_everything_once():
+    by_phase = bytes_by_phase(summary("a"))
+    local = {"latents 0 → 1": 2000, "latents 1 → 2": 1000, "evaluation": 50, "control": 5}
+    assert by_phase == {
+        **{f"alternate: part {part}": local for part in (0, 1, 2)},
+        "gather": {"gather: parameters": 400, "gather: optimizer": 800},
+        "fine-tuning": {"gradients": 600, "evaluation": 100, "control": 10, "images handed out": 100},
+    }
+
+
+EDGES = {
+    "no_epoch": ((), {}),
+    "no_bytes": (epochs([("concurrent", [0, 1, 2])], latents=0), {}),
+    "not_a_number": (
+        tuple(dataclasses.replace(each, test_bpd=math.nan, exit_bpd=(math.nan,) * 3) for each in ALTERNATE[:2]),
+        GATHER,
+    ),
+    "more_parts_than_colours": (epochs([("sequential", [part]) for part in range(12)]), GATHER),
+}
+
+
+def write_edge(folder, name: str):
+    records, gather = EDGES[name]
+    return write(folder / name, records, bytes=summary("", records, gather).bytes)
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_a_run_at_the_edge_is_drawn(tmp_path, name):
+    assert all(path.is_file() for path in plots(write_edge(tmp_path, name)))
+
+
+def test_runs_at_the_edge_are_compared(tmp_path):
+    printed([write_edge(tmp_path, name) for name in EDGES], out=tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 4

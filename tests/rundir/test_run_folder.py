@@ -46,15 +46,13 @@ def said(config: Config) -> str:
 
 class TestFresh:
     @pytest.mark.parametrize("resume", ["auto", "never"])
-    def test_is_made_and_is_empty(self, tmp_path, resume):
+    def test_is_made_and_is_empty_but_for_what_was_there(self, tmp_path, resume):
         path = tmp_path / "deep/er/run"
         assert reopen(small_config(path, run={"resume": resume})) == (None, [])
-        assert [each.name for each in path.iterdir()] == ["run.lock"]
-
-    def test_a_folder_with_other_things_in_it_is_taken(self, tmp_path):
-        (tmp_path / "notes.txt").touch()
-        assert reopen(small_config(tmp_path, run={"resume": "never"})) == (None, [])
-        assert (tmp_path / "notes.txt").exists()
+        assert os.listdir(path) == ["run.lock"]
+        (path / "notes.txt").touch()
+        assert reopen(small_config(path, run={"resume": resume})) == (None, [])
+        assert sorted(os.listdir(path)) == ["notes.txt", "run.lock"]
 
     def test_must_resume_but_there_is_nothing(self, tmp_path):
         message = said(small_config(tmp_path / "run", run={"resume": "must"}))
@@ -148,14 +146,6 @@ class TestNever:
         assert found is None and str(tmp_path / "run.old-1") in note
         assert (tmp_path / "run.old-1/checkpoints/epoch-000001/manifest.json").exists()
         assert [each.name for each in (tmp_path / "run").iterdir()] == ["run.lock"]
-
-    def test_none_is_overwritten(self, tmp_path):
-        for _ in range(3):
-            folder = RunFolder(small_config(tmp_path / "run", run={"resume": "never"}))
-            folder.open()
-            folder.write_config()
-            folder.close()
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2"]
 
     def test_a_restart_by_the_launcher_goes_on_with_what_was_begun_anew(self, tmp_path, monkeypatch):
         begin(tmp_path / "run", num_checkpoints=2)
