@@ -145,51 +145,48 @@ def official(tmp_path, monkeypatch):
     return archive, pixels.reshape(30, 3, 32, 32)
 
 
-@pytest.mark.parametrize("path", ["root", None])
-def test_cifar10_from_the_official_archive(path, official, options, tmp_path, capfd, monkeypatch):
-    """Without data.path, the archive lies in the folder `data`."""
-    monkeypatch.chdir(tmp_path)
-    archive, pixels = official
-    folder = tmp_path / (path or "data")
-    folder.mkdir()
-    archive.rename(folder / archive.name)
-    data = load_data(options(name="cifar10", path=path))
-    for part, expected in ((data.train, pixels[:20]), (data.test, pixels[20:])):
-        assert {image.numpy().tobytes() for image in part} == {image.tobytes() for image in expected}
-    assert capfd.readouterr() == ("", "")
-
-
-def test_cifar10_is_downloaded_without_a_word(official, options, tmp_path, monkeypatch, capfd):
-    archive, _ = official
-    site = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A web server that has the archive."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     # torchvision asks for the address first and hangs up on the answer: the server's word on that is not ours.
     monkeypatch.setattr(ThreadingHTTPServer, "handle_error", lambda *_: None)
-    with ThreadingHTTPServer(("127.0.0.1", 0), site) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
-        data = load_data(options(name="cifar10", path=str(tmp_path / "root")))
+        yield f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
         server.shutdown()
-    assert len(data.train) == 20
-    assert (tmp_path / "root" / archive.name).exists()
+
+
+@pytest.mark.parametrize("place", ["root", "data", "site"])
+def test_cifar10_from_the_official_archive(place, official, site, options, tmp_path, capfd, monkeypatch):
+    """It lies in data.path, or without one in the folder `data`, or is downloaded without a word."""
+    monkeypatch.chdir(tmp_path)
+    archive, pixels = official
+    if place == "site":
+        monkeypatch.setattr(CIFAR10, "url", site)
+    else:
+        (tmp_path / place).mkdir()
+        archive.rename(tmp_path / place / archive.name)
+    data = load_data(options(name="cifar10", path=None if place == "data" else "root"))
+    for part, expected in ((data.train, pixels[:20]), (data.test, pixels[20:])):
+        assert {image.numpy().tobytes() for image in part} == {image.tobytes() for image in expected}
+    assert (tmp_path / ("data" if place == "data" else "root") / archive.name).exists()
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("corrupt", [False, True])
-def test_cifar10_not_to_be_had(corrupt, official, options, tmp_path, capfd):
+@pytest.mark.parametrize("fault", ["closed port", "corrupt archive", "a network that never answers"])
+def test_cifar10_not_to_be_had(fault, official, options, tmp_path, monkeypatch, capfd):
     root = tmp_path / "root"
     root.mkdir()
-    if corrupt:
+    if fault == "corrupt archive":
         (root / "cifar-10-python.tar.gz").write_bytes(b"no archive")
-    message = error_of(options(name="cifar10", path=str(root)))
-    assert len(message.splitlines()) <= 2 and str(root) in message
-    assert "cifar-10-python.tar.gz" in message and "data.path" in message and "data.name images" in message
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_network_that_never_answers_is_an_error_and_not_a_wait(official, options, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeflow.data.sources.DOWNLOAD_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and says nothing
-        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/cifar-10-python.tar.gz")
-        assert "timed out" in error_of(options(name="cifar10", path=str(tmp_path / "root")))
-    assert socket.getdefaulttimeout() is None
+        if fault == "a network that never answers":
+            monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/cifar-10-python.tar.gz")
+        message = error_of(options(name="cifar10", path=str(root)))
+    assert len(message.splitlines()) <= 2 and str(root) in message
+    assert "cifar-10-python.tar.gz" in message and "data.path" in message and "data.name images" in message
+    assert ("timed out" in message) == (fault == "a network that never answers")
+    assert socket.getdefaulttimeout() is None and capfd.readouterr() == ("", "")

@@ -1,5 +1,7 @@
 """One contract for every layer; a new layer is one more entry of `LAYERS`."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -42,12 +44,11 @@ def x(case, normal):
     return normal(2, case[1], 4, 6)
 
 
+assert_equal = partial(torch.testing.assert_close, atol=0, rtol=0)
+
+
 def copy_of(state):
     return {name: tensor.clone() for name, tensor in state.items()}
-
-
-def equal(state, other):
-    return state.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in state.items())
 
 
 class TestContract:
@@ -71,7 +72,7 @@ class TestContract:
         x_before, before = x.clone(), copy_of(layer.state_dict())
         y, _, *taken_out = layer(x)
         layer.inverse(y, *taken_out)
-        assert equal(layer.state_dict(), before)
+        assert_equal(layer.state_dict(), before)
         layer.initialize(x)
         assert torch.equal(x, x_before)
 
@@ -93,12 +94,12 @@ class TestContract:
         layer.initialize(x)
         before = copy_of(layer.state_dict())
         layer.initialize(5 * x + 2)
-        assert equal(layer.state_dict(), before)
+        assert_equal(layer.state_dict(), before)
         loaded = perturbed(case[0](), 0.3)
         loaded.load_state_dict(load(save({name: tensor.contiguous() for name, tensor in before.items()})))
         loaded.initialize(5 * x + 2)
-        assert equal(loaded.state_dict(), before)
-        torch.testing.assert_close(loaded(x), layer(x), atol=0, rtol=0)
+        assert_equal(loaded.state_dict(), before)
+        assert_equal(loaded(x), layer(x))
 
     def test_multiply_adds_are_those_of_the_convolutions(self, layer, x):
         with FlopCounterMode(display=False) as counter:

@@ -165,23 +165,6 @@ class TestNames:
         for part, output in outputs(parts, x):
             assert torch.equal(output.log_head, part.head.log_prob(output.latent).double())
 
-    def test_any_module_with_a_log_prob_may_be_a_head(self, flow, x):
-        """Nothing may assume a Gaussian: here a small net says how likely a latent is."""
-
-        class NetHead(Prior):
-            def __init__(self):
-                super().__init__()
-                self.net = nn.Linear(192, 1)
-
-            def log_prob(self, latent):
-                return self.net(latent.flatten(1))[:, 0]
-
-        part, _ = split_flow(flow, ["blocks.0.steps.1"])
-        part.head = NetHead()
-        assert {"heads.blocks.0.steps.1.net.weight", "heads.blocks.0.steps.1.net.bias"} < set(part.global_parameters())
-        part.loss(part(x)).backward()
-        assert part.head.net.weight.grad.abs().sum() > 0
-
 
 class TestInitialize:
     @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
@@ -198,20 +181,30 @@ class TestInitialize:
         assert torch.equal(latent, whole(x)[0]) and not latent.requires_grad
         assert any(not torch.equal(untouched[name], expected[name]) for name in expected)
 
-    def test_layers_and_head_are_initialised_when_asked(self, x):
-        class Recording(StandardPrior):
-            shapes = []
+    def test_layers_and_head_are_initialised_when_asked_and_any_module_with_a_log_prob_is_a_head(self, x):
+        """Nothing may assume a Gaussian: here a small net says how likely a latent is."""
+
+        class NetHead(Prior):
+            def __init__(self):
+                super().__init__()
+                self.net, self.shapes = nn.Linear(96, 1), []
+
+            def log_prob(self, latent):
+                return self.net(latent.flatten(1))[:, 0]
 
             def initialize(self, latent):
                 self.shapes.append(tuple(latent.shape))
 
         part, _ = split_flow(glow((3, 8, 8), 2, 2, 6), ["blocks.1.squeeze"])
-        part.head = Recording((6, 4, 4))
+        part.head = NetHead()
         actnorm = part.layers[1].actnorm
         part.initialize(x, layers=False)
         assert part.head.shapes == [(4, 6, 4, 4)] and not actnorm.initialized
         part.initialize(x, head=False)
         assert len(part.head.shapes) == 1 and actnorm.initialized
+        assert {"heads.blocks.1.squeeze.net.weight", "heads.blocks.1.squeeze.net.bias"} < set(part.global_parameters())
+        part.loss(part(x)).backward()
+        assert part.head.net.weight.grad.abs().sum() > 0
 
     def test_a_layer_that_breaks_its_contract_is_named(self):
         class Wide(Layer):

@@ -45,8 +45,6 @@ def test_a_file_of_machines(capsys, tmp_path):
     [
         (("--workers", "none"), "workers: expected a whole number"),
         (("--workers", "3", "--flops", "1e12"), "--link '1 Gbit/s'"),
-        (("--workers", "3", "--link", "quick", "--flops", "1e12"), "bandwidth: expected '1 Gbit/s'"),
-        (("--machines", "nowhere.yaml"), "nowhere.yaml"),
         (("--json", "plan.json"), "describe machines too"),
         (("--workers", "1", "--plot", "plan.png"), "2 workers or more"),
         (("--probe", "--flops", "1e12"), "--probe measures"),
