@@ -30,8 +30,6 @@ MISTAKES = {
         'train({"optim": {"lr": 1e-4}}, report=report)', '"train" has incompatible type "dict[str, dict[str, float]]"'
     ),
     "config.optim.lr": ("config.optim.learning_rate", '"OptimConfig" has no attribute "learning_rate"'),
-    "summary.test_bpd": ("summary.test_bits", '"Summary" has no attribute "test_bits"'),
-    "train(config,": ("train(config, data=numpy.zeros((8, 3, 8, 8)),", '"data" to "train" has incompatible type "ndarray'),
     "(event: dict[str, Any])": ("(epoch: int, event: Any)", '"report" to "train" has incompatible type'),
 }  # fmt: skip
 """What the program says, what a user wrote in its place, and what mypy answers."""

@@ -46,13 +46,3 @@ def test_published_runs(name):
     assert (config.optim.name, config.optim.decay, config.optim.part_lr) == ("adam", "none", None)
     assert (config.parts.split, config.finetune.lr) == ("across", None)
     assert config.schedule.turn == (1, "epochs")
-
-
-@pytest.mark.parametrize("file", [file for file in FILES if file.stem.startswith("small_")], ids=lambda f: f.stem)
-def test_small_runs_have_the_prototype_s_size(file):
-    config = load(str(file))
-    assert (config.data.name, config.data.num_train) == ("cifar10", 4992)
-    assert (config.model.num_steps, config.model.width, config.optim.decay) == (4, 64, "cosine")
-    assert (config.schedule.local_epochs, config.schedule.finetune_epochs) == (12, 6)
-    published = re.search(r"_lr(1e-\d)$", file.stem)
-    assert config.optim.lr == (float(published[1]) if published else 1e-3)

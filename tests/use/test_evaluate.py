@@ -53,12 +53,6 @@ def test_a_run_that_has_not_ended_is_an_error(copy, file):
         evaluate(copy)
 
 
-def test_images_that_are_not_there_are_an_error(copy, tmp_path):
-    change_config(copy, "data", name="images", path=str(tmp_path / "gone"))
-    with pytest.raises(DataError, match=r"data\.path.*gone"):
-        evaluate(copy)
-
-
 def test_images_of_another_shape_are_an_error(copy, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "small_images.py").write_text(
