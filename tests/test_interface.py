@@ -12,7 +12,6 @@ import pipeflow
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 from typing import Any
-import numpy
 from pipeflow import Config, load_flow, train
 
 config = Config.from_dict({"run": {"dir": "runs/mine"}, "optim": {"lr": 1e-4}})
