@@ -78,18 +78,15 @@ class TestResume:
         assert reopen(small_config(tmp_path / "run")) == (None, [])
         assert not list(folder.checkpoints.folder.iterdir()), "what was begun is removed"
 
-    def test_a_damaged_checkpoint_is_noted(self, tmp_path):
+    def test_damaged_checkpoints_are_noted_and_if_all_are_the_run_does_not_start_anew_unseen(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=2)
         (tmp_path / "run/checkpoints/epoch-000002/worker-0.safetensors").unlink()
         found, (note,) = reopen(small_config(tmp_path / "run"))
         assert found.folder == "epoch-000001"
         assert "worker-0.safetensors is missing" in note and "Taking the one before, epoch-000001" in note
-
-    def test_only_damaged_ones_do_not_start_anew_unseen(self, tmp_path):
-        begin(tmp_path / "run", num_checkpoints=1)
         (tmp_path / "run/checkpoints/epoch-000001/manifest.json").write_text("{")
         message = said(small_config(tmp_path / "run"))
-        assert "manifest.json is damaged" in message and "--run.resume never" in message
+        assert "No other checkpoint is whole" in message and "--run.resume never" in message
         found, (note,) = reopen(small_config(tmp_path / "run", run={"resume": "never"}))
         assert found is None and "run.old-1" in note
 

@@ -96,9 +96,9 @@ def test_time_left_goes_by_the_epochs_of_this_process(now):
     assert [line.split(" | ")[-1] for line in lines] == ["5 min 00 s left", "2 min 00 s left"]
 
 
-def test_a_terminal_shows_the_phase_live(now):
+def test_a_terminal_shows_the_phase_live_until_the_run_ends_or_fails(now):
     console = terminal()
-    with closing(Progress(18, 3, console=console)) as display:
+    with pytest.raises(KeyError), closing(Progress(18, 3, console=console)) as display:
         display.phase(begin())
         now[0] += 10
         display.update(status(39, {1: 5.25}), [], 430.0, 24_600_000)
@@ -111,15 +111,8 @@ def test_a_terminal_shows_the_phase_live(now):
         display.phase(begin(12, "finetune", (0, 1, 2)))
         display.update(status(1, {0: 4.4}), [], 200.0, 24_600_000)
         assert "whole flow  loss 4.400" in console.file.getvalue()
-    assert console.file.getvalue().count("\x1b[?25h") == 1  # the cursor is back
-
-
-def test_the_display_is_taken_away_when_the_run_fails(now):
-    console = terminal()
-    with pytest.raises(KeyError), closing(Progress(18, 3, console=console)) as display:
-        display.phase(begin())
         raise KeyError
-    assert console.file.getvalue().count("\x1b[?25h") == 1
+    assert console.file.getvalue().count("\x1b[?25h") == 1, "the cursor is back"
     display.close()  # twice does no harm
 
 
