@@ -68,7 +68,7 @@ class TestFlowStep:
         torch.testing.assert_close(step(x), (y, contribution))
 
     def test_initialize_normalises_every_actnorms_outputs(self, normal):
-        step, x = flow_step(width=6), 3 * normal(16, 4, 4, 4) + 1
+        step, x = flow_step(width=6), normal(16, 4, 4, 4) * torch.tensor([0.1, 1.0, 3.0, 10.0])[:, None, None] + 5
         step.initialize(x)
         outputs = step.actnorm(x)[0]
         net, kept = step.coupling.net, step.invconv(outputs)[0][:, :2]

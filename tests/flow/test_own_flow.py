@@ -1,6 +1,5 @@
 """A small RealNVP of a user's own layers on vectors, cut and trained by parts."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -26,19 +25,11 @@ class DenseCoupling(Layer):
         return torch.cat([kept, (moved - shift) * torch.exp(-log_scale)], dim=1)
 
 
-@pytest.fixture
-def own():
-    return Flow([DenseCoupling() for _ in range(4)], (16,))
-
-
-@pytest.fixture
-def images(normal):
-    """Neighbours are alike, so that there is something to learn."""
+def test_defaults_suit_dense_layers_and_parts_of_them_learn(normal):
+    """Neighbours are alike in the images, so that there is something to learn."""
     smooth = nn.functional.interpolate(normal(64, 1, 2, 2), size=4, mode="bilinear")
-    return (0.3 * smooth + 0.05 * normal(64, 1, 4, 4)).flatten(1)
-
-
-def test_defaults_suit_dense_layers(own, images):
+    images = (0.3 * smooth + 0.05 * normal(64, 1, 4, 4)).flatten(1)
+    own = Flow([DenseCoupling() for _ in range(4)], (16,))
     before = own.log_prob(images)
     own.initialize(images)
     latent, _, taken_out = own(images)
@@ -46,10 +37,8 @@ def test_defaults_suit_dense_layers(own, images):
     torch.testing.assert_close(own.inverse(latent, []), images, atol=1e-5, rtol=0)
     assert own.sample(3, torch.Generator().manual_seed(0)).shape == (3, 16)
     assert own.multiply_adds() == 4 * (8 * 16 + 16 + 16 * 16 + 16)
-
-
-def test_trains_by_parts(own, images):
     assert cut_names(own, "balanced", 2) == ["layers.2"]
+
     parts = split_flow(own, ["layers.1", "layers.3"])
     assert parts[0].names == ["layers.0"] and parts[0].output_shape == (16,)
     assert parts[0].global_parameters()["heads.layers.1.mean"].shape == (16,)
