@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeflow.flow import ActNorm, Coupling, FactorOut, InvertibleConv1x1, Layer, Squeeze
+from pipeflow.flow import ActNorm, Coupling, FactorOut, InvertibleConv1x1, Layer, Prior, Squeeze
 from tests.flow.formulas import flow_step
 
 LAYERS = {
@@ -120,11 +120,15 @@ class TestContract:
             layer.output_shape((2 * case[1], 4, 6))
 
 
-def test_a_missing_method_of_a_users_layer_says_so(normal):
-    class Half(Layer):
-        pass
-
-    with pytest.raises(TypeError, match=r"Half has no forward: .*\(y, contribution\)"):
-        Half()(normal(1, 2))
-    with pytest.raises(TypeError, match="Half has no inverse"):
-        Half().inverse(normal(1, 2))
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x: Layer()(x), r"Layer has no forward: .*\(y, contribution\)"),
+        (lambda x: Layer().inverse(x), "Layer has no inverse"),
+        (lambda x: Prior().log_prob(x), "Prior has no log_prob"),
+        (lambda x: Prior().sample(1, None, 1.0), "Prior cannot be sampled"),
+    ],
+)
+def test_a_missing_method_of_a_users_layer_or_prior_says_so(normal, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(normal(1, 2))

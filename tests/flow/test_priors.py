@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load, save
 from torch.distributions import Normal
 
-from pipeflow.flow import GaussianPrior, Prior
+from pipeflow.flow import GaussianPrior
 from pipeflow.flow.heads import HEADS
 
 SHAPES = [(3, 2, 4), (5,)]
@@ -45,13 +45,3 @@ def test_gaussian_is_a_normal_for_each_channel(shape, perturbed, normal):
     channels = [Normal(prior.mean[c], prior.log_scale[c].exp()).log_prob(latent[:, c]) for c in range(shape[0])]
     expected = sum(log_prob.reshape(4, -1).sum(dim=1) for log_prob in channels)
     torch.testing.assert_close(prior.log_prob(latent), expected)
-
-
-def test_a_missing_method_of_a_users_prior_says_so(normal):
-    class Mine(Prior):
-        pass
-
-    with pytest.raises(TypeError, match="Mine has no log_prob"):
-        Mine().log_prob(normal(1, 2))
-    with pytest.raises(TypeError, match="Mine cannot be sampled"):
-        Mine().sample(1, None, 1.0)

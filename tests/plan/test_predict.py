@@ -40,7 +40,7 @@ FREE = Machines(workers=3, flops=2e9, bandwidth=1e18)
 
 
 def test_without_speeds_a_run_takes_its_share_of_the_multiply_adds():
-    """On one worker. That share is what the published runs took, see test_traffic.py."""
+    """On one worker. That share is what the published runs took, see test_plan.py."""
     plan = plan_of(schedule={"mode": "alternate", "local_epochs": 6, "finetune_epochs": 3})
     predictor = Predictor(plan, Machines())
     ratio = predictor.local("alternate", predictor.cuts()[0]).run_seconds / predictor.end_to_end().run_seconds
