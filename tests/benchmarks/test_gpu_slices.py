@@ -68,9 +68,7 @@ def test_a_number_that_is_none_does_not_hold():
 def test_what_is_measured_on_a_gpu(tmp_path):
     assert tuple(CHECKS) == NAMES
     slices = make_slices(Settings(dry=False, out=None, runs=tmp_path, data="cifar10.zip"))
-    names = [each.name for each in slices]
-    assert names[0] == "check-flow" and names[-1] == "published-rows"
-    assert names[-5:-1] == ["step-64-plain", "step-64-compiled", "step-512-plain", "step-512-compiled"]
+    assert [each.name for each in slices[-3:]] == ["step-512-plain", "step-512-compiled", "published-rows"]
     assert all("cuda" in each.arguments for each in slices[:-1])
     assert slices[-1].arguments[-1] == str(ROOT / "benchmarks" / "published")
 

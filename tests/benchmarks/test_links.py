@@ -94,22 +94,27 @@ def test_says_what_is_missing(monkeypatch):
         pass
 
 
-def run(system: str, rate: float | None, speed: float, micro_batches: int | None = None, number: int = 0) -> dict:
+def measured(rate: float | None, speed: float, micro_batches: int, number: int = 0) -> dict:
     return {
-        "system": system, "label": f"{system}{micro_batches}", "pipeflow": False, "micro_batches": micro_batches,
-        "rate": rate, "delay": 0.0, "batch": 64, "round": number, "steps": 39, "images_per_s": speed,
-        "payload": [1000, 1000], "sent": [1050, 1050],
+        "system": "a", "label": f"a{micro_batches}", "pipeflow": False, "micro_batches": micro_batches, "rate": rate,
+        "delay": 0.0, "batch": 64, "round": number, "steps": 39, "images_per_s": speed, "payload": [1000, 1000],
+        "sent": [1050, 1050],
     }  # fmt: skip
 
 
 def test_best_micro_batches_and_where_speed_falls():
-    runs = [run("a", None, 100, 2), run("a", None, 80, 4), run("a", 100.0, 95, 2), run("a", 100.0, 97, 2, 1)]
-    runs += [run("a", 100.0, 60, 4), run("a", 1.0, 20, 2), run("a", 1.0, 84, 4)]
-    points = summarize(runs)
-    assert [(point["rate"], point["micro_batches"], point["kept"]) for point in points] == [
-        (None, 2, 1.0), (100.0, 2, 0.96), (1.0, 4, 0.84)
-    ]  # fmt: skip
+    runs = [
+        (None, 100, 2),
+        (None, 80, 4),
+        (100.0, 95, 2),
+        (100.0, 97, 2, 1),
+        (100.0, 60, 4),
+        (1.0, 20, 2),
+        (1.0, 84, 4),
+    ]
+    points = summarize([measured(*run) for run in runs])
+    found = [(point["rate"], point["micro_batches"], point["kept"]) for point in points]
+    assert found == [(None, 2, 1.0), (100.0, 2, 0.96), (1.0, 4, 0.84)]
     assert points[0]["payload"] == 2000 * 2  # an epoch of 4,992 images is 78 batches of 64
-    assert falls_below(points) == "10"  # half way between 0.84 and 0.96, over log(rate)
-    assert falls_below(points, 0.8) == "below 1"
-    assert falls_below(points, 0.99) == "above 100"
+    # 10: half way between 0.84 and 0.96, over log(rate)
+    assert [falls_below(points, share) for share in (0.9, 0.8, 0.99)] == ["10", "below 1", "above 100"]

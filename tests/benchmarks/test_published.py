@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pipeflow
-from benchmarks.published import choose, run
+from benchmarks.published import run
 from benchmarks.published.report import table, write_report
 from benchmarks.published.results import SettingsDiffer, check_settings, measure, merge, verdicts
 from benchmarks.published.rows import CONFIGS, ROWS, Settings, equal_epochs, launch_arguments, table_lines
@@ -133,14 +133,6 @@ def test_other_settings_do_not_mix(tmp_path):
     check_settings(tmp_path / "settings.json", Settings(scale=0.2))
     with pytest.raises(SettingsDiffer, match="--runs and --out"):
         check_settings(tmp_path / "settings.json", Settings(scale=0.2, overrides={"optim.ema": "0.9"}))
-
-
-def test_choice_compares_with_the_base(tmp_path):
-    found = {"base": numbers(4.5, 60), "flip": numbers(4.45, 66), "seed1": numbers(4.5, 6, ended=False)}
-    choose.write(found, {}, tmp_path)
-    text = (tmp_path / "choose.md").read_text()
-    assert "| flip | data.flip true | 4.450 | -0.050 | 1.1 |" in text
-    assert "| seed1 | run.seed 1 | not measured | - | - |" in text
 
 
 def test_stops_on_the_way_change_nothing(tmp_path):

@@ -38,6 +38,8 @@ MANIFESTS = {
     "a position within a line": lambda m: m.update(log_position=5),
     "seconds that are NaN": lambda m: m["state"]["seconds"].update(total=float("nan")),
     "cuts of no kind": lambda m: m.update(cuts=[{}]),
+    "a file's name with a zero byte": lambda m: m["files"][0].update(file="worker-0.safetensors\0"),
+    "a file's name without end": lambda m: m["files"][0].update(file="a" * 100_000),
 }
 
 
@@ -54,13 +56,13 @@ class TestCheckpoint:
     def newest(self, run) -> Path:
         return run / "checkpoints" / "epoch-000002"
 
-    def rewrite(self, newest: Path, change: Callable[[dict], object]) -> None:
-        change_tensors(newest / "worker-0.safetensors", change)
-        self.fit(newest)
-
     def fit(self, newest: Path) -> None:
         sha256 = hashlib.sha256((newest / "worker-0.safetensors").read_bytes()).hexdigest()
         change_manifest(newest, lambda manifest: manifest["files"][0].update(sha256=sha256))
+
+    def rewrite(self, newest: Path, change: Callable[[dict], object]) -> None:
+        change_tensors(newest / "worker-0.safetensors", change)
+        self.fit(newest)
 
     def test_names_without_a_section(self, resumed, newest):
         """They belong to no layer, so nobody reads them: the run goes on."""
@@ -84,11 +86,6 @@ class TestCheckpoint:
         (newest / name).unlink()
         NO_FILES[case](newest / name)
         assert name in refusal(CheckpointError, pipeflow.train, resumed)
-
-    @pytest.mark.parametrize("name", ["\0", "a" * 100_000, "worker-0.safetensors\0"])
-    def test_names(self, name, resumed, newest):
-        change_manifest(newest, lambda manifest: manifest["files"][0].update(file=name))
-        assert "manifest.json is damaged" in refusal(CheckpointError, pipeflow.train, resumed)
 
     @pytest.mark.parametrize("case", SAFETENSORS)
     def test_files(self, case, resumed, newest):

@@ -9,39 +9,28 @@ from pipeflow.plan.predict.machines import read_machines
 from tests.hostile.harmful import NO_FILES, YAMLS
 from tests.hostile.refusals import files_under, refusal
 
-
-@pytest.mark.parametrize("case", YAMLS)
-def test_config(case, tmp_path, monkeypatch):
-    text, words = YAMLS[case]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.yaml").write_text(text)
-    message = refusal(ConfigError, load, str(tmp_path / "run.yaml"))
-    assert words in message
-    assert files_under(tmp_path) == {"run.yaml"}
-
-
-@pytest.mark.parametrize("case", NO_FILES)
-def test_yaml_that_is_no_file(case, tmp_path):
-    NO_FILES[case](tmp_path / "some.yaml")
-    for read in (lambda path: load(str(path)), read_machines):
-        assert "some.yaml" in refusal(ConfigError, read, tmp_path / "some.yaml")
-
-
 MACHINES = {
     "so many workers": ("workers: 1000000000000", "1,000,000 or fewer"),
     "a number beyond floats": (f"flops: 0x{'f' * 1000}", "flops"),
     "a long text": (f"flops: {'9' * 200_000} x", "flops"),
     "a number of many digits": (f"latency: '1e{'9' * 100_000}'", "latency"),
 }
+CASES = [*((load, *case) for case in YAMLS.values()), *((read_machines, *case) for case in MACHINES.values())]
 
 
-@pytest.mark.parametrize("case", MACHINES)
-def test_machines(case, tmp_path, monkeypatch):
-    text, words = MACHINES[case]
+@pytest.mark.parametrize("read, text, words", CASES, ids=[*YAMLS, *MACHINES])
+def test_yaml(read, text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "machines.yaml").write_text(text)
-    message = refusal(ConfigError, read_machines, tmp_path / "machines.yaml")
-    assert words in message and files_under(tmp_path) == {"machines.yaml"}
+    (tmp_path / "some.yaml").write_text(text)
+    assert words in refusal(ConfigError, read, "some.yaml")
+    assert files_under(tmp_path) == {"some.yaml"}
+
+
+@pytest.mark.parametrize("case", NO_FILES)
+def test_yaml_that_is_no_file(case, tmp_path):
+    NO_FILES[case](tmp_path / "some.yaml")
+    for read in (load, read_machines):
+        assert "some.yaml" in refusal(ConfigError, read, str(tmp_path / "some.yaml"))
 
 
 @pytest.mark.parametrize("name", ["../evil:f", "/tmp/evil:f", ".evil:f", "http://x/evil:f", "evil :f"])

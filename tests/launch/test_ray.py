@@ -57,10 +57,8 @@ def test_a_submitted_job_is_the_same_run(cluster, tmp_path):
     (records,) = (tmp_path / "ray").glob("run-*")
     result = ray.train.Result.from_path(records)
     assert result.metrics["event"] == "end" and result.metrics["test_bpd"] == summary["test_bpd"]
-    images = 2 * 96  # of two local epochs, and their latents' float32 values
-    assert result.metrics["link_bytes"] == {"0->1": images * 12 * 16 * 16 * 4, "1->2": images * 24 * 8 * 8 * 4}
     epochs = result.metrics_dataframe
-    assert list(epochs["epoch"]) == [0, 1, 2, 3] and (epochs["images_per_second"] > 0).all()
+    assert list(epochs["epoch"]) == [0, 1, 2, 3]
     assert list(epochs["test_bpd"][:3]) == [epoch["test_bpd"] for epoch in summary["epochs"]]
 
 

@@ -38,36 +38,17 @@ def latent(step: int) -> torch.Tensor:
 
 
 def order(rank: int) -> None:
-    """Many batches of different sizes arrive in order, as float32; bytes are counted where they are sent."""
-    link = end(rank)
-    for step in range(50):
-        if rank == 0:
-            link.send(TRAINING, 1, step, latent(step))
-        else:
-            assert torch.equal(link.receive(TRAINING, 1, step), latent(step))
-    if rank == 0:
-        link.send(EVALUATION, 1, 0, latent(2) / 3)
-    else:
-        assert torch.equal(link.receive(EVALUATION, 1, 0), latent(2) / 3)
-    link.close()
-    sent = {kind: (source, target, count) for kind, source, target, count in link.traffic.drain()}
-    if rank == 0:
-        values = sum(latent(step).numel() for step in range(50))
-        assert sent["latents"] == (0, 1, 2 * values) and sent["eval"] == (0, 1, 4 * latent(2).numel())
-        assert sent["control"] == (0, 1, (51 + DEPTH) * 32)  # and the headers that close the link
-    else:
-        assert sent == {}, "nothing ever goes back"
+    """The sender runs ahead by `depth` batches at each end, then waits for the receiver; all arrive in order, as float32.
 
-
-def depth(rank: int) -> None:
-    """The sender runs ahead by `depth` batches at each end, then waits for the receiver."""
+    Bytes are counted where they are sent.
+    """
     link = end(rank)
     if rank == 0:
-        sent = []
+        sent: list[int] = []
 
         def run() -> None:
             for step in range(40):
-                link.send(TRAINING, 0, step, latent(step))
+                link.send(TRAINING, 1, step, latent(step))
                 sent.append(step)
 
         thread = threading.Thread(target=run)
@@ -75,17 +56,22 @@ def depth(rank: int) -> None:
         while len(sent) < 2 * DEPTH:  # so far it must come without anything being received
             time.sleep(0.01)
         dist.barrier()
-        thread.join(1.0)
+        thread.join(0.5)
         assert thread.is_alive() and len(sent) == 2 * DEPTH, len(sent)
         dist.barrier()
         thread.join()
-        assert len(sent) == 40
+        link.send(EVALUATION, 1, 0, latent(2) / 3)
     else:
         dist.barrier()
         dist.barrier()
         for step in range(40):
-            link.receive(TRAINING, 0, step)
+            assert torch.equal(link.receive(TRAINING, 1, step), latent(step))
+        assert torch.equal(link.receive(EVALUATION, 1, 0), latent(2) / 3)
     link.close()
+    values = sum(latent(step).numel() for step in range(40))
+    control = (41 + DEPTH) * 32  # with the headers that close the link
+    counts = {"latents": 2 * values, "eval": 4 * latent(2).numel(), "control": control} if rank == 0 else {}
+    assert {kind: count for kind, _, _, count in link.traffic.drain()} == counts, "nothing ever goes back"
 
 
 def late(rank: int) -> None:

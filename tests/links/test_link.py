@@ -35,7 +35,7 @@ def test_another_step_than_expected_is_an_error_that_names_both():
 
 def test_between_processes(launch):
     """One after the other in the same two processes; the last one loses one of them."""
-    programs = ["order", "depth", "late", "lost"]
+    programs = ["order", "late", "lost"]
     process = launch(2, *programs, entry="tests.links.both_ends:main")
     output = finish(process)
     assert process.returncode == 0, output

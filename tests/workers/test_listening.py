@@ -3,42 +3,23 @@
 The machine is a network namespace whose host name stands for an address of its own, as that of a machine on a network does.
 """
 
-import contextlib
 import os
-import socket
-from pathlib import Path
+import subprocess
 
 import pytest
 
 from pipeflow.workers.network import LIBRARIES, stay_on_this_machine
+from tests.launching import Launch
 from tests.namespaces import ADDRESS
 from tests.small_runs import finish, options, read_until, small_config
 
-LISTEN = "0A"
-"""The state of a listening socket in /proc/net/tcp."""
 
-
-def listening(pid: int) -> dict[str, str]:
-    """Addresses of the listening sockets in a process's network namespace, by inode."""
-    found = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            _, local, _, state, *_, inode = line.split()[:10]
-            if state == LISTEN:
-                words = bytes.fromhex(local.split(":")[0])
-                # Each word of 32 bits stands there in the machine's own order of bytes.
-                network = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
-                found[inode] = socket.inet_ntop(socket.AF_INET6 if len(words) == 16 else socket.AF_INET, network)
-    return found
-
-
-def sockets_of(pid: int) -> set[str]:
-    """Inodes of a process's sockets."""
-    links = []
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            links.append(os.readlink(file))
-    return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+def listening(process: Launch) -> set[str]:
+    """Addresses at which a launch's workers listen, in its network namespace."""
+    command = ["nsenter", f"--net=/proc/{process.pid}/ns/net", "ss", "--listening", "--tcp", "--numeric", "--processes"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    ours = [line for line in listed if any(f"pid={pid}," in line for pid in process.workers)]
+    return {line.split()[3].rpartition(":")[0].strip("[]") for line in ours}
 
 
 @pytest.fixture(autouse=True)
@@ -54,8 +35,7 @@ def test_workers_listen_on_the_loopback_alone_or_where_the_user_says(launch, tmp
     prepare = ("tests.namespaces:machine", str(tmp_path / "hosts"))
     process = launch(3, *options(config), prepare=prepare, **named)
     read_until(process, lambda line: line.startswith("epoch 1/"))
-    ours = set().union(*map(sockets_of, process.workers))
-    assert {address for inode, address in listening(process.pid).items() if inode in ours} == addresses
+    assert listening(process) == addresses
     output = finish(process)
     assert "done: test" in output and process.returncode == 0, output
 
