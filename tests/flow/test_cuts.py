@@ -41,7 +41,6 @@ def test_names_are_taken_as_they_are(flow):
         (["blocks.0.factor_out"], None, "'blocks.0.factor_out' belongs to .* cut before 'blocks.1.squeeze'"),
         (["blocks.0.steps.1", "blocks.0.steps.1"], None, "'blocks.0.steps.1' again"),
         (["blocks.1.squeeze", "blocks.0.steps.1"], None, "'blocks.0.steps.1' again or behind a later cut"),
-        (["blocks.0.steps.1"], 3, "3 does not agree with parts.split, which gives 2 parts"),
         ("blocks", 3, "3 does not agree with parts.split, which gives 2 parts"),
         ("across", 4, "4 parts across blocks need 3 blocks to cut in, this flow has 2"),
         ("balanced", 5, "5 parts, but this flow can be cut into 4 at most"),

@@ -95,7 +95,7 @@ def test_replicas_share_the_batch_and_send_their_gradients(small, predictor_of):
     assert all(each.replicas == 1 for each in Predictor(small, Machines(workers=3)).all() if each.parts > 1)
 
 
-def test_a_pipeline_takes_its_best_number_of_micro_batches(small, predictor_of):
+def test_a_pipeline_takes_its_best_number_of_micro_batches_and_sends_both_ways(small, predictor_of):
     predictor, costly = (predictor_of(3, pass_seconds=seconds) for seconds in (0.0, 1.0))
     cut = predictor.cuts()[0]
     assert predictor.pipeline("gpipe", cut).micro_batches == 16
