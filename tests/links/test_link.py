@@ -10,13 +10,9 @@ from pipeflow.workers.traffic import Traffic
 from tests.small_runs import errors_in, finish
 
 
-def local_link(dtype: str = "float32") -> tuple[LocalLink, Traffic]:
-    traffic = Traffic()
-    return LocalLink(Channel(2, (3, 4, 4), dtype), traffic), traffic
-
-
 def test_a_local_link_counts_the_bytes_it_hands_on_and_rounds_only_latents_of_training():
-    link, traffic = local_link("bfloat16")
+    traffic = Traffic()
+    link = LocalLink(Channel(2, (3, 4, 4), "bfloat16"), traffic)
     latent = torch.randn(5, 3, 4, 4)
     link.send(TRAINING, 0, 0, latent)
     link.send(EVALUATION, 0, 0, latent)
@@ -27,7 +23,7 @@ def test_a_local_link_counts_the_bytes_it_hands_on_and_rounds_only_latents_of_tr
 
 
 def test_another_step_than_expected_is_an_error_that_names_both():
-    link, _ = local_link()
+    link = LocalLink(Channel(2, (3, 4, 4)), Traffic())
     link.send(TRAINING, 0, 1, torch.zeros(1, 3, 4, 4))
     with pytest.raises(WorkerError, match=r"link 2.*epoch 0, step 2.*epoch 0, step 1"):
         link.receive(TRAINING, 0, 2)
