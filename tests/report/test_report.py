@@ -121,9 +121,6 @@ def test_a_narrow_console_loses_nothing_and_a_run_that_has_not_ended_is_marked(t
     assert "5.900*" in text and "has not ended" in text
 
 
-# Runs at the edge
-
-
 def test_bytes_by_phase_count_everything_once():
     by_phase = bytes_by_phase(summary("a"))
     local = {"latents 0 → 1": 2000, "latents 1 → 2": 1000, "evaluation": 50, "control": 5}
@@ -145,16 +142,12 @@ EDGES = {
 }
 
 
-def write_edge(folder, name: str):
-    records, gather = EDGES[name]
-    return write(folder / name, records, bytes=summary("", records, gather).bytes)
-
-
-@pytest.mark.parametrize("name", EDGES)
-def test_a_run_at_the_edge_is_drawn(tmp_path, name):
-    assert all(path.is_file() for path in plots(write_edge(tmp_path, name)))
-
-
-def test_runs_at_the_edge_are_compared(tmp_path):
-    printed([write_edge(tmp_path, name) for name in EDGES], out=tmp_path)
+def test_runs_at_the_edge_are_drawn_and_compared(tmp_path):
+    folders = [
+        write(tmp_path / name, records, bytes=summary("", records, gather).bytes)
+        for name, (records, gather) in EDGES.items()
+    ]
+    for folder in folders:
+        assert all(path.is_file() for path in plots(folder))
+    printed(folders, out=tmp_path)
     assert len(list(tmp_path.glob("*.png"))) == 4

@@ -97,7 +97,6 @@ def epochs_logged(run: Path) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run whose disk was quick."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     train(small_config(folder, schedule=SCHEDULE))
     return folder

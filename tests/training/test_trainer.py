@@ -262,13 +262,6 @@ class TestSavedState:
                 assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
                 assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {4}
 
-    def test_what_is_not_there_stays_as_it_is(self):
-        (trainer,) = make_trainers(1, options())
-        before = values(trainer)
-        load([trainer], ({}, {}))
-        assert all(torch.equal(now, old) for now, old in zip(values(trainer), before))
-        assert trainer.updates == 0 and not trainer.optimizer.state
-
     def test_steps_1_is_not_steps_10(self):
         """Names of layers that begin alike keep numbers of their own."""
         (part,) = split_flow(glow(SHAPE, 1, 11, 4), [])
