@@ -112,7 +112,8 @@ def test_a_slice_of_a_batch_needs_no_more_than_a_slice_of_the_noise():
 def test_noise_is_uniform_and_new_at_every_step():
     noise = dequantization_noise(0, "train", 0, 0, (64, 3, 32, 32))
     assert abs(noise.mean() - 0.5) < 0.003 and abs(noise.var() - 1 / 12) < 0.001
-    assert not torch.equal(noise[:1], dequantization_noise(0, "train", 0, 1, (1, 3, 32, 32)))
+    for other in ((1, "train", 0, 0), (0, "initial", 0, 0), (0, "train", 1, 0), (0, "train", 0, 1)):
+        assert not torch.equal(noise[:1], dequantization_noise(*other, (1, 3, 32, 32)))
 
 
 def test_generators_of_different_positions_differ():
