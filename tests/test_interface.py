@@ -29,6 +29,8 @@ MISTAKES = {
         'train({"optim": {"lr": 1e-4}}, report=report)', '"train" has incompatible type "dict[str, dict[str, float]]"'
     ),
     "config.optim.lr": ("config.optim.learning_rate", '"OptimConfig" has no attribute "learning_rate"'),
+    "print(summary.test_bpd": ("print(summary.test_bdp", '"Summary" has no attribute "test_bdp"'),
+    "train(config, report": ("train(config, data=[[0, 1]], report", '"data" to "train" has incompatible type'),
     "(event: dict[str, Any])": ("(epoch: int, event: Any)", '"report" to "train" has incompatible type'),
 }  # fmt: skip
 """What the program says, what a user wrote in its place, and what mypy answers."""
