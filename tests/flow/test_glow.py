@@ -65,6 +65,7 @@ class TestBuildFlow:
         assert all(m.net.dtype == torch.bfloat16 for m in rough.modules() if isinstance(m, Coupling))
         assert all(parameter.dtype == torch.float32 for parameter in rough.parameters())
 
+    @pytest.mark.slow  # compiling takes half a minute where nothing is cached
     def test_fast_and_compiled_are_the_reference_but_for_rounding_and_compile_once_for_a_block(self, normal, perturbed):
         """Losses and norms of gradients agree to 1e-5. A step is compiled without gradients and with them."""
         model = {"num_blocks": 1, "num_steps": 2}
