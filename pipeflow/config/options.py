@@ -38,7 +38,7 @@ class RunConfig:
     resume: Literal["auto", "never", "must"] = option("auto", "continue from run.dir's newest good checkpoint")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA where there is a GPU")
     figures: bool = option(True, "draw the figures of a run that has ended")
-    heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat until a worker counts as lost", above=0)
+    heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat until a worker counts as lost", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,11 @@ class RunFolder:
             raise CheckpointError(
                 f"run.resume: must, but {self.path} holds no checkpoint: check run.dir, or use --run.resume auto."
             )
+        if manifest is None and self.summary() is not None:
+            raise CheckpointError(
+                f"run.dir: {self.path} holds a run that has ended, and no checkpoint to go on from: it would be trained anew "
+                f"over its results. Choose another run.dir, or --run.resume never, which keeps the old folder aside."
+            )
         if manifest is not None:
             notes += [f"{complaint} Taking the one before, {manifest.folder}." for complaint in complaints]
         return manifest, notes

@@ -36,7 +36,10 @@ def load_flow(run_dir: str | Path, flow: Flow | None = None) -> Flow:
     """
     config, path = read_config(run_dir), Path(run_dir) / MODEL_FILE
     if not path.exists():
-        raise CheckpointError(f"{run_dir} has no {MODEL_FILE}: the run has not ended. Start its command again.")
+        raise CheckpointError(
+            f"{run_dir} has no {MODEL_FILE}: the run has not ended, or the file was removed. Remove summary.json, if it is "
+            f"there, and start the run's command again."
+        )
     if flow is None and config.model.name == "python":
         raise CheckpointError(f"{run_dir}: its flow was given from Python; load it with load_flow(run_dir, flow=...).")
     try:

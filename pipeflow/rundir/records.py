@@ -65,7 +65,7 @@ class Epoch(Record):
 
     @property
     def training_bytes(self) -> int:
-        """Bytes of latents, gradients and images handed out. Evaluation and control are not training's."""
+        """Bytes of latents, gradients and, in runs of 0.1, images. Evaluation and control are not training's."""
         return sum(count for _, _, count in self.bytes.latents) + self.bytes.gradients + self.bytes.images
 
 

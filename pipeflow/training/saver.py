@@ -84,7 +84,7 @@ class Saver:
         def failed(error: Exception) -> None:
             if isinstance(error, CheckpointError):
                 self._alarm.trip(error)
-            elif not (isinstance(error, RuntimeError) and is_broken_connection(error)):
+            elif not is_broken_connection(error):
                 # A bug, as like as not; the run must not go on unsaved. A broken store is the monitor's to tell of.
                 self._alarm.trip(self._checkpoints.not_written(epoch, error))
 

@@ -23,7 +23,7 @@ Traffic = Iterable[tuple[str, int, int, int]]
 
 _GATHER: tuple[GatherKind, ...] = ("parameters", "optimizer", "ema")
 _SHOWN = ("latents", "gradients", "images")
-"""Kinds of bytes that the progress display adds up."""
+"""Kinds of bytes that the progress display adds up; images were sent in runs of 0.1."""
 
 
 @dataclasses.dataclass(frozen=True)

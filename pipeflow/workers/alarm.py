@@ -148,9 +148,9 @@ def _end_process(error: PipeflowError) -> NoReturn:
         os._exit(1)
 
 
-def is_broken_connection(error: RuntimeError) -> bool:
-    """Whether this error of torch says that another process, or the connection to it, is gone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+def is_broken_connection(error: Exception) -> bool:
+    """Whether this is an error of torch that says that another process, or the connection to it, is gone."""
+    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def first_line(error: BaseException) -> str:

@@ -154,7 +154,7 @@ class Monitor:
         elif value != _ENDED and silent > self._timeout:
             self._alarm.trip_loss(
                 f"worker {other} was lost{self._about(other)}: worker {self._rank} has not heard its heartbeat for "
-                f"{silent:.0f} s (killed, stopped, or its machine or link is gone)"
+                f"{silent:.0f} s (run.heartbeat_timeout_s; killed, stopped, or its machine or link is gone)"
             )
 
     def _watch_store(self) -> None:

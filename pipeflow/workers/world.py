@@ -72,8 +72,10 @@ def join_workers(config: Config) -> Iterator["World"]:
     except PipeflowError as error:
         error.reported = world.fail(error)
         raise
-    except RuntimeError as error:
+    except Exception as error:
         if not is_broken_connection(error):
+            # A bug, of pipeflow or of a function that was given: its traceback is shown here, and the others leave quietly.
+            world.fail(WorkerError(f"worker {world.rank} failed: {type(error).__name__}: {first_line(error)}"))
             raise
         loss = world.cause_of(error)
         loss.reported = world.fail(loss)
@@ -246,7 +248,7 @@ class World:
         claiming.join(_CLAIM_SECONDS)
         return claims == [False]
 
-    def cause_of(self, error: RuntimeError) -> PipeflowError:
+    def cause_of(self, error: Exception) -> PipeflowError:
         """The cause of a connection that broke inside torch, if the monitor hears of it, or else all that is known."""
         try:
             self.alarm.listen(_CAUSE_SECONDS)

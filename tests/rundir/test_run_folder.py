@@ -218,3 +218,9 @@ def test_a_summary_is_whole_or_not_there(tmp_path):
     for _ in range(2):
         folder.write_summary(None)
         assert folder.summary() is None
+
+
+def test_a_run_that_has_ended_is_not_trained_anew_where_its_checkpoints_were_removed(tmp_path):
+    begin(tmp_path / "run").write_summary(summary("a"))
+    assert "has ended, and no checkpoint" in said(small_config(tmp_path / "run"))
+    assert reopen(small_config(tmp_path / "run", run={"resume": "never"}))[0] is None

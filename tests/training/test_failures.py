@@ -89,6 +89,14 @@ def test_a_nan_stops_all_workers_and_names_part_step_and_checkpoint(launch, tmp_
     assert "part " in said and "epoch 0, step " in said and "there is no checkpoint yet" in said and "optim.lr" in said
 
 
+def test_a_failure_that_nobody_foresaw_has_one_traceback(launch, tmp_path):
+    """Of a user's function, at worker 1: worker 0 waits for it, and must not call it lost, or advise to start again."""
+    process = launch(2, f"--run.dir={tmp_path / 'run'}", entry="tests.training.programs.careless_report:main")
+    output = finish(process)
+    assert process.returncode == 1 and errors_in(output) == [], output
+    assert output.count("Traceback") == 1 and "ZeroDivisionError" in output
+
+
 @pytest.fixture(scope="module")
 def one_epoch(tmp_path_factory):
     """The folder of a run that ended after a good epoch."""
