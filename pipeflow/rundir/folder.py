@@ -74,8 +74,8 @@ class RunFolder:
             )
         if manifest is None and self.summary() is not None:
             raise CheckpointError(
-                f"run.dir: {self.path} holds a run that has ended, and no checkpoint to go on from: it would be trained anew "
-                f"over its results. Choose another run.dir, or --run.resume never, which keeps the old folder aside."
+                f"run.dir: {self.path} holds a run that has ended, and no checkpoint to go on from: it would be trained "
+                f"anew over its results. Choose another run.dir, or --run.resume never, which keeps the old folder aside."
             )
         if manifest is not None:
             notes += [f"{complaint} Taking the one before, {manifest.folder}." for complaint in complaints]
