@@ -14,6 +14,7 @@ first batch and not the others. Between parts of one worker the link is a queue 
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,11 +55,11 @@ class Link:
 
     def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
         """Hands on a detached latent, [batch, *shape]."""
-        raise NotImplementedError
+        raise AssertionError(f"{self.channel}: this end only receives")
 
     def receive(self, kind: str, epoch: int, step: int) -> Tensor:
         """The latent of this batch, [batch, *shape], float32."""
-        raise NotImplementedError
+        raise AssertionError(f"{self.channel}: this end only sends")
 
     def stop(self, epoch: int, step: int) -> None:
         """Tells the next part, behind all latents, that the batches from `step` on do not come."""
@@ -87,7 +88,7 @@ class LocalLink(Link):
 
 
 @dataclass(eq=False)
-class LinkEnd(Link):
+class LinkEnd(Link, ABC):
     """One end of a link between two workers: two threads, of which one begins what the other finishes, in one order."""
 
     channel: Channel
@@ -106,13 +107,13 @@ class LinkEnd(Link):
         for work in (self._begin, self._finish):
             threading.Thread(target=self._run, args=(work,), name=str(self.channel), daemon=True).start()
 
+    @abstractmethod
     def _begin(self) -> None:
         """The work of the first thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self) -> None:
         """The work of the second thread."""
-        raise NotImplementedError
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
