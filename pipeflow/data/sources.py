@@ -1,10 +1,12 @@
 """Sources of images: CIFAR-10, a folder or a zip, the embedded dead leaves, or a user's function."""
 
 import contextlib
+import hashlib
 import io
 import os
 import socket
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,6 +61,15 @@ class ImageData:
     def shape(self) -> tuple[int, ...]:
         """Shape of one image."""
         return tuple(self.train.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256, in hexadecimal, of the images, their number, shape and order: the same wherever they were loaded from."""
+        digest = hashlib.sha256()
+        for images in (self.train, self.test):
+            digest.update(f"{images.dtype} {list(images.shape)}\n".encode())
+            digest.update(images.flatten().numpy().data)
+        return digest.hexdigest()
 
 
 def load_data(data: DataConfig) -> ImageData:

@@ -94,6 +94,25 @@ def test_image_data_says_what_is_wrong(train, test, says):
     assert says in str(caught.value) and "mine" in str(caught.value) and "give" in str(caught.value)
 
 
+def test_fingerprint_is_that_of_the_images_alone():
+    images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
+    fingerprint = ImageData(images, images[:1], "mine").fingerprint
+    strided = images.transpose(0, 3).contiguous().transpose(0, 3)
+    assert ImageData(strided, images[:1].clone(), "moved").fingerprint == fingerprint and len(fingerprint) == 64
+    changed = images.clone()
+    changed[1, 2, 3, 4] ^= 1
+    others = [
+        (changed, images[:1]),
+        (images, changed[1:]),
+        (images, images),
+        (images.flip(0), images[:1]),
+        (images.reshape(2, 3, 5, 4), images[:1].reshape(1, 3, 5, 4)),
+        (torch.cat([images, images[:1]]), images[1:]),
+    ]
+    found = {ImageData(*pair, "mine").fingerprint for pair in others}
+    assert len(found) == len(others) and fingerprint not in found
+
+
 def test_dead_leaves_are_deterministic_and_fewer_are_the_first_of_more(options):
     images = dead_leaves(6, seed=3)
     assert torch.equal(images[:4], dead_leaves(4, seed=3)) and not torch.equal(images, dead_leaves(6, seed=4))
