@@ -191,6 +191,8 @@ class Manifest(Record):
     files: tuple[File, ...]
     stage: Stage
     config: Mapping[Text, Mapping[Text, object]] | None = None
+    shape: tuple[Count, ...] | None = None
+    """Shape of an image, so that the flow can be built without the images."""
     cuts: tuple[Text, ...] | None = None
     """Names of the layers that the parts begin with, but for the first part."""
     counts: Mapping[Text, tuple[Count, Count]]

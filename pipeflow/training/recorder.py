@@ -216,6 +216,7 @@ class Recorder:
             files=(),
             stage=stage,
             config=self.config.to_dict(),
+            shape=self.parts[0].input_shape,
             cuts=tuple(part.names[0] for part in self.parts[1:]),
             counts=counts,
             history=tuple(self.history),
