@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeflow.flow.counting import count_multiply_adds
 from pipeflow.flow.priors import diagonal_gaussian_log_prob
 
 Shape = tuple[int, ...]
@@ -62,9 +63,9 @@ class Layer(nn.Module):
     def multiply_adds(self, shape: Shape) -> int:
         """Multiply-adds of `forward` for one input of this shape, without elementwise work.
 
-        The default counts one per parameter, which is right for dense nets and too few for convolutions.
+        The default counts them on a copy of the layer. A layer may know better, and say it without being run.
         """
-        return sum(parameter.numel() for parameter in self.parameters())
+        return count_multiply_adds(self, shape)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:

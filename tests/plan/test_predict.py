@@ -4,6 +4,7 @@ import pytest
 
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
+from pipeflow.flow import ActNorm, Flow, split_flow
 from pipeflow.plan import make_plan
 from pipeflow.plan.predict.machines import Machines, StepSeconds
 from pipeflow.plan.predict.memory import copied_bytes
@@ -196,3 +197,11 @@ def test_where_nothing_fits_the_least_is_named(predictor_of):
     some = predictor_of(3, 1e9, memory=1.5e7).all()
     assert {each.fits for each in some} == {True, False}
     assert all(math.isfinite(each.seconds) and 0 <= each.idle < 1 for each in some)
+
+
+def test_a_flow_without_products_has_a_share_and_no_time():
+    bare = Flow([ActNorm(3), ActNorm(3)], (3, 4, 4))
+    phases = plan_of(schedule={"local_epochs": 1, "finetune_epochs": 1}).phases
+    assert training_share(phases, split_flow(bare, [])) == 1.0
+    with pytest.raises(ConfigError, match="cannot be told from multiply-adds"):
+        layer_work(bare, Machines(flops=1e12))

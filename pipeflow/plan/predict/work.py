@@ -80,10 +80,15 @@ RECOMPUTED = {"keep": 0, "recompute": 1, "invert": 2}
 def layer_work(flow: Flow, machines: Machines, activations: str = "keep") -> dict[str, LayerWork]:
     """The work of each layer, by name; `activations` as for `Part`.
 
-    Raises ConfigError where step times are of layers that this flow does not have.
+    Raises ConfigError where step times are of layers that this flow does not have, or its multiply-adds tell no time.
     """
     macs = dict(zip(flow.names, flow.layer_multiply_adds()))
     if machines.step_seconds is None:
+        if not any(macs.values()):
+            raise ConfigError(
+                "this flow has no matrix products or convolutions, so its time cannot be told from multiply-adds: measure "
+                "it with --probe, or give its layers a method multiply_adds(self, shape)."
+            )
         flops = machines.flops or RELATIVE_FLOPS
         forward = {name: 2 * count / flops for name, count in macs.items()}
         return {
