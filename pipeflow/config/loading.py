@@ -5,7 +5,7 @@ import typing
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from pipeflow import safe_files
 from pipeflow.config.removed import REMOVED
@@ -33,7 +33,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def convert(name: str, hint: Any, value: Any) -> Any:
     """`value`, from YAML or as text from the command line, as the type of its field. Raises ConfigError naming both."""
-    kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (UnionType, Union)  # of a Literal and None Python makes a typing.Union
+    kinds = typing.get_args(hint) if is_union else (hint,)
     if NoneType in kinds and value in (None, "null", "none", "None"):
         return None
     kinds = tuple(kind for kind in kinds if kind is not NoneType)
@@ -54,7 +55,8 @@ def _as_kind(kind: Any, value: Any) -> Any:
     """`value` as one type of a field, None where it is not of that type."""
     choices = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
-        return value if isinstance(value, str) and value in choices else None
+        as_text = str(value) if isinstance(value, str | int) else None
+        return next((choice for choice in choices if str(choice) == as_text), None)
     if typing.get_origin(kind) is tuple:
         items = value.strip("[]").split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
@@ -77,7 +79,7 @@ def _as_kind(kind: Any, value: Any) -> Any:
 
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(typing.get_args(kind))
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:
         return f"a list of {'numbers' if typing.get_args(kind)[0] is float else 'names'}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]

@@ -47,6 +47,7 @@ class DataConfig:
 
     name: str = option("dead_leaves", "cifar10, images, dead_leaves or module:function")
     path: str | None = option(None, "folder or zip of images; folder of the CIFAR-10 archive")
+    channels: Literal[1, 3] | None = option(None, "of images: 1 grey, 3 RGB (null: as in the files)")
     num_train: int | None = option(None, "training images (null: all; dead_leaves: 2560)", at_least=1, at_most=10**7)
     num_test: int | None = option(None, "test images (null: all; dead_leaves: 512)", at_least=1, at_most=10**7)
     flip: bool = option(False, "random horizontal flips in training")

@@ -17,8 +17,8 @@ import numpy as np
 from pipeflow.safe_files import open_file, read_json
 
 
-def read_cache(fingerprint: str, num_train: int) -> np.ndarray | None:
-    """The images stored under `fingerprint`, uint8, [images, channels, height, width]; None if they are not intact.
+def read_cache(fingerprint: str, num_train: int) -> tuple[np.ndarray, int] | None:
+    """What `write_cache` stored under `fingerprint`; None if it is not intact.
 
     num_train: number of training images, which come before the test images.
     """
@@ -28,25 +28,37 @@ def read_cache(fingerprint: str, num_train: int) -> np.ndarray | None:
         with open_file(folder / "images.npy") as file:
             # The checksum comes before the parsing, because a damaged header may ask for any amount of memory.
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if about != {"fingerprint": fingerprint, "num_train": num_train, "sha256": sha256}:
+            num_converted = int(about["num_converted"])
+            if about != _about(fingerprint, num_train, num_converted, sha256):
                 return None
             file.seek(0)
             images = np.load(file, allow_pickle=False)
-    except (OSError, RuntimeError, ValueError, MemoryError):
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, MemoryError):
         return None
-    return images if images.dtype == np.uint8 and images.ndim == 4 and len(images) > num_train else None
+    are_images = images.dtype == np.uint8 and images.ndim == 4 and len(images) > num_train
+    return (images, num_converted) if are_images else None
 
 
-def write_cache(fingerprint: str, images: np.ndarray, num_train: int) -> None:
-    """Stores images, uint8, training before test images, under `fingerprint`, or does nothing if that is impossible."""
+def write_cache(fingerprint: str, images: np.ndarray, num_converted: int, num_train: int) -> None:
+    """Stores images under `fingerprint`, or does nothing if that is impossible.
+
+    Args:
+        images: uint8, [images, channels, height, width], training before test images.
+        num_converted: number of those with other channels than their files.
+        num_train: number of training images.
+    """
     try:
         folder = _folder(fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
         sha256 = _replace(folder / "images.npy", lambda file: np.save(file, images, allow_pickle=False))
-        about = {"fingerprint": fingerprint, "num_train": num_train, "sha256": sha256}
+        about = _about(fingerprint, num_train, num_converted, sha256)
         _replace(folder / "images.json", lambda file: file.write(json.dumps(about).encode()))
     except (OSError, RuntimeError):
         return
+
+
+def _about(fingerprint: str, num_train: int, num_converted: int, sha256: str) -> dict[str, object]:
+    return {"fingerprint": fingerprint, "num_train": num_train, "num_converted": num_converted, "sha256": sha256}
 
 
 def _folder(fingerprint: str) -> Path:

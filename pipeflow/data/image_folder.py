@@ -12,7 +12,6 @@ import json
 import math
 import os
 import stat
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,26 +19,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from pipeflow.data import picture
 from pipeflow.data.cache import read_cache, write_cache
 from pipeflow.errors import DataError
 from pipeflow.safe_files import open_file, printable, read_bytes
 from pipeflow.units import bytes_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 LAYOUT = "a folder or a zip with images in train/ and test/ (train/<class>/<name>.png)"
-MAX_PIXELS = 16_000_000
-"""Most pixels of an image."""
 MAX_FILE_BYTES = 64_000_000
 """Most bytes of an image file."""
 MAX_BYTES = 32_000_000_000
 """Most bytes of all images in memory and in the cache, twice the size of ImageNet at 64 x 64."""
 MAX_LISTING_BYTES = 128_000_000
 """Most bytes of a zip's directory, enough for more than a million files."""
-MAX_SCANS = 100
-"""Most scans of a JPEG. A progressive one has about ten, and each is decoded at full size."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +50,13 @@ class Member:
     """Returns the file's content."""
 
 
-def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """The training and the test images of a folder or a zip, each uint8, [images, 3, height, width], sorted by path.
+def load_images(path: str | None, channels: int | None) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The training and the test images of a folder or a zip, each uint8, [images, channels, height, width], sorted by path.
 
-    They are decoded once. As long as the source does not change, they then come from the user's cache folder.
+    They are decoded once. As long as the source does not change, they then come from the user's cache folder. The third
+    value has a note for the user where images have other channels than their files.
+
+    channels: `data.channels`; None takes those of the files, which must then all be grey or all be RGB.
 
     Raises:
         DataError: there is no such source, it has another layout, or a file in it is no usable image.
@@ -68,24 +65,38 @@ def load_images(path: str | None) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"data.path is not set: with data.name 'images' it is {LAYOUT}.")
     with _open(Path(path)) as members:
         train, test = _split(members, path)
-        listing = json.dumps([[member.path, member.size, member.stamp] for member in train + test])
-        fingerprint = hashlib.sha256(listing.encode()).hexdigest()
-        images = read_cache(fingerprint, len(train))
-        if images is None:
-            images = _decode(train + test, path)
-            write_cache(fingerprint, images, len(train))
-    return images[: len(train)], images[len(train) :]
+        listing = [[member.path, member.size, member.stamp] for member in train + test]
+        about = json.dumps([picture.RULES, channels, listing])
+        fingerprint = hashlib.sha256(about.encode()).hexdigest()
+        cached = read_cache(fingerprint, len(train))
+        if cached is None:
+            cached = _decode(train + test, path, channels)
+            write_cache(fingerprint, *cached, len(train))
+    images, num_converted = cached
+    return images[: len(train)], images[len(train) :], _notes(num_converted, len(images), channels)
 
 
-def measure_images(path: str) -> tuple[tuple[int, ...], int, int]:
+def _notes(num_converted: int, num_images: int, channels: int | None) -> list[str]:
+    if not num_converted:
+        return []
+    if channels == 3:
+        how = "grey and become RGB by repetition: their bits/dim compare neither with those of grey nor of RGB images"
+    else:
+        how = "in colour and become grey: their colours are lost"
+    return [f"data.channels {channels}: {num_converted:,} of {num_images:,} images are {how}."]
+
+
+def measure_images(path: str, channels: int | None) -> tuple[tuple[int, ...], int, int]:
     """Shape of an image, number of training and number of test images of a source. Only the first image is decoded.
+
+    channels: as for `load_images`.
 
     Raises:
         DataError: as `load_images` does, for the source and its first image.
     """
     with _open(Path(path)) as members:
         train, test = _split(members, path)
-        return _decode_one(train[0], path).shape, len(train), len(test)
+        return _decode_one(train[0], path, channels)[0].shape, len(train), len(test)
 
 
 @contextlib.contextmanager
@@ -103,9 +114,10 @@ def _open(path: Path) -> Iterator[list[Member]]:
             raise DataError(
                 f"data.path: {path} is not a zip that can be read ({error}); it must be {LAYOUT}."
             ) from error
-        infos = [info for info in archive.infolist() if not info.is_dir() and _is_image(info.filename)]
-        _check_members(archive, infos, path)
-        yield [Member(info.filename, info.file_size, info.CRC, partial(_unpack, archive, info)) for info in infos]
+        named = [(_member_path(info, path), info) for info in archive.infolist()]
+        images = [(inside, info) for inside, info in named if _is_image(inside)]
+        _check_sizes([info for _, info in images], path)
+        yield [Member(inside, info.file_size, info.CRC, partial(_unpack, archive, info)) for inside, info in images]
 
 
 class _BoundedReader(io.BufferedReader):
@@ -117,16 +129,21 @@ class _BoundedReader(io.BufferedReader):
         return super().read(size)
 
 
-def _check_members(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], path: Path) -> None:
-    """Raises DataError for names and sizes that no packing program writes, a sign that the zip was made to do harm.
+def _member_path(info: zipfile.ZipInfo, path: Path) -> str:
+    """A member's path inside the zip, with slashes; PowerShell 5 writes backslashes.
 
-    infos: the images in the archive.
+    Raises DataError for a path that no packing program writes, a sign that the zip was made to do harm.
     """
-    for name in archive.namelist():
-        if name.startswith("/") or "\\" in name or name[1:2] == ":" or ".." in name.split("/"):
-            raise DataError(
-                f"data.path: {printable(name)} in {path} leads out of the zip: do not trust it, pack the images anew."
-            )
+    inside = info.filename.replace("\\", "/")
+    if inside.startswith("/") or inside[1:2] == ":" or ".." in inside.split("/"):
+        raise DataError(
+            f"data.path: {printable(info.filename)} in {path} leads out of the zip: do not trust it, pack the images anew."
+        )
+    return inside
+
+
+def _check_sizes(infos: list[zipfile.ZipInfo], path: Path) -> None:
+    """Raises DataError where the images lie over each other, another sign of harm."""
     if sum(info.compress_size for info in infos) > path.stat().st_size:
         raise DataError(
             f"data.path: the images in {path} take more room than the file has: they lie over each other, to unpack to any "
@@ -188,45 +205,38 @@ def _split(members: list[Member], source: str) -> tuple[list[Member], list[Membe
     return train, test
 
 
-def _decode(members: list[Member], source: str) -> np.ndarray:
-    """All images, uint8, [images, 3, height, width]."""
-    shape = _decode_one(members[0], source).shape
+def _decode(members: list[Member], source: str, channels: int | None) -> tuple[np.ndarray, int]:
+    """All images, uint8, [images, channels, height, width], and the number of those with other channels than their file."""
+    shape = _decode_one(members[0], source, channels)[0].shape
     images = _allocate(len(members), shape, source)
+    num_converted = 0
     for index, member in enumerate(members):
-        pixels = _decode_one(member, source)
+        pixels, is_converted = _decode_one(member, source, channels)
+        first, this = printable(members[0].path), printable(member.path)
+        if len(pixels) != len(images[index]):
+            raise DataError(
+                f"data.path: {first} in {source} is {_colours(shape)}, but {this} is {_colours(pixels.shape)}: set "
+                f"data.channels to 3 (grey becomes RGB) or to 1 (RGB becomes grey), or remove the odd ones."
+            )
         if pixels.shape != shape:
             raise DataError(
-                f"data.path: {printable(member.path)} in {source} is {_size(pixels.shape)}, but "
-                f"{printable(members[0].path)} is {_size(shape)}: resize or remove the odd ones, so that all have one size."
+                f"data.path: {this} in {source} is {_size(pixels.shape)}, but {first} is {_size(shape)}: resize or remove "
+                f"the odd ones, so that all have one size."
             )
         images[index] = pixels
-    return images
+        num_converted += is_converted
+    return images, num_converted
 
 
-def _decode_one(member: Member, source: str) -> np.ndarray:
-    """One image, uint8, [3, height, width]."""
+def _decode_one(member: Member, source: str, channels: int | None) -> tuple[np.ndarray, bool]:
+    """One image, uint8, [channels, height, width], and whether its file has other channels."""
     where = f"data.path: {printable(member.path)} in {source}"
     if member.size > MAX_FILE_BYTES:
         raise DataError(f"{where} is a file of {member.size:,} bytes; the limit is {MAX_FILE_BYTES:,}: remove it.")
     try:
-        content = member.read()
-        with warnings.catch_warnings():
-            # Pillow only warns of an image that is large but not enormous.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(content), formats=FORMATS)
-        # So far only the header was read. The pixels are decoded once their number is known.
-        with opened as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{where} has more than 8 bits a channel; save it with 8 bits.")
-            if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
-                raise ValueError(f"it has more than {MAX_SCANS} scans")
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except DataError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"{where} has more than {MAX_PIXELS:,} pixels; resize or remove it.") from None
+        return picture.decode(member.read(), channels)
+    except picture.NotUsable as error:
+        raise DataError(f"{where} {error}.") from None
     # A broken file can make a decoder or the zip reader raise anything.
     except Exception as error:
         raise DataError(f"{where} cannot be decoded ({error}); replace or remove it.") from error
@@ -246,3 +256,7 @@ def _allocate(num_images: int, shape: tuple[int, ...], source: str) -> np.ndarra
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[2]}x{shape[1]} (width x height)"
+
+
+def _colours(shape: tuple[int, ...]) -> str:
+    return "grey" if shape[0] == 1 else "RGB"

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +41,8 @@ class ImageData:
     """uint8, with images of the same shape."""
     name: str
     """Name of the source in messages."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the images came from their files; said at the start of a training."""
 
     def __post_init__(self) -> None:
         for part, images in (("train", self.train), ("test", self.test)):
@@ -83,22 +86,24 @@ def load_data(data: DataConfig) -> ImageData:
         ConfigError: there is no such `module:function`.
     """
     name = data.name
+    notes: Sequence[str] = ()
     if name == "cifar10":
         train, test = _cifar10("data" if data.path is None else data.path)
     elif name == "images":
-        train, test = map(torch.from_numpy, load_images(data.path))
+        *arrays, notes = load_images(data.path, data.channels)
+        train, test = map(torch.from_numpy, arrays)
     elif name == "dead_leaves":
         train, test = _dead_leaves("train", data.num_train), _dead_leaves("test", data.num_test)
     elif ":" in name:
         made = _call_function(data)
-        train, test, name = made.train, made.test, made.name
+        train, test, name, notes = made.train, made.test, made.name, made.notes
     else:
         raise DataError(
             f"data.name is {name!r}; it must be cifar10, images, dead_leaves or module:function (a function of "
             f"yours that returns the images)."
         )
     train, test = _subset(train, data.num_train, "num_train"), _subset(test, data.num_test, "num_test")
-    return ImageData(train, test, name)
+    return ImageData(train, test, name, tuple(notes))
 
 
 def num_taken(num: int | None, there: int, option: str) -> int:

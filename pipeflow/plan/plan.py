@@ -134,7 +134,7 @@ def _measure_data(config: Config) -> Images:
     if data.name == "cifar10":
         train, test = CIFAR10_NUM["train"], CIFAR10_NUM["test"]
     elif data.name == "images" and data.path is not None:
-        shape, train, test = measure_images(data.path)
+        shape, train, test = measure_images(data.path, data.channels)
     else:
         images = load_data(data)
         shape, train, test = images.shape, len(images.train), len(images.test)

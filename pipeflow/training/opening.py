@@ -60,6 +60,8 @@ class Images:
         about = None
         if world.rank == 0:
             images = self.batches().data
+            for note in images.notes:
+                print(note, flush=True)
             checksum = _checksum(images) if self._is_shared(world) else 0
             about = [list(images.shape), len(images.train), len(images.test), checksum]
         shape, *numbers = world.control.broadcast(about, "the data's shape")

@@ -20,6 +20,10 @@ END_TO_END = {"schedule": {"mode": "end_to_end"}}
         ({"data": {"name": "a:b:c"}}, "data.name: expected "),
         ({"data": {"name": ":"}}, "data.name: expected "),
         ({"data": {"name": "images"}}, "data.path: data.name 'images' needs a folder"),
+        (
+            {"data": {"channels": 1}},
+            "data.channels: data.name 'dead_leaves' has its channels: set data.channels to null",
+        ),
         ({"model": {"name": "realnvp"}}, "model.name: expected glow or module:function, got 'realnvp'"),
         ({"model": {"name": "module:"}}, "model.name: expected "),
         ({"schedule": {"local_epochs": 0, "finetune_epochs": 0}}, "schedule.local_epochs.*schedule.finetune_epochs"),

@@ -93,6 +93,8 @@ def test_unknown_names(settings, parts):
         ("optim.lr", "", "a number"),
         ("optim.lr", False, "a number"),
         ("data.flip", 1, "true or false"),
+        ("data.channels", 2, "one of 1, 3"),
+        ("data.channels", True, "one of 1, 3"),
         ("run.dir", "", "text"),
         ("run.dir", ["a"], "text"),
         ("run.resume", "no", "one of auto, never, must"),
@@ -118,6 +120,10 @@ def test_forms_of_values():
     )
     assert (config.run.seed, config.data.flip, config.data.num_train, config.data.num_test) == (3, True, None, None)
     assert (config.run.dir, config.data.path) == ("runs/a,b", "/data, mine")
+    channels = [
+        Config.from_dict({"data": {"name": "a:b", "channels": form}}).data.channels for form in (1, "3", "null")
+    ]
+    assert channels == [1, 3, None]
     assert config.optim.lr == 1.0 and isinstance(config.optim.lr, float)
     assert (config.optim.ema, config.optim.part_lr, config.finetune.lr) == (0.5, (1.0, 0.2, 3.0), None)
 

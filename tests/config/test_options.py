@@ -65,7 +65,7 @@ def test_a_configuration_with_everything_changed_comes_back():
     config = Config.from_dict(
         {
             "run": {"dir": "runs/'quoted', \"twice\"", "seed": 2**63 - 1, "resume": "must", "device": "cpu"},
-            "data": {"name": "mine:images", "path": "1.10", "num_train": 7, "num_test": 8, "flip": True},
+            "data": {"name": "mine:images", "path": "1.10", "channels": 3, "num_train": 7, "num_test": 8, "flip": True},
             "model": {"name": "mine:flow", "coupling": "additive", "invconv": "plain"},
             "parts": {"split": ["a.b", "c.d"], "num": 3, "head": "standard"},
             "schedule": {"mode": "alternate", "local_epochs": 1, "finetune_epochs": 0, "alternate_every": "9 steps"},

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from pipeflow.data import load_data
+from pipeflow.data.image_folder import measure_images
 from pipeflow.errors import DataError
 
 
@@ -72,17 +73,72 @@ def test_one_common_folder_in_front_and_macos_twins_and_other_files(files, write
 
 
 def test_any_depth_format_and_mode(options, write, tmp_path):
-    grey, colour, transparent = (np.full((4, 5, *channels), 200, np.uint8) for channels in ((), (3,), (4,)))
+    colour, opaque = np.full((4, 5, 3), 200, np.uint8), np.full((4, 5, 4), [200, 200, 200, 255], np.uint8)
     files = {
-        "train/0.PNG": encode(grey),
-        "train/a/b/c/1.Jpeg": encode(grey, "JPEG"),
-        "train/2.bmp": encode(grey, "BMP"),
-        "train/3.png": encode(transparent),
+        "train/0.PNG": encode(colour),
+        "train/a/b/c/1.Jpeg": encode(colour, "JPEG"),
+        "train/2.bmp": encode(colour, "BMP"),
+        "train/3.png": encode(opaque),
         "test/4.WEBP": encode(colour, "WEBP"),
     }
     data = load_data(options(path=write(tmp_path / "source", files)))
     assert len(data.train) == 4 and len(data.test) == 1
     assert (data.train.int() - 200).abs().max() <= 2 and (data.test.int() - 200).abs().max() <= 2
+
+
+def test_backslashes_in_a_zip_are_slashes(files, options, tmp_path):
+    """PowerShell 5 writes them."""
+    windows = {path.replace("/", "\\"): contents for path, contents in files.items()}
+    plain = load_data(options(path=write_zip(tmp_path / "plain.zip", files)))
+    assert same(plain, load_data(options(path=write_zip(tmp_path / "windows.zip", windows | {"train\\": b""}))))
+
+
+@pytest.fixture
+def mixed(files) -> dict[str, bytes]:
+    """The files, two of which are grey."""
+    greys = {"train/cat/3.png": np.full((4, 5), 30, np.uint8), "test/cat/0.png": np.full((4, 5), 40, np.uint8)}
+    return files | {path: encode(pixels) for path, pixels in greys.items()}
+
+
+def test_grey_images_stay_one_channel(files, options, write, tmp_path):
+    greys = {path: encode(np.full((4, 5), i, np.uint8)) for i, path in enumerate(files)}
+    path = write(tmp_path / "source", greys)
+    data = load_data(options(path=path))
+    assert data.shape == (1, 4, 5) == measure_images(path, None)[0] and data.notes == ()
+    tripled = load_data(options(path=path, channels=3))
+    assert tripled.shape == (3, 4, 5) == measure_images(path, 3)[0] and (tripled.train == data.train).all()
+    assert "data.channels 3: 11 of 11 images are grey and become RGB" in tripled.notes[0]
+
+
+def test_grey_and_colour_do_not_mix(mixed, options, write, tmp_path):
+    path = write(tmp_path / "source", mixed)
+    message = error_of(options, path)
+    assert "train/cat/0.png" in message and "is RGB, but train/cat/3.png is grey: set data.channels" in message
+    for channels, says in ((3, "2 of 11 images are grey and become RGB"), (1, "9 of 11 images are in colour")):
+        for _ in range(2):  # from the files, then from the cache
+            data = load_data(options(path=path, channels=channels, num_test=1))
+            assert data.shape == (channels, 4, 5)
+            assert len(data.notes) == 1 and f"data.channels {channels}: {says}" in data.notes[0]
+
+
+def test_pictures_are_turned_before_their_sizes_are_compared(options, write, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8))
+    files = {}
+    for orientation, turn in ((1, None), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)):
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        (picture if turn is None else picture.transpose(turn)).save(file, "PNG", exif=exif)
+        files |= {f"{part}/{orientation}.png": file.getvalue() for part in ("train", "test")}
+    data = load_data(options(path=write(tmp_path / "source", files)))
+    assert data.shape == (3, 4, 5) and (data.train == data.train[0]).all()
+
+
+def test_a_cache_of_other_rules_is_not_read(files, options, tmp_path, cache, monkeypatch):
+    path = write_zip(tmp_path / "source.zip", files)
+    load_data(options(path=path))
+    monkeypatch.setattr("pipeflow.data.picture.RULES", 1)
+    load_data(options(path=path))
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_a_source_is_decoded_once_and_anew_when_it_changes(files, write, options, tmp_path, monkeypatch):
@@ -108,9 +164,11 @@ def flip_a_bit(contents: bytes) -> bytes:
         ("images.npy", lambda contents: contents.replace(b"(11, 3", b"(99, 3")),
         ("images.json", lambda contents: contents[:-5]),
         ("images.json", lambda contents: contents.replace(b'"num_train": 8', b'"num_train": 7')),
+        ("images.json", lambda contents: contents.replace(b'"num_converted": 0', b'"num_converted": []')),
+        ("images.json", lambda contents: b"{}"),
         ("images.json", lambda contents: b"[]"),
     ],
-    ids=["bit", "half", "header", "half json", "other json", "no object"],
+    ids=["bit", "half", "header", "half json", "other json", "no number", "empty object", "no object"],
 )
 def test_a_damaged_cache_is_decoded_anew_and_repaired(name, damage, files, options, tmp_path, cache):
     path = write_zip(tmp_path / "source.zip", files)
@@ -161,11 +219,12 @@ def test_no_path_no_source_no_zip_no_images(files, options, tmp_path):
         (lambda good: good[: len(good) // 2], ["cannot be decoded", "replace or remove"]),
         (lambda good: encode(np.zeros((5, 4, 3), np.uint8)), ["4x5", "5x4", "resize or remove"]),
         (lambda good: encode(np.zeros((4, 5), np.uint16)), ["more than 8 bits", "save it with 8 bits"]),
+        (lambda good: encode(np.zeros((4, 5, 4), np.uint8)), ["transparent", "put it on a background"]),
         (lambda good: encode(np.zeros((5000, 5000), bool)), ["more than 16,000,000 pixels"]),
         (lambda good: encode(np.zeros((10_000, 10_000), bool)), ["more than 16,000,000 pixels"]),
         (lambda good: bytes(64_000_001), ["64,000,001 bytes", "remove it"]),
     ],
-    ids=["truncated", "another size", "16 bits", "large", "warned of", "large file"],
+    ids=["truncated", "another size", "16 bits", "transparent", "large", "warned of", "large file"],
 )
 def test_a_file_that_cannot_be_used_is_named(make, says, files, write, options, tmp_path, cache, recwarn):
     files["train/dog/2.png"] = make(files["train/dog/2.png"])
