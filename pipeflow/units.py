@@ -1,6 +1,8 @@
 """Quantities with their units: written for people, and read from options and files.
 
+count_text      `3 parts`                 a number of things
 bytes_text      `24.6 MB`                 a number of bytes, wherever it stands by itself
+traffic_text    `24.6 MB sent`            bytes between the workers of a run, or those that one process would send
 megabytes_text  `1,024.5`                 a cell of a column whose heading says MB, so that its numbers compare
 duration_text   `3 min 20 s`              time that a run took, or has left
 seconds_text    `3.2 ms`, `1,024 s`       times that are compared with each other: predictions, latencies
@@ -29,9 +31,19 @@ def _in_largest_unit(value: float, units: tuple[tuple[float, str], ...]) -> str:
     return f"{value / factor:.3g} {unit}"
 
 
+def count_text(number: int, thing: str, plural: str = "s") -> str:
+    """A number of things: `1 epoch`, `1,562 batches`; `plural` is what the word then ends with."""
+    return f"{number:,} {thing}{'' if number == 1 else plural}"
+
+
 def bytes_text(count: float) -> str:
     """A number of bytes in the unit that suits it: `120 bytes`, `24.6 MB`."""
     return f"{count:.0f} bytes" if count < 999.5 else _in_largest_unit(count, BYTE_UNITS)
+
+
+def traffic_text(count: float, travels: bool) -> str:
+    """Bytes between the workers of a run; in a single process (`travels` is false) those that as many would send."""
+    return f"{bytes_text(count)} {'sent' if travels else 'would travel'}"
 
 
 def megabytes_text(count: float) -> str:

@@ -197,7 +197,7 @@ def damage(training: Training, dice: random.Random, fault: Fault) -> None:
     newest, before = checkpoints[-1].name, checkpoints[-2].name
     what = rf"({re.escape(path.name)} is damaged|has format)"
     fault.named = re.search(rf"checkpoint \S*{newest}: {what}.* Taking the one before, {before}", output) is not None
-    if f"resuming after {int(checkpoints[-2].name[6:12])} epochs" not in output:
+    if f"resuming after {int(checkpoints[-2].name[6:12])} epoch" not in output:
         fault.wrong.append(f"not resumed from {checkpoints[-2].name}: {output[-300:]}")
     if not fault.named:
         fault.wrong.append(f"the cause was not named: {output[-300:]}")

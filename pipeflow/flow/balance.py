@@ -28,6 +28,12 @@ def balance(costs: Sequence[float], num: int) -> list[int]:
     return best[len(costs)][1]
 
 
+def owners_of(costs: Sequence[float], num_workers: int) -> list[int]:
+    """Number of the worker that holds each of consecutive items, e.g. parts, when they are divided evenly."""
+    starts = balance(costs, num_workers)
+    return [sum(index >= start for start in starts) - 1 for index in range(len(costs))]
+
+
 def _least_largest(total: Sequence[float], num: int) -> float:
     """Cost of the most expensive of `num` runs in the best division; total: costs up to each item, starting with 0."""
 

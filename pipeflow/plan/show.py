@@ -11,7 +11,7 @@ from rich.text import Text
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.traffic import latent_bytes, phase_link_bytes, training_share
 from pipeflow.training.schedule import Phase, training_macs
-from pipeflow.units import bytes_text, macs_text, megabytes_text
+from pipeflow.units import bytes_text, count_text, macs_text, megabytes_text
 
 NO_BREAK = "\u00a0"
 
@@ -70,14 +70,14 @@ def _summary(plan: Plan) -> Iterator[tuple[str, str]]:
     if config.parts.split == "balanced" and config.parts.balance == "time":
         yield "cuts", "by multiply-adds here; the run times the layers itself and may cut elsewhere"
     modes = [f"{len(list(group))} {mode}" for mode, group in groupby(phase.mode for phase in phases)]
-    yield "epochs", f"{' + '.join(modes)}, {_count(steps, 'batch', 'es')} of {_count(batch_size, 'image')}"
+    yield "epochs", f"{' + '.join(modes)}, {count_text(steps, 'batch', 'es')} of {count_text(batch_size, 'image')}"
     updates = [f"{sum(phase.count_training(part.index) for phase in plan.local_phases):,}" for part in parts]
     of_parts = f"{updates[0]} of each part" if len(set(updates)) == 1 else f"{', '.join(updates)} of the parts"
     num_of_flow = len(phases) - len(plan.local_phases)
     of_flow = f"{num_of_flow * steps:,} of the whole flow"
     yield "updates", " + ".join([of_parts] * bool(plan.local_phases) + [of_flow] * bool(num_of_flow))
     macs = macs_text(sum(training_macs(phase, parts, batch_size) for phase in phases))
-    share = f"{training_share(phases, parts):.3f} of {_count(len(phases), 'epoch')} end to end"
+    share = f"{training_share(phases, parts):.3f} of {count_text(len(phases), 'epoch')} end to end"
     yield "training", f"{macs} multiply-adds, {share}"
     if not any([*plan.forward_bytes, *plan.gather_bytes.values(), plan.gradient_bytes, plan.replica_bytes]):
         yield "sent", "nothing"
@@ -124,7 +124,7 @@ def _turns(phase: Phase) -> str:
         return _numbers(turns[0][0])
     if len(turns) > len(phase.turns) + 1:
         order = f"{' '.join(_numbers(turn) for turn, _ in turns[: len(phase.turns)])} ..."
-        return f"turns of {_keep(_count(phase.turn_steps, 'batch', 'es'))}: {_keep(order)}"
+        return f"turns of {_keep(count_text(phase.turn_steps, 'batch', 'es'))}: {_keep(order)}"
     return ", ".join(_keep(f"{_numbers(turn)} for {length:,}") for turn, length in turns)
 
 
@@ -138,7 +138,3 @@ def _fill(text: str, width: int) -> str:
 
 def _numbers(parts: Sequence[int]) -> str:
     return " ".join(map(str, parts)) or "-"
-
-
-def _count(number: int, thing: str, plural: str = "s") -> str:
-    return f"{number:,} {thing}{plural if number != 1 else ''}"

@@ -25,6 +25,7 @@ from pipeflow.errors import CheckpointError
 from pipeflow.flow import Part
 from pipeflow.rundir.records import File, Manifest, checkpoint_name
 from pipeflow.safe_files import MAX_JSON_BYTES, brief, parse_json, read_bytes
+from pipeflow.units import count_text
 
 _MANIFEST = "manifest.json"
 FORMAT = 1
@@ -123,8 +124,8 @@ class Checkpoints:
     def not_written(self, epoch: int, error: Exception) -> CheckpointError:
         """The error of a checkpoint that could not be written."""
         return CheckpointError(
-            f"the checkpoint after {epoch} epochs could not be written to {self.folder}: {error}. Free some space or move "
-            f"the run folder, then start the same command again to resume: {self.last_good()}."
+            f"the checkpoint after {count_text(epoch, 'epoch')} could not be written to {self.folder}: {error}. "
+            f"Free some space or move the run folder, then start the same command again to resume: {self.last_good()}."
         )
 
     def _partial(self, epoch: int, step: int) -> Path:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 from rich.console import Console, Group
@@ -15,7 +16,7 @@ from rich.text import Text
 from pipeflow.config import FINETUNE
 from pipeflow.rundir.records import Epoch
 from pipeflow.training.schedule import Phase
-from pipeflow.units import bytes_text, duration_text
+from pipeflow.units import count_text, duration_text, traffic_text
 
 
 def phase_name(mode: str, trained: Sequence[int]) -> str:
@@ -25,16 +26,23 @@ def phase_name(mode: str, trained: Sequence[int]) -> str:
     return f"{mode} part{'s' if len(trained) > 1 else ''} {' '.join(map(str, trained))}"
 
 
-def epoch_line(record: Epoch, total_epochs: int, seconds_left: float) -> str:
-    """A finished epoch in one line, with the bytes of its training and the time left of the run."""
+def epoch_text(epoch: int, num_epochs: int) -> str:
+    """An epoch, counted from 0 as in options, metrics and timelines, and the how-manieth of the run it is."""
+    return f"epoch {epoch} ({epoch + 1} of {num_epochs})"
+
+
+def epoch_line(record: Epoch, num_epochs: int, travels: bool, seconds_left: float | None) -> str:
+    """A finished epoch in one line, with the bytes of its training and, where it is known, the time left of the run."""
     losses = " ".join(f"{f'{part}: ' * record.is_local}{loss:.2f}" for part, loss in record.train_loss.items())
-    fields = [f"epoch {record.epoch + 1}/{total_epochs} {phase_name(record.phase, record.trained)}", f"loss {losses}"]
+    fields = [f"{epoch_text(record.epoch, num_epochs)} {phase_name(record.phase, record.trained)}", f"loss {losses}"]
     if record.test_bpd is not None:
         exits = f" (exits {' '.join(f'{bpd:.2f}' for bpd in record.exit_bpd)})" if record.exit_bpd else ""
         fields.append(f"test {record.test_bpd:.2f} bits/dim{exits}")
     fields.append(f"{duration_text(record.seconds)}, {record.images / record.seconds:.0f} images/s")
-    fields.append(f"{bytes_text(record.training_bytes)} sent")
-    fields.append(f"{duration_text(seconds_left)} left")
+    if travels or record.training_bytes:
+        fields.append(traffic_text(record.training_bytes, travels))
+    if seconds_left is not None:
+        fields.append(f"{duration_text(seconds_left)} left")
     return " | ".join(fields)
 
 
@@ -46,24 +54,27 @@ class Progress:
     no terminal only those messages and epochs are printed, a line each.
 
     Args:
-        total_epochs: epochs of the whole run, those done before a resume included.
+        costs: for each epoch of the whole run, those before a resume included, a number that its seconds grow with.
         num_parts: parts of the flow.
+        travels: whether the bytes go from one worker to another.
         console: where to show it; standard output when not given.
     """
 
-    def __init__(self, total_epochs: int, num_parts: int, console: Console | None = None):
+    def __init__(self, costs: Sequence[float], num_parts: int, travels: bool, console: Console | None = None):
         self._console = console or Console()
-        self._total_epochs = total_epochs
+        self._num_epochs = len(costs)
+        self._cost_until = list(accumulate(costs, initial=0.0))
+        self._travels = travels
         self._lock = threading.Lock()
-        self._first_epoch: int | None = None
-        self._started = time.monotonic()
+        self._pace_since: tuple[float, float] | None = None
+        """When this process began the stage (local or end to end), and the costs of all that was done before."""
         self._phase: Phase | None = None
         self._step = 0
         self._losses: dict[int, float | None] = dict.fromkeys(range(num_parts))
         self._images_per_second: float | None = None
         self._bytes_sent = 0
         self._live: Live | None = None
-        self._print(f"{total_epochs} epochs, {num_parts} part{'s' if num_parts > 1 else ''}")
+        self._print(f"{count_text(self._num_epochs, 'epoch')}, {count_text(num_parts, 'part')}")
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             # No refresh thread: what is shown changes only when the trainer says so.
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -74,16 +85,16 @@ class Progress:
         with self._lock:
             self._print(text)
 
-    def phase(self, phase: Phase) -> None:
-        """Shows that a phase begins."""
+    def phase(self, phase: Phase, first_step: int = 0) -> None:
+        """Shows that a phase begins, or goes on from batch `first_step`."""
         with self._lock:
-            if self._first_epoch is None:
-                self._first_epoch = phase.epoch
-                self._started = time.monotonic()
-            if not phase.is_local and (self._phase is None or self._phase.is_local):
-                self._losses = {}
+            if self._phase is None or self._phase.is_local != phase.is_local:
+                # The stages differ in what their workers wait for: each has a pace of its own.
+                self._pace_since = time.monotonic(), self._cost(phase.epoch, first_step / phase.steps)
+                if not phase.is_local:
+                    self._losses = {}
             self._phase = phase
-            self._step = 0
+            self._step = first_step
             self._show()
 
     def update(
@@ -108,9 +119,8 @@ class Progress:
     def epoch(self, record: Epoch) -> None:
         """Prints the line of a finished epoch."""
         with self._lock:
-            if self._first_epoch is None:
-                self._first_epoch = record.epoch
-            self._print(epoch_line(record, self._total_epochs, self._seconds_left(record.epoch + 1)))
+            seconds_left = self._seconds_left(self._cost_until[record.epoch + 1])
+            self._print(epoch_line(record, self._num_epochs, self._travels, seconds_left))
 
     @contextmanager
     def refreshed_by(self, refresh: Callable[[], None]) -> Iterator[None]:
@@ -139,11 +149,17 @@ class Progress:
     def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
-    def _seconds_left(self, epochs_done: float) -> float:
-        """Time for the epochs to come at the mean pace of those this process has done."""
-        assert self._first_epoch is not None, "a phase has begun"
-        elapsed = time.monotonic() - self._started
-        return elapsed / (epochs_done - self._first_epoch) * (self._total_epochs - epochs_done)
+    def _cost(self, epoch: int, share: float) -> float:
+        """Costs of the run up to this share of an epoch."""
+        before, after = self._cost_until[epoch : epoch + 2]
+        return before + share * (after - before)
+
+    def _seconds_left(self, cost: float) -> float | None:
+        """Time for the costs to come, at the pace of the stage so far; None before there is one."""
+        if self._pace_since is None or cost <= self._pace_since[1]:
+            return None
+        began, before = self._pace_since
+        return (time.monotonic() - began) / (cost - before) * (self._cost_until[-1] - cost)
 
     def _show(self) -> None:
         if self._live is not None and self._phase is not None:
@@ -151,7 +167,7 @@ class Progress:
 
     def _display(self, phase: Phase) -> Group:
         name = phase_name(phase.mode, phase.trained)
-        head = Text.assemble((f"epoch {phase.epoch + 1} of {self._total_epochs}", "bold"), f"  {name}")
+        head = Text.assemble((epoch_text(phase.epoch, self._num_epochs), "bold"), f"  {name}")
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             ProgressBar(total=phase.steps, completed=self._step, width=40, complete_style="cyan"),
@@ -166,7 +182,8 @@ class Progress:
             )
         foot = []
         if self._images_per_second is not None:
-            foot = [f"{self._images_per_second:.0f} images/s", f"{bytes_text(self._bytes_sent)} sent"]
-        if self._step:
-            foot.append(f"{duration_text(self._seconds_left(phase.epoch + self._step / phase.steps))} left")
+            foot = [f"{self._images_per_second:.0f} images/s", traffic_text(self._bytes_sent, self._travels)]
+        seconds_left = self._seconds_left(self._cost(phase.epoch, self._step / phase.steps))
+        if seconds_left is not None:
+            foot.append(f"{duration_text(seconds_left)} left")
         return Group(head, bar, parts, Text("  ".join(foot)))

@@ -6,7 +6,6 @@ On the other workers a recorder holds the history it began with, and does nothin
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -21,9 +20,9 @@ from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.log import MetricsLog
 from pipeflow.rundir.records import Carried, Epoch, Manifest, Memory, PartSummary, Position, Stage, Summary
 from pipeflow.training.progress import Progress
-from pipeflow.training.schedule import Phase, training_macs
+from pipeflow.training.schedule import Phase, Schedule, epoch_cost, training_macs
 from pipeflow.training.totals import EpochDraft, Evaluated, RunningTotals, Traffic
-from pipeflow.units import bytes_text
+from pipeflow.units import count_text, traffic_text
 from pipeflow.use.sample import sample_grid
 from pipeflow.workers.timeline import Span
 from pipeflow.workers.trace import write_trace
@@ -49,30 +48,33 @@ class Recorder:
     log: MetricsLog
 
     def __init__(
-        self, config: Config, folder: RunFolder, parts: Sequence[Part], world: World, manifest: Manifest | None
-    ):
+        self, config: Config, folder: RunFolder, parts: Sequence[Part], world: World,
+        manifest: Manifest | None, schedule: Schedule,
+    ):  # fmt: skip
         """manifest: of the checkpoint that the run goes on from."""
         self.config = config
         self.folder = folder
         self.parts = parts
         self.world = world
         self.is_main = world.rank == 0
+        self._travels = world.size > 1
         self.history: list[Epoch] = [] if manifest is None else list(manifest.history)
         self._totals = RunningTotals(None if manifest is None else manifest.state)
         self._sent_before = self._totals.shown_bytes
         self._draft: EpochDraft | None = None
         self._resources = contextlib.ExitStack()
         if self.is_main:
-            self._open(manifest)
+            self._open(manifest, schedule)
 
-    def _open(self, manifest: Manifest | None) -> None:
+    def _open(self, manifest: Manifest | None, schedule: Schedule) -> None:
         self.folder.write_config()
         if len(self.history) < self.config.num_epochs:
             self.folder.write_summary(None)  # an old one would be taken for this run's
         if manifest is None or not self.is_finished():
             self.log = MetricsLog(self.folder.path, manifest)
             self._resources.callback(self.log.close)
-        self.progress = Progress(self.config.num_epochs, len(self.parts))
+        costs = [epoch_cost(self.config, phase, self.parts, self.world.size) for phase in schedule.phases()]
+        self.progress = Progress(costs, len(self.parts), self._travels)
         self._resources.callback(self.progress.close)
         for part in self.parts:
             about = part.describe()
@@ -81,22 +83,23 @@ class Recorder:
                 f"{about['forward_macs'] / 1e6:.1f} M multiply-adds an image"
             )
         size, on = self.world.size, self.world.device.type
-        self.say(f"{size} worker{'s' * (size > 1)} on {on}, run folder {self.folder.path}")
+        self.say(f"{count_text(size, 'worker')} on {on}, run folder {self.folder.path}")
         if size > 1 and self.config.finetune.parallel == "single" and self.config.num_local_epochs == 0:
             self.say("end to end on rank 0's device: the other workers wait (finetune.parallel ddp uses them)")
         if manifest is not None:
-            steps = f" and {manifest.position.step} batches" if manifest.position is not None else ""
-            self.say(f"resuming after {len(self.history)} epochs{steps} from {manifest.folder}")
+            step = 0 if manifest.position is None else manifest.position.step
+            done = count_text(len(self.history), "epoch") + f" and {count_text(step, 'batch', 'es')}" * bool(step)
+            self.say(f"resuming after {done} from {manifest.folder}")
 
     def shown(self, progress_of_worker: Callable[[], Mapping[str, Any]]) -> contextlib.AbstractContextManager[None]:
         """Keeps the display up to date inside the block."""
 
         def refresh() -> None:
             draft, mine = self._draft, progress_of_worker()
-            if draft is not None and mine:
+            if draft is not None and mine.get("epoch") == draft.phase.epoch:  # and not still the epoch before
                 monitor = self.world.monitor
                 others = list(monitor.statuses.values()) if monitor is not None else []
-                rate = mine["step"] * self.config.optim.batch_size / (time.perf_counter() - draft.began)
+                rate = draft.batches_per_second(mine["step"]) * self.config.optim.batch_size
                 sent = self._sent_before + self.world.traffic.training + sum(each.get("sent", 0) for each in others)
                 self.progress.update(mine, others, rate, sent)
 
@@ -127,10 +130,10 @@ class Recorder:
         self.say(f"initialised: test {result.test_bpd:.3f} bits/dim")
 
     @_on_rank_0
-    def epoch_begins(self, phase: Phase, carried: Carried | None) -> None:
-        """An epoch's training starts, or goes on after an interruption that has left `carried`."""
-        self._draft = EpochDraft(phase, len(self.parts) - 1, carried)
-        self.progress.phase(phase)
+    def epoch_begins(self, phase: Phase, first_step: int, carried: Carried | None) -> None:
+        """An epoch's training starts, or goes on from batch `first_step` after an interruption that has left `carried`."""
+        self._draft = EpochDraft(phase, len(self.parts) - 1, first_step, carried)
+        self.progress.phase(phase, first_step)
 
     @_on_rank_0
     def epoch_trained(
@@ -147,7 +150,7 @@ class Recorder:
             "updates": {str(part.index): draft.phase.count_training(part.index) for part in self.parts},
             "idle": tuple(1 - each / seconds for each in busy),
             "cpu_seconds": tuple(cpu),
-            "images": draft.phase.steps * self.config.optim.batch_size,
+            "images": draft.num_batches * self.config.optim.batch_size,
             "macs": training_macs(draft.phase, self.parts, self.config.optim.batch_size),
         }
 
@@ -202,7 +205,7 @@ class Recorder:
         self._totals.seconds["gather"] += seconds
         counts = self._totals.gathered_bytes()
         self.log.event("gather", seconds=seconds, bytes=counts)
-        self.say(f"gathered the parts: {bytes_text(sum(counts.values()))} sent")
+        self.say("gathered the parts" + f": {traffic_text(sum(counts.values()), True)}" * self._travels)
 
     @_on_rank_0
     def checkpoint(
@@ -256,7 +259,7 @@ class Recorder:
         exits = f" (exits before the gather {listed})" if listed else ""
         self.say(
             f"done: test {summary.test_bpd:.3f} bits/dim on all test images{exits}, "
-            f"{bytes_text(summary.bytes.total)} sent, results in {self.folder.path}"
+            f"{traffic_text(summary.bytes.total, self._travels)}, results in {self.folder.path}"
         )
         return summary
 
@@ -278,7 +281,7 @@ class Recorder:
             seconds=totals.run_seconds(),
             bytes=totals.run_bytes(num_links=len(self.parts) - 1),
             memory=Memory(before=tuple(before for before, _ in memory), peak=tuple(peak for _, peak in memory)),
-            wire=world.size > 1,
+            wire=self._travels,
             world_size=world.size,
             replicas=self.config.parts.replicas,
             backend=world.backend if world.size > 1 else "none",

@@ -28,6 +28,7 @@ from pipeflow.training.saver import Saver
 from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
 from pipeflow.training.totals import Evaluated
+from pipeflow.units import count_text
 from pipeflow.use.likelihood import exit_bits_per_dim
 from pipeflow.use.sample import to_images
 from pipeflow.workers.trace import gather_spans
@@ -64,7 +65,7 @@ class Run:
             self.schedule = Schedule(config, len(self.parts), num_steps)
             check_timeline(config, num_steps)
             checkpoints = self.folder.checkpoints
-            self.recorder = Recorder(config, self.folder, self.parts, world, manifest)
+            self.recorder = Recorder(config, self.folder, self.parts, world, manifest, self.schedule)
             resources.callback(self.recorder.close)
             self.stages = Stages(
                 world, config, self.flow, self.parts, self.schedule, images.batches, checkpoints, manifest
@@ -122,7 +123,7 @@ class Run:
         recorder, worker = self.recorder, self.stages.worker
         goes_on = resume_inside(self.manifest if self._is_first_phase else None, self.stages)
         self._is_first_phase = False
-        recorder.epoch_begins(phase, goes_on.carried)
+        recorder.epoch_begins(phase, goes_on.step, goes_on.carried)
         start = time.perf_counter()
         try:
             trained = worker.train(phase, goes_on.step, goes_on.losses)
@@ -171,7 +172,7 @@ class Run:
         if self.stages.takes_part:
             tensors, counts = self.stages.state()
             self.saver.copy(tensors)
-        collected = self._collect(counts, f"the checkpoint after {epoch} epochs")
+        collected = self._collect(counts, f"the checkpoint after {count_text(epoch, 'epoch')}")
         merged = {owner: tuple(count) for each in collected for owner, count in (each or {}).items()}
         manifest = recorder.checkpoint(epoch, self.stages.name, merged, position)
         if manifest is not None:

@@ -11,12 +11,14 @@ Nothing here knows of processes: a `Phase` can be printed, compared and sent as 
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeflow.config import FINETUNE, Config
 from pipeflow.flow import Part
+from pipeflow.flow.balance import owners_of
 from pipeflow.rundir.records import Epoch, Mode
 
 DIVERGED_BY = 5.0
@@ -182,3 +184,16 @@ def training_macs(phase: Phase, parts: Sequence[Part], batch_size: int) -> int:
         part.multiply_adds() * (phase.count_running(part.index) + 2 * phase.count_training(part.index))
         for part in parts
     )
+
+
+def epoch_cost(config: Config, phase: Phase, parts: Sequence[Part], num_workers: int) -> float:
+    """A number that a phase's seconds grow with: the multiply-adds an image of the busiest of all workers."""
+    macs = [training_macs(phase, [part], 1) for part in parts]
+    if not phase.is_local:
+        return max(1, sum(macs)) / (num_workers if config.finetune.parallel == "ddp" else 1)
+    replicas = config.parts.replicas
+    owners = owners_of([max(1, part.multiply_adds()) for part in parts], num_workers // replicas)
+    by_worker = Counter[int]()
+    for owner, each in zip(owners, macs):
+        by_worker[owner] += each
+    return max(1, *by_worker.values()) / replicas

@@ -13,7 +13,7 @@ from pipeflow.config import Config
 from pipeflow.data import Batches
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part, split_flow
-from pipeflow.flow.balance import balance
+from pipeflow.flow.balance import owners_of
 from pipeflow.links.connect import connect
 from pipeflow.links.link import Link
 from pipeflow.rundir.checkpoint import Checkpoints, check_tensors
@@ -106,8 +106,7 @@ class Stages:
             )
         self.name = "local"
         self.replicas = world.replicas_of_parts()
-        starts = balance([max(1, part.multiply_adds()) for part in self.parts], world.num_places)
-        owners = [sum(part.index >= start for start in starts) - 1 for part in self.parts]
+        owners = owners_of([max(1, part.multiply_adds()) for part in self.parts], world.num_places)
         world.tell_parts(owners)
         rates = config.optim.part_lr or [config.optim.lr] * len(self.parts)
         trainers = [

@@ -39,10 +39,13 @@ class Evaluated:
 class EpochDraft:
     """The record of an epoch that goes on."""
 
-    def __init__(self, phase: Phase, num_links: int, carried: Carried | None):
-        """carried: seconds and bytes of the epoch before it was interrupted."""
+    def __init__(self, phase: Phase, num_links: int, first_step: int = 0, carried: Carried | None = None):
+        """first_step: where the epoch goes on after an interruption. carried: seconds and bytes before, if they count."""
         self.phase = phase
-        self.began = time.perf_counter()
+        self._first_step = first_step
+        self.num_batches = phase.steps - (first_step if carried is None else 0)
+        """Batches that the record's seconds are those of."""
+        self._began = time.perf_counter()
         self.seconds = 0.0 if carried is None else carried.seconds
         self.fields: dict[str, Any] = {"test_bpd": None, "exit_bpd": None}
         """The rest of the record, as far as it is known."""
@@ -51,6 +54,10 @@ class EpochDraft:
         if carried is not None:
             self._latents = [count for _, _, count in carried.bytes.latents]
             self._others = {kind: getattr(carried.bytes, kind) for kind in self._others}
+
+    def batches_per_second(self, step: int) -> float:
+        """Speed in this process, when it has come to batch `step`."""
+        return (step - self._first_step) / (time.perf_counter() - self._began)
 
     def add_bytes(self, kind: str, source: int, count: int) -> None:
         """Counts bytes of the epoch; other kinds belong to none."""

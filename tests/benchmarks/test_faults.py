@@ -18,7 +18,7 @@ TIMEOUTS = {"link_timeout": 2.0, "heartbeat_timeout": 6.0}
 
 def disturb(training: Training, kind: Callable[[Training, random.Random, Fault], None], epoch: int) -> Fault:
     """A fault once the command has said that this many epochs are done."""
-    assert training.wait_for_line(rf"^epoch {epoch}/", 0, HANG_SECONDS), training.output(-30)
+    assert training.wait_for_line(rf"^epoch {epoch - 1} \(", 0, HANG_SECONDS), training.output(-30)
     fault = Fault("of the test", "while it trains")
     kind(training, random.Random(0), fault)
     assert fault.kind, "there was nothing to disturb any more"

@@ -96,7 +96,7 @@ def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, 
     assert epochs == log_of(config).count('"event": "epoch"')
     output = finish(driver)
     assert driver.returncode == 0, output
-    assert f"resuming after {epochs} epochs" in output
+    assert f"resuming after {epochs} epoch" in output
     assert [path.name for path in tmp_path.glob("run.old-*")] == ["run.old-1"]
     assert_same(tmp_path / "run", tmp_path / "undisturbed")
     (told,) = [line for line in output.splitlines() if line.startswith("result: ")]

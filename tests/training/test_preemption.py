@@ -111,7 +111,7 @@ def test_preempted_in_the_last_evaluation_the_checkpoint_before_it_is_waited_for
 def preempt(launch, num_workers: int, config: Config) -> Launch:
     """A launch that gets SIGTERM after its first epoch, which it passes on to all workers, and has ended."""
     process = launch(num_workers, *options(config))
-    seen = read_until(process, lambda line: line.startswith("epoch 1/"))
+    seen = read_until(process, lambda line: line.startswith("epoch 0 ("))
     process.send_signal(signal.SIGTERM)
     output = seen + finish(process)
     assert "preempted (SIGTERM at worker" in output and "nothing that was trained is lost" in output, output
@@ -131,7 +131,7 @@ def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
     about = {"data": {"num_train": 320}, "schedule": {"mode": "concurrent", "local_epochs": 3, "finetune_epochs": 1}}
     config = small_config(tmp_path / "run", **about)
     preempt(launch, 3, config)
-    assert "resuming after 1 epochs" in train_in_turn(2, [config])
+    assert "resuming after 1 epoch" in train_in_turn(2, [config])
     train(small_config(tmp_path / "undisturbed", **about))
     put_aside_what_was_saved_inside_epochs(tmp_path / "run")
     assert_same_tensors(tmp_path / "undisturbed", tmp_path / "run")
@@ -150,7 +150,7 @@ def test_data_parallel_workers_stop_at_one_batch(tmp_path, launch):
 def test_one_process_leaves_with_the_exit_code_of_a_preemption(tmp_path, launch):
     config = small_config(tmp_path / "run", schedule={"mode": "concurrent", "local_epochs": 400, "finetune_epochs": 0})
     process = launch(None, *options(config))
-    read_until(process, lambda line: line.startswith("epoch 1/"))
+    read_until(process, lambda line: line.startswith("epoch 0 ("))
     process.send_signal(signal.SIGTERM)
     assert finish(process).count("preempted (SIGTERM at worker 0)") == 1
     assert process.returncode == PREEMPTED_EXIT_CODE

@@ -150,12 +150,12 @@ def test_a_checkpoint_goes_on_with_other_parts_and_replicas(runs, tmp_path):
         shutil.copytree(runs[4, 2] / "concurrent", folder)
         for path in ("summary.json", "model.safetensors", "checkpoints/epoch-000002", "checkpoints/epoch-000003"):
             shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
-    assert "resuming after 1 epochs" in train_in_turn(2, [config_of(tmp_path / "two", "concurrent", 2)])
+    assert "resuming after 1 epoch from" in train_in_turn(2, [config_of(tmp_path / "two", "concurrent", 2)])
     assert_same_tensors(tmp_path / "two/concurrent", runs[4, 2] / "concurrent")
     train(config_of(tmp_path / "one", "concurrent", 1))
     assert_close(tmp_path / "one/concurrent", runs[1, 1] / "concurrent")
     other = small_config(tmp_path / "cut/concurrent", parts={"split": "blocks", "num": 2, "replicas": 2})
-    assert "resuming after 1 epochs" in train_in_turn(4, [other])
+    assert "resuming after 1 epoch from" in train_in_turn(4, [other])
     assert (
         abs(learned(tmp_path / "cut/concurrent")["test_bpd"] - learned(tmp_path / "one/concurrent")["test_bpd"]) < 0.1
     )
@@ -165,7 +165,7 @@ def test_preempted_replicas_go_on_where_they_were(runs, tmp_path, launch):
     """The first of the first part's replicas stops handing out images, and its word follows the latents in each line."""
     config = long_enough_to_preempt(tmp_path / "run")
     process = launch(4, *options(config))
-    seen = read_until(process, lambda line: line.startswith("epoch 1/"))
+    seen = read_until(process, lambda line: line.startswith("epoch 0 ("))
     process.send_signal(signal.SIGTERM)
     output = seen + finish(process)
     assert "preempted (SIGTERM at worker" in output and "nothing that was trained is lost" in output, output

@@ -170,7 +170,7 @@ def test_what_cannot_be_written_ends_the_run_at_its_next_batch(tmp_path, gate):
             gate.opened.set()
             until(lambda: not writers())
 
-    words = "after 1 epochs could not be written to .*Free some space .*there is no checkpoint yet"
+    words = "after 1 epoch could not be written to .*Free some space .*there is no checkpoint yet"
     with pytest.raises(CheckpointError, match=words):
         train(config, flow=flow_that_calls(break_disk, config))
     assert len(batches) == 3
@@ -204,11 +204,11 @@ def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before
     settings = {"schedule": LONG, "eval": {"every_epochs": 9}, "checkpoint": {"keep": 99}}
     config = small_config(tmp_path / "run", **settings)
     process = launch(2, *options(config))
-    read_until(process, lambda line: line.startswith("epoch 1/"))
+    read_until(process, lambda line: line.startswith("epoch 0 ("))
     partial = tmp_path / "run/checkpoints/epoch-000006.partial"
     partial.mkdir(parents=True)
     os.mkfifo(partial / "worker-1.safetensors")
-    read_until(process, lambda line: line.startswith("epoch 7/"))
+    read_until(process, lambda line: line.startswith("epoch 6 ("))
     until((partial / "worker-0.safetensors").exists)
     process.kill()
     finish(process)
@@ -223,7 +223,7 @@ def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before
 def test_a_worker_that_cannot_write_ends_all_and_says_it_once(tmp_path, launch):
     config = small_config(tmp_path / "run", schedule={**LONG, "local_epochs": 400}, checkpoint={"keep": 9})
     process = launch(3, *options(config))
-    read_until(process, lambda line: line.startswith("epoch 1/"))
+    read_until(process, lambda line: line.startswith("epoch 0 ("))
     (tmp_path / "run/checkpoints/epoch-000006.partial/worker-2.safetensors").mkdir(parents=True)
     output = finish(process)
     assert process.returncode != 0

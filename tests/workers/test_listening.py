@@ -34,7 +34,7 @@ def test_workers_listen_on_the_loopback_alone_or_where_the_user_says(launch, tmp
     config = small_config(tmp_path / "run", run={"device": "cpu"}, finetune={"parallel": "ddp"})
     prepare = ("tests.namespaces:machine", str(tmp_path / "hosts"))
     process = launch(3, *options(config), prepare=prepare, **named)
-    read_until(process, lambda line: line.startswith("epoch 1/"))
+    read_until(process, lambda line: line.startswith("epoch 0 ("))
     assert listening(process) == addresses
     output = finish(process)
     assert "done: test" in output and process.returncode == 0, output

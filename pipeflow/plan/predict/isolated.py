@@ -6,7 +6,7 @@ from functools import cached_property
 
 from pipeflow.config import Config
 from pipeflow.flow import Part
-from pipeflow.flow.balance import balance
+from pipeflow.flow.balance import owners_of
 from pipeflow.plan.predict.cuts import Cut
 from pipeflow.plan.predict.data_parallel import finetune_seconds, seconds_until_reduced
 from pipeflow.plan.predict.prediction import Prediction
@@ -55,8 +55,7 @@ class IsolatedParts:
         workers = self._scenario.machines.workers
         if len(parts) <= workers:
             return list(range(len(parts)))
-        starts = balance([max(1, part.multiply_adds()) for part in parts], workers)
-        return [sum(part.index >= start for start in starts) - 1 for part in parts]
+        return owners_of([max(1, part.multiply_adds()) for part in parts], workers)
 
     def _epoch(self, cut: Cut, owners: Sequence[int], turn: Turn, replicas: int) -> tuple[float, float]:
         """Seconds, and seconds of computing, of an epoch that trains these parts on every batch."""
