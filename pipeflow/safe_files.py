@@ -108,6 +108,12 @@ def brief(value: Any, show: Callable[[Any], str] = repr) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
+def in_full(path: str | Path) -> str:
+    """A path where nothing is, as a message shows it: a relative one by itself does not say where was looked for it."""
+    full = printable(os.path.abspath(path))
+    return full if os.path.isabs(path) else f"{full} ({printable(str(path))}, relative to the current folder)"
+
+
 def printable(name: str) -> str:
     """A file's name as a message shows it, with control characters, which might move a cursor, written out."""
     return name if name.isprintable() else brief(name)

@@ -52,6 +52,8 @@ def _check_bounds(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
 def _check_names(config: "Config") -> None:
     """Raises ConfigError where data or model are neither known nor a function, or the data lacks what it needs."""
     data = config.data
+    if not config.run.dir:
+        raise ConfigError("run.dir: is empty: name a folder, such as runs/mine.")
     for option, name, known in [
         ("data.name", data.name, ("cifar10", "images", "dead_leaves")),
         ("model.name", config.model.name, ("glow",)),

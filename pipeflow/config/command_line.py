@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pipeflow.config.loading import read_yaml, show, unknown_option
 from pipeflow.config.options import SECTIONS, Config, option_names
@@ -40,7 +39,7 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> Config
 
     Raises ConfigError for a file that is not there or is not YAML, and for what `Config.from_dict` rejects.
     """
-    settings = {} if path is None else read_yaml(Path(path))
+    settings = {} if path is None else read_yaml(path)
     for name, text in (overrides or {}).items():
         section, _, key = name.partition(".")
         values = settings.setdefault(section, {})

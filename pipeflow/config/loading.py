@@ -1,6 +1,7 @@
 """YAML and command lines as typed values, with errors that name the option."""
 
 import difflib
+import os
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any, Literal, Union
 from pipeflow import safe_files
 from pipeflow.config.removed import REMOVED
 from pipeflow.errors import ConfigError
-from pipeflow.safe_files import brief
+from pipeflow.safe_files import brief, in_full
 
 EXAMPLES = Path(__file__).parents[1] / "configs"
 """Configurations that come along: in a checkout a link to its folder configs/."""
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, Any]:
     """The sections in a file. Raises ConfigError where there is no file, or it is not YAML, or no mapping."""
+    path = os.path.expanduser(path)
     try:
         settings = safe_files.read_yaml(path)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}. Examples are in {EXAMPLES.resolve()}/.") from None
+        raise ConfigError(
+            f"--config: {in_full(path)}: {error.strerror}. Examples are in {EXAMPLES.resolve()}/."
+        ) from None
     except ValueError as error:
         raise ConfigError(f"--config {path} is not YAML: {error}.") from None
     if settings is None:

@@ -4,6 +4,7 @@ This room imports neither torch nor numpy, so that a mistyped option is reported
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,12 +34,15 @@ def option(default: T, help: str, **bounds: float) -> T:
 class RunConfig:
     """The run: its folder, seed and device."""
 
-    dir: str = option("runs/quickstart", "run folder, seen by all workers")
+    dir: str = option("runs/quickstart", "run folder, seen by all workers; ~ is the home folder, as in data.path")
     seed: int = option(0, "initial values, order of the images, noise and flips", at_least=0, at_most=2**63 - 1)
     resume: Literal["auto", "never", "must"] = option("auto", "continue from run.dir's newest good checkpoint")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: CUDA where there is a GPU")
     figures: bool = option(True, "draw the figures of a run that has ended")
     heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat until a worker counts as lost", at_least=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dir", os.path.expanduser(self.dir))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,10 @@ class DataConfig:
     num_train: int | None = option(None, "training images (null: all; dead_leaves: 2560)", at_least=1, at_most=10**7)
     num_test: int | None = option(None, "test images (null: all; dead_leaves: 512)", at_least=1, at_most=10**7)
     flip: bool = option(False, "random horizontal flips in training")
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            object.__setattr__(self, "path", os.path.expanduser(self.path))
 
 
 @dataclass(frozen=True, kw_only=True)

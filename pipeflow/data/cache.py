@@ -64,7 +64,7 @@ def _about(fingerprint: str, num_train: int, num_converted: int, sha256: str) ->
 def _folder(fingerprint: str) -> Path:
     """The cache folder of a source. Raises RuntimeError if the user has no home folder."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "pipeflow" / fingerprint
+    return (Path(root).expanduser() if root else Path.home() / ".cache") / "pipeflow" / fingerprint
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from pipeflow.data import picture
 from pipeflow.data.cache import read_cache, write_cache
 from pipeflow.errors import DataError
-from pipeflow.safe_files import open_file, printable, read_bytes
+from pipeflow.safe_files import in_full, open_file, printable, read_bytes
 from pipeflow.units import bytes_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -106,7 +106,7 @@ def _open(path: Path) -> Iterator[list[Member]]:
         yield list(_walk(path))
         return
     if not path.exists():
-        raise DataError(f"data.path: there is no {path}; it must be {LAYOUT}.")
+        raise DataError(f"data.path: there is no {in_full(path)}; it must be {LAYOUT}.")
     with contextlib.ExitStack() as stack:
         try:
             archive = zipfile.ZipFile(stack.enter_context(_BoundedReader(open_file(path).detach())))

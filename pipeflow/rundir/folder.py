@@ -16,6 +16,7 @@ from pipeflow.rundir.lock import RunLock
 from pipeflow.rundir.reading import read_config, read_summary
 from pipeflow.rundir.records import Manifest, Summary
 from pipeflow.rundir.typed_json import dumps
+from pipeflow.safe_files import in_full
 
 _FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
 """Sections and options that a resumed run must have in common with the run in the folder."""
@@ -70,7 +71,7 @@ class RunFolder:
             )
         if manifest is None and resume == "must":
             raise CheckpointError(
-                f"run.resume: must, but {self.path} holds no checkpoint: check run.dir, or use --run.resume auto."
+                f"run.resume: must, but {in_full(self.path)} holds no checkpoint: check run.dir, or use --run.resume auto."
             )
         if manifest is None and self.summary() is not None:
             raise CheckpointError(
@@ -87,8 +88,9 @@ class RunFolder:
             note = self._lock.take()
             self.remove_token(self.show_token())  # permission bits do not tell: a disk may be full or read-only
         except OSError as error:
+            why = "a file of that name is there" if isinstance(error, FileExistsError) else error.strerror
             raise CheckpointError(
-                f"run.dir: {self.path} cannot be written to ({error.strerror}): choose another."
+                f"run.dir: {in_full(self.path)} cannot be written to ({why}): choose another."
             ) from None
         return [] if note is None else [note]
 

@@ -8,7 +8,7 @@ from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.records import Epoch, Gather, GatherKind, RunBytes, RunSeconds, Start, Summary
 from pipeflow.rundir.typed_json import Record, Text
-from pipeflow.safe_files import MAX_JSON_BYTES, parse_json, read_bytes, read_json, read_yaml
+from pipeflow.safe_files import MAX_JSON_BYTES, in_full, parse_json, read_bytes, read_json, read_yaml
 
 Event = Start | Epoch | Gather
 _EVENTS: dict[str, type[Event]] = {"start": Start, "epoch": Epoch, "gather": Gather}
@@ -37,7 +37,7 @@ def read_run(run_dir: str | Path) -> SavedRun:
         return SavedRun(summary=summary, ended=True)
     if not log.is_file():
         raise CheckpointError(
-            f"{run_dir} is not the folder of a run: it has neither summary.json nor metrics.jsonl. "
+            f"{in_full(run_dir)} is not the folder of a run: it has neither summary.json nor metrics.jsonl. "
             f"Give the folder that run.dir named when the run was started."
         )
     try:
@@ -56,7 +56,7 @@ def read_config(run_dir: str | Path) -> Config:
     """Reads the configuration that a run was made with. Raises CheckpointError."""
     path = Path(run_dir) / "config.yaml"
     if not path.exists():
-        raise CheckpointError(f"{run_dir} is not a run folder: it has no config.yaml.")
+        raise CheckpointError(f"{in_full(run_dir)} is not a run folder: it has no config.yaml.")
     try:
         return Config.from_dict(read_yaml(path))
     except (OSError, ValueError) as error:

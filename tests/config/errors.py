@@ -8,10 +8,10 @@ from pipeflow.config import Config
 from pipeflow.errors import ConfigError, PipeflowError
 
 
-def message_of(function: Callable, *arguments) -> str:
+def message_of(function: Callable, *arguments, **named) -> str:
     """The one line of the ConfigError that a call raises."""
     with pytest.raises(ConfigError) as error:
-        function(*arguments)
+        function(*arguments, **named)
     assert isinstance(error.value, PipeflowError) and isinstance(error.value, ValueError)
     assert "\n" not in str(error.value)
     return str(error.value)

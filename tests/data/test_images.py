@@ -188,6 +188,13 @@ def test_a_damaged_cache_is_decoded_anew_and_repaired(name, damage, files, optio
         load_data(options(path=path))
 
 
+def test_the_cache_folder_may_be_in_the_home_folder(files, options, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/mine")
+    load_data(options(path=write_zip(tmp_path / "source.zip", files)))
+    assert list((tmp_path / "home" / "mine" / "pipeflow").iterdir())
+
+
 def test_goes_on_without_a_cache_that_cannot_be_written(files, write, options, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -201,9 +208,12 @@ def error_of(options, path) -> str:
     return str(caught.value)
 
 
-def test_no_path_no_source_no_zip_no_images(files, options, tmp_path):
+def test_no_path_no_source_no_zip_no_images(files, options, tmp_path, monkeypatch):
     assert "data.path is not set" in error_of(options, None)
-    assert f"data.path: there is no {tmp_path / 'gone'}" in error_of(options, str(tmp_path / "gone"))
+    assert f"data.path: there is no {tmp_path / 'gone'};" in error_of(options, str(tmp_path / "gone"))
+    monkeypatch.chdir(tmp_path)
+    message = error_of(options, "data/gone.zip")
+    assert f"there is no {tmp_path}/data/gone.zip (data/gone.zip, relative to the current folder);" in message
     (tmp_path / "text.zip").write_text("no zip")
     message = error_of(options, str(tmp_path / "text.zip"))
     assert "data.path" in message and "text.zip is not a zip" in message

@@ -111,7 +111,7 @@ def test_a_mistake_is_said_in_the_last_line_and_not_retried(cluster, tmp_path):
     assert job.returncode == 1
     assert output.count("Started training worker group") == 1
     (error,) = set(errors_in(output))
-    assert error.startswith("error: data.path: there is no nowhere.zip")
+    assert error.startswith("error: data.path: there is no /") and "/nowhere.zip (nowhere.zip, relative" in error
 
 
 def log_of(config) -> str:

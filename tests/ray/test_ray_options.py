@@ -1,5 +1,7 @@
 """The launcher for Ray without a cluster: options, where the run folder is, which errors are tried again, what is told."""
 
+from pathlib import Path
+
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
@@ -11,6 +13,8 @@ from pipeflow.ray.train import main, train_on_ray
 from pipeflow.ray.worker import metrics_of
 from tests.small_runs import small_config
 
+NOWHERE = Path("nowhere.yaml").absolute()
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -19,7 +23,10 @@ from tests.small_runs import small_config
         (["--placement", "far", "--storage", "/s"], "argument --placement: invalid choice: 'far'"),
         (["--storage", "/s", "--optim.rl", "1"], "unknown option 'optim.rl': did you mean 'optim.lr'?"),
         (["--storage", "/s", "--workers", "4"], "4 workers for 3 parts"),
-        (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
+        (
+            ["--config", "nowhere.yaml"],
+            f"--config: {NOWHERE} (nowhere.yaml, relative to the current folder): No such file",
+        ),
         ([], "run.dir: runs/quickstart is not the same folder for all workers"),
     ],
 )

@@ -130,6 +130,8 @@ class TestResume:
                 other = {str: "mine:other", int: 7, bool: True, type(None): "other"}[type(value)]
                 other = {"coupling": "additive", "invconv": "plain"}.get(key, other)
                 changed = yaml.safe_load(text)
+                if key == "channels":  # an option of images alone, which a run of dead leaves cannot have
+                    continue
                 changed[section][key] = other
                 path.write_text(yaml.safe_dump(changed))
                 assert said(small_config(tmp_path / "run")).startswith(f"{section}.{key}: is {value!r}, ")
@@ -182,7 +184,7 @@ class TestRefused:
         "path, words",
         [
             ("file/run", "Not a directory"),
-            ("file", "choose another"),
+            ("file", "a file of that name is there.*choose another"),
             ("/proc/run", "cannot be written to (.*choose another"),
             ("/proc/self", "cannot be written to (.*choose another"),
         ],

@@ -16,7 +16,7 @@ import yaml
 
 from pipeflow.config.loading import nearest
 from pipeflow.errors import ConfigError
-from pipeflow.safe_files import brief, read_yaml
+from pipeflow.safe_files import brief, in_full, read_yaml
 from pipeflow.units import Kind, bytes_text, rate_text, read_quantity, seconds_text
 
 
@@ -161,7 +161,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         values = read_yaml(path)
     except OSError as error:
-        raise ConfigError(f"--machines {path}: {error.strerror}. 'pipeflow plan --probe {path}' writes one.") from None
+        raise ConfigError(
+            f"--machines: {in_full(path)}: {error.strerror}. 'pipeflow plan --probe {path}' writes one."
+        ) from None
     except ValueError as error:
         raise ConfigError(f"--machines {path} is not YAML: {error}.") from None
     if not isinstance(values, dict):
