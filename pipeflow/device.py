@@ -1,6 +1,7 @@
 """The device that a process computes on, and how it computes there."""
 
 import ctypes
+import os
 import resource
 import sys
 from pathlib import Path
@@ -14,6 +15,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Instruction sets that multiply bfloat16 numbers, as Linux names them: two of x86, one of Arm."""
+
+
+_MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_ISA_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Variables of the environment that bound the instruction sets oneDNN uses, and values that leave out those of bfloat16."""
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -43,10 +49,12 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions that multiply bfloat16 numbers.
 
     Without them torch emulates bfloat16, which is many times slower than float32. False for a processor whose instruction
-    sets the system does not list.
+    sets the system does not list, or whose use the environment forbids.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if any(os.environ.get(name, "").upper() in _ISA_WITHOUT_BFLOAT16 for name in _MAX_ISA):
+        return False
     return not instruction_sets().isdisjoint(_BFLOAT16)
 
 

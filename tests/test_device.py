@@ -8,6 +8,7 @@ import torch
 
 from pipeflow.device import choose_device, has_bfloat16
 from pipeflow.errors import ConfigError
+from tests.small_runs import options, small_config
 
 
 @pytest.mark.parametrize("name, has_gpu", [("cpu", True), ("cpu", False), ("auto", False)])
@@ -34,7 +35,28 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
 )
 def test_bfloat16_is_looked_up_among_the_instruction_sets(monkeypatch, listed, has):
     monkeypatch.setattr(Path, "read_text", lambda path: listed)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     assert has_bfloat16(torch.device("cpu")) is has
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "avx512_core_amx")
+    assert has_bfloat16(torch.device("cpu")) is has
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core")
+    assert not has_bfloat16(torch.device("cpu"))
+
+
+def test_emulated_bfloat16_is_said_once(launch, tmp_path):
+    config = small_config(
+        tmp_path / "run",
+        run={"device": "cpu"},
+        data={"num_train": 32, "num_test": 8},
+        schedule={"local_epochs": 1, "finetune_epochs": 0},
+        optim={"ema": 0},
+        eval={"num_images": 8},
+        precision={"coupling": "bfloat16"},
+    )
+    run = launch(2, *options(config), ONEDNN_MAX_CPU_ISA="AVX2")
+    output, _ = run.communicate(60)
+    assert run.returncode == 0 and output.count("precision.coupling: bfloat16 is many times slower") == 1
 
 
 FAULTS = """

@@ -9,6 +9,7 @@ from functools import cache
 
 from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
+from pipeflow.device import has_bfloat16
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import Flow, Part, build_flow, cut_names, split_flow
 from pipeflow.flow.timing import layer_seconds
@@ -91,6 +92,12 @@ def _checksum(data: ImageData) -> int:
 def make_flow(world: World, config: Config, flow: Flow | None, shape: tuple[int, ...]) -> Flow:
     """The flow of the configuration, or the one that was given, once it is seen to fit and to be the same everywhere."""
     if flow is None:
+        if world.rank == 0 and config.precision.coupling == "bfloat16" and not has_bfloat16(world.device):
+            print(
+                f"precision.coupling: bfloat16 is many times slower than float32 on this {world.device.type}, which has no "
+                f"instructions for it, or whose ONEDNN_MAX_CPU_ISA forbids them: set it to float32, or train elsewhere",
+                flush=True,
+            )
         return build_flow(config, shape)
     if flow.shape != shape:
         raise ConfigError(f"flow: made for images of shape {flow.shape}, but the data has {shape}.")
