@@ -101,7 +101,7 @@ def write_log(folder: Path, records: tuple[Epoch, ...], *more: tuple[str, dict])
     """A folder with the log of a run that goes on."""
     folder.mkdir()
     log = MetricsLog(folder)
-    log.event("start", initial_bpd=7.0, parts=[])
+    log.event("start", initial_bpd=7.0, parts=[], world_size=3)
     for record in records:
         log.epoch(record)
     for kind, fields in more:

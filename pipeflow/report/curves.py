@@ -1,7 +1,7 @@
 """Runs as curves: test bits/dim over each of four costs (`AXES`), which are epochs, seconds, multiply-adds and bytes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pipeflow.rundir.records import Epoch, Summary
@@ -17,7 +17,7 @@ class Axis:
 
     name: str
     label: str
-    """`{unit}` stands for the unit that suits the largest value."""
+    """`{unit}` stands for the unit that suits the largest value, `{sent}` for what `sent` says of the runs."""
     of_epoch: Callable[[Epoch], float]
     of_gather: Callable[[Summary], float] = lambda run: 0
     units: tuple[tuple[float, str], ...] = ((1, ""),)
@@ -31,7 +31,7 @@ class Axis:
 AXES = {
     axis.name: axis
     for axis in (
-        Axis(name="epoch", label="epochs", of_epoch=lambda record: 1),
+        Axis(name="epoch", label="epochs done", of_epoch=lambda record: 1),
         Axis(
             name="seconds",
             label="training time with the gather, without evaluation ({unit})",
@@ -47,13 +47,19 @@ AXES = {
         ),
         Axis(
             name="bytes",
-            label="sent in training and the gather, without evaluation and control ({unit})",
+            label="{sent} in training and the gather, without evaluation and control ({unit})",
             of_epoch=lambda record: record.training_bytes,
             of_gather=lambda run: sum(run.bytes.gather.values()),
             units=BYTE_UNITS,
         ),
     )
 }
+
+
+def sent(runs: Iterable[Summary]) -> str:
+    """The word for the bytes of runs: those of a single process are what as many workers as parts would send."""
+    words = {"would travel" if run.wire is False else "sent" for run in runs}
+    return " or ".join(sorted(words))
 
 
 def spans(run: Summary, axis: Axis) -> list[tuple[Epoch | None, float, float]]:

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeflow.errors import CheckpointError
-from pipeflow.report.curves import AXES, Axis, Curve, exit_curves, spans, test_curve
+from pipeflow.report.curves import AXES, Axis, Curve, exit_curves, sent, spans, test_curve
 from pipeflow.rundir.reading import SavedRun, read_run
 from pipeflow.rundir.records import Epoch, Summary
-from pipeflow.units import bytes_text
+from pipeflow.units import bytes_text, traffic_text
 
 PART_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 """A colour for each part (or link, or run) that colour-blind readers tell apart; after the last comes the first again."""
@@ -33,6 +33,8 @@ _KIND_COLORS = {
     "gather: optimizer": "#c8b400",
     "gather: ema": "#ece28a",
     "images handed out": "#88ccee",
+    "initial latents": "#44bb99",
+    "replicas' start": "#bbcc33",
 }
 _STYLE = {
     "figure.constrained_layout.use": True,
@@ -92,16 +94,24 @@ def bytes_by_phase(run: Summary) -> dict[str, Counter[str]]:
         if record is None:
             counts.update({f"gather: {kind}": count for kind, count in run.bytes.gather.items()})
             continue
-        sent = record.bytes
-        counts.update({f"latents {source} → {target}": count for source, target, count in sent.latents})
-        counts.update({"gradients": sent.gradients, "evaluation": sent.eval, "control": sent.control})
+        moved = record.bytes
+        counts.update({f"latents {source} → {target}": count for source, target, count in moved.latents})
+        counts.update({"gradients": moved.gradients, "evaluation": moved.eval, "control": moved.control})
         if record.is_local:
-            counts["images handed out"] += sent.images
+            counts["images handed out"] += moved.images
     whole = [record for record in run.epochs if not record.is_local]
     if whole:
         images = run.bytes.finetune - sum(record.bytes.gradients for record in whole)
         result[_band(whole[-1])[0]]["images handed out"] += images
-    return {phase: +counts for phase, counts in result.items() if phase != "gather" or +counts}
+    result["outside\nepochs"] = Counter(
+        {
+            "initial latents": run.bytes.initial,
+            "evaluation": run.bytes.eval - sum(record.bytes.eval for record in run.epochs),
+            "control": run.bytes.control - sum(record.bytes.control for record in run.epochs),
+            "replicas' start": run.bytes.replicas.start,
+        }
+    )
+    return {phase: +counts for phase, counts in result.items() if phase not in ("gather", "outside\nepochs") or +counts}
 
 
 def _save(figures: dict[str, Figure], folder: Path) -> list[Path]:
@@ -129,7 +139,7 @@ def _learning_curve(saved: SavedRun, axis: Axis) -> Figure:
         _plot(axes, curve, scale, color=_color(part), linewidth=1, markersize=2.5, label=f"exit of part {part}")
     _plot(axes, test, scale, color="black", linewidth=1.8, label="whole flow")
     _set_limits(axes, axis, largest / scale, [test, *exits], run.initial_bpd)
-    axes.set_xlabel(axis.label.format(unit=unit))
+    axes.set_xlabel(axis.label.format(unit=unit, sent=sent([run])))
     axes.set_ylabel("test bits/dim")
     axes.set_title(_title(run, f"{run.test_bpd:.3f} bits/dim {'at the end' if saved.ended else 'so far'}"))
     names = [str(line.get_label()) for line in axes.lines]
@@ -159,7 +169,7 @@ def _compare(runs: Mapping[str, SavedRun], axis: Axis) -> Figure:
     whole.set_ylabel("test bits/dim")
     whole.set_title("from before training")
     close.set_title("closer, where the runs end")
-    figure.supxlabel(axis.label.format(unit=unit), fontsize=10)
+    figure.supxlabel(axis.label.format(unit=unit, sent=sent(run.summary for run in runs.values())), fontsize=10)
     title = "run: test bits/dim at the end"
     figure.legend(whole.lines, labels, loc="outside upper center", ncols=num_columns, title=title)
     return figure
@@ -190,9 +200,8 @@ def _bytes_by_phase(run: Summary) -> Figure:
     axes.set_xticks(positions, [phase.replace(": ", "\n") for phase in by_phase], fontsize=9)
     axes.set_xlim(-0.6, max(len(by_phase), 3) - 0.4)
     axes.set_ylim(0, 1.08 * max(heights, default=0) or 1)
-    axes.set_ylabel(f"sent ({unit})")
-    between = "parts, all in one process" if run.wire is False else "workers"
-    axes.set_title(_title(run, f"{bytes_text(totals.total())} between {between}"))
+    axes.set_ylabel(f"{sent([run])} ({unit})")
+    axes.set_title(_title(run, f"{traffic_text(totals.total(), run.wire is not False)} between workers"))
     return figure
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeflow.errors import CheckpointError
 from pipeflow.report.curves import AXES, spans
 from pipeflow.report.figures import comparison, plots
 from pipeflow.rundir.reading import SavedRun, read_run
@@ -64,22 +65,45 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, consol
         out: folder for the figures; when not given, the run's own for one run and the current one for several.
         console: where to print the table; standard output when not given.
 
-    Raises CheckpointError where a folder is not a run's.
+    Raises CheckpointError where no folder is a run's, or the figures cannot be written. Some that are none are skipped.
     """
-    run_dirs = [Path(run_dir) for run_dir in run_dirs]
-    read = [read_run(run_dir) for run_dir in run_dirs]
-    names = [run.summary.name for run in read]
+    read = _read([Path(run_dir) for run_dir in run_dirs])
+    names = [run.summary.name for run in read.values()]
     if len(set(names)) < len(names):  # folders of the same name in different places
-        names = [str(run_dir) for run_dir in run_dirs]
-    runs = dict(zip(names, read))
+        names = [str(run_dir) for run_dir in read]
+    runs = dict(zip(names, read.values()))
     console = console or Console(width=None if sys.stdout.isatty() else 1000)  # a file has no width to fit a table into
     _print_table([_row(name, run) for name, run in runs.items()], console)
-    if not all(run.ended for run in read):
+    if not all(run.ended for run in runs.values()):
         console.print("* has not ended: the last evaluated epoch")
-    if len(runs) == 1:
-        paths = plots(run_dirs[0], out)
-    else:
-        paths = comparison(runs, Path(out) if out is not None else Path())
+    alone = [name for name, run in runs.items() if run.summary.wire is False]
+    if alone:
+        which = f" of {', '.join(alone)}" if len(alone) < len(runs) else ""
+        console.print(f"MB{which}: would travel between workers, but all parts were in one process", highlight=False)
+    try:
+        if len(runs) == 1:
+            paths = plots(next(iter(read)), out)
+        else:
+            paths = comparison(runs, Path(out) if out is not None else Path())
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename}: {error.strerror}: the figures need a folder that can be written to, name one with --out."
+        ) from None
     for path in paths:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     return paths
+
+
+def _read(run_dirs: Sequence[Path]) -> dict[Path, SavedRun]:
+    """The runs that can be read; the others are named on standard error. Raises CheckpointError where none can."""
+    read = {}
+    for run_dir in run_dirs:
+        try:
+            read[run_dir] = read_run(run_dir)
+        except CheckpointError as error:
+            if len(run_dirs) == 1:
+                raise
+            print(f"skipped: {error}", file=sys.stderr)
+    if not read:
+        raise CheckpointError(f"none of the {len(run_dirs)} folders has a run that can be read.")
+    return read

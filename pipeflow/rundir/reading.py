@@ -35,6 +35,8 @@ def read_run(run_dir: str | Path) -> SavedRun:
     summary, log = read_summary(run_dir), run_dir / "metrics.jsonl"
     if summary is not None:
         return SavedRun(summary=summary, ended=True)
+    if not log.is_file() and (run_dir / "run.lock").exists():
+        raise CheckpointError(f"{run_dir} has no results yet: its run is starting, or failed to start.")
     if not log.is_file():
         raise CheckpointError(
             f"{in_full(run_dir)} is not the folder of a run: it has neither summary.json nor metrics.jsonl. "
@@ -128,4 +130,5 @@ def _summary_so_far(name: str, start: Start, events: list[Event]) -> Summary:
             control=control,
             total=links.total() + gathered.total() + evaluation + finetune + control,
         ),
+        wire=None if start.world_size is None else start.world_size > 1,
     )

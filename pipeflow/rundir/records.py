@@ -138,6 +138,7 @@ class Start(Record):
 
     initial_bpd: Finite
     parts: tuple[PartSummary, ...]
+    world_size: Count | None = None
 
 
 class Gather(Record):

@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipeflow.errors import CheckpointError
-from pipeflow.report.curves import AXES, exit_curves, spans
+from pipeflow.report.curves import AXES, exit_curves, sent, spans
 from pipeflow.report.curves import test_curve as whole_flow_curve
 from pipeflow.report.figures import bytes_by_phase, plots
 from pipeflow.report.table import phases, report
@@ -31,7 +31,7 @@ def test_a_run_that_has_not_ended_is_put_together_from_its_log(tmp_path):
         log.write('{"event": "epo')  # half a line, as it may be while the run writes
     total = 6000 + 3000 + 250 + 1200 + 600 + 25
     so_far = summary("live", test_bpd=ALTERNATE[-1].test_bpd, exit_bpd=ALTERNATE[2].exit_bpd)
-    so_far = dataclasses.replace(so_far, bytes=dataclasses.replace(so_far.bytes, finetune=600, total=total))
+    so_far = dataclasses.replace(so_far, wire=True, bytes=dataclasses.replace(so_far.bytes, finetune=600, total=total))
     assert read_run(folder) == SavedRun(summary=so_far, ended=False)
     assert read_run(write(tmp_path / "a")) == SavedRun(summary=summary("a"), ended=True)
 
@@ -43,6 +43,7 @@ def test_a_run_that_has_not_ended_is_put_together_from_its_log(tmp_path):
         ({"summary.json": "{"}, "summary.json.*damaged"),
         ({"metrics.jsonl": '{"event": "start", "initial_bpd": 7, "parts": []}\n{"ev\n'}, "line 2.*damaged"),
         ({"metrics.jsonl": ""}, "no start"),
+        ({"run.lock": ""}, "no results yet: its run is starting, or failed to start"),
     ],
 )
 def test_what_is_no_run_is_an_error_the_user_can_act_on(tmp_path, files, words):
@@ -50,6 +51,25 @@ def test_what_is_no_run_is_an_error_the_user_can_act_on(tmp_path, files, words):
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=f"{tmp_path}.*{words}|{words}.*{tmp_path}"):
         read_run(tmp_path)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [run_dir])
+    for name in ("empty", "started"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "started" / "run.lock").touch()
+    write(tmp_path / "good")
+    assert "3 alternate + 2 finetune" in printed(sorted(tmp_path.iterdir()))
+    skipped = capsys.readouterr().err.splitlines()
+    assert [line[: len(f"skipped: {tmp_path}/e")] for line in skipped] == [f"skipped: {tmp_path}/{x}" for x in "es"]
+    with pytest.raises(CheckpointError, match="none of the 2 folders"):
+        printed([tmp_path / "empty", tmp_path / "started"])
+
+
+def test_figures_that_cannot_be_written_name_the_option(tmp_path):
+    folder = write(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="summary.json: .*a folder that can be written to, name one with --out"):
+        printed([folder], out=folder / "summary.json")
 
 
 # What the curves are made of
@@ -119,6 +139,17 @@ def test_a_narrow_console_loses_nothing_and_a_run_that_has_not_ended_is_marked(t
         assert cell in text
     text = printed([write_log(tmp_path / "live", ALTERNATE[:2])])
     assert "5.900*" in text and "has not ended" in text
+
+
+@pytest.mark.parametrize("wire, note", [(True, None), (False, "MB of b: would travel"), (None, None)])
+def test_a_single_process_sends_nothing(tmp_path, monkeypatch, wire, note):
+    drawn = []
+    monkeypatch.setattr("pipeflow.report.table.comparison", lambda runs, folder: drawn.append(runs) or [])
+    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [])
+    text = printed([write(tmp_path / "a", wire=True), write(tmp_path / "b", wire=wire)])
+    assert (note in text) if note else ("travel" not in text)
+    assert sent(run.summary for run in drawn[0].values()) == ("sent or would travel" if note else "sent")
+    assert ("MB: would travel" in printed([write(tmp_path / "c", wire=wire)])) == (wire is False)
 
 
 def test_bytes_by_phase_count_everything_once():

@@ -12,6 +12,8 @@ from pipeflow import train
 from pipeflow.config import Config
 from pipeflow.plan.plan import make_plan
 from pipeflow.plan.traffic import replica_bytes
+from pipeflow.report.figures import bytes_by_phase
+from pipeflow.rundir.reading import read_run
 from pipeflow.workers.replicas import Replicas, share_of
 from tests.small_runs import (
     assert_same_tensors,
@@ -71,6 +73,12 @@ def runs(tmp_path_factory) -> dict[tuple[int, int], Path]:
     for name in RUNS:
         train(config_of(folders[1, 1], name, 1))
     return folders
+
+
+@pytest.mark.parametrize("which, name", [((2, 2), "ddp"), ((4, 2), "concurrent"), ((1, 1), "concurrent")])
+def test_every_byte_of_a_run_stands_in_the_figure_of_its_phases(runs, which, name):
+    run = read_run(runs[which] / name).summary
+    assert sum(counts.total() for counts in bytes_by_phase(run).values()) == run.bytes.total > 0
 
 
 @pytest.mark.parametrize("name", ["concurrent", "alternate_steps"])
