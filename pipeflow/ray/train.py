@@ -29,6 +29,7 @@ def train_on_ray(
     max_restarts: int = 3,
     storage: str | None = None,
     cpus_per_worker: int = 1,
+    wait: bool = False,
 ) -> "Result":
     """Trains on the Ray cluster that this process is connected to, or else on the one that runs.
 
@@ -41,10 +42,12 @@ def train_on_ray(
         workers: None for one for each replica of each part.
         placement: pack puts workers on as few nodes as can be, spread on as many.
         max_restarts: number of times that lost workers are started anew, on the nodes that are left or have come.
-        storage: a folder that all nodes see. `run.dir` is taken relative to it, unless it is a full path.
+        storage: a folder that all nodes see, for the run folder (`run_folder`).
         cpus_per_worker: CPUs that Ray keeps for each worker, and its threads where OMP_NUM_THREADS is not set.
+        wait: whether to wait for nodes that the cluster does not have yet, as one that grows on demand does not.
 
     Raises:
+        ConfigError: there is no cluster, or it has no room for the workers, before anything is started.
         PipeflowError: the error that `pipeflow.train` raised in a worker, not retried unless it is a WorkerError.
         ray.train.TrainingFailedError: workers failed with any other error, `max_restarts` times.
     """
@@ -55,12 +58,7 @@ def train_on_ray(
             )
         workers = config.num_parts * config.parts.replicas
     config.check_world_size(workers)
-    run_dir, device = Path(storage or "", config.run.dir), config.run.device
-    if not run_dir.is_absolute():
-        raise ConfigError(
-            f"run.dir: {run_dir} is not the same folder for all workers: give a folder that all nodes see, by its full "
-            f"path (--storage /shared/runs)."
-        )
+    run_dir, device = run_folder(storage, config.run.dir), config.run.device
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run_dir)))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the job's working directory
 
@@ -68,41 +66,56 @@ def train_on_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from pipeflow.ray.cluster import Demand, check_room, connect
     from pipeflow.ray.errors import NoRetryOfMistakes, in_words
     from pipeflow.ray.worker import LauncherEnvironment, work
 
     was_connected = ray.is_initialized()
     if not was_connected:
-        try:
-            ray.init("auto")
-        except ConnectionError:
-            raise ConfigError(
-                "no Ray cluster is running here: start one, `ray start --head`, or set RAY_ADDRESS."
-            ) from None
-    trainer = TorchTrainer(
-        work,
-        train_loop_config=config.to_dict(),
-        torch_config=LauncherEnvironment(),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=device == "cuda" or (device == "auto" and "GPU" in ray.cluster_resources()),
-            resources_per_worker={"CPU": cpus_per_worker},
-            placement_strategy=placement.upper(),
-        ),
-        run_config=RunConfig(
-            name=f"{run_dir.name}-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(run_dir.parent / "ray"),
-            failure_config=FailureConfig(max_failures=max_restarts),
-            callbacks=[NoRetryOfMistakes()],  # type: ignore[list-item]  # typed for the first version of Ray Train
-        ),
-    )
+        connect()
     try:
+        use_gpu = device == "cuda" or (device == "auto" and "GPU" in ray.cluster_resources())
+        check_room(config, Demand(workers, cpus_per_worker, int(use_gpu)), wait)
+        trainer = TorchTrainer(
+            work,
+            train_loop_config=config.to_dict(),
+            torch_config=LauncherEnvironment(),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": cpus_per_worker},
+                placement_strategy=placement.upper(),
+            ),
+            run_config=RunConfig(
+                name=f"{run_dir.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=str(run_dir.parent / "ray"),
+                failure_config=FailureConfig(max_failures=max_restarts),
+                callbacks=[NoRetryOfMistakes()],  # type: ignore[list-item]  # typed for the first version of Ray Train
+            ),
+        )
         return trainer.fit()
     except TrainingFailedError as error:
         raise in_words(error) from error
     finally:
         if not was_connected:
             ray.shutdown()  # ends the workers' output too, so that a message printed next is the last line
+
+
+def run_folder(storage: str | None, run_dir: str) -> Path:
+    """The run folder, the same for all workers: run.dir in the storage folder, which takes the place of a leading `runs/`.
+
+    Raises ConfigError where it is no full path.
+    """
+    path = Path(run_dir)
+    if storage is not None and path.parts[:1] == ("runs",) and len(path.parts) > 1:
+        path = path.relative_to("runs")
+    path = Path(storage or "").expanduser() / path
+    if not path.is_absolute():
+        raise ConfigError(
+            f"run.dir: {path} is not the same folder for all workers: give a folder that all nodes see, by its full path "
+            f"(--storage /shared/runs)."
+        )
+    return path
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,12 +129,13 @@ class _Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         add = self.add_argument
-        add("--storage", metavar="FOLDER", help="a folder that all nodes see; run.dir is taken relative to it")
+        add("--storage", metavar="FOLDER", help="a folder that all nodes see; takes the place of runs/ in run.dir")
         workers = "workers, a GPU each where the cluster has GPUs  [as many as parts x replicas]"
         add("--workers", metavar="N", type=_count, help=workers)
         add("--placement", choices=("pack", "spread"), default="pack", help="on few nodes, or on many  [pack]")
         restarts = "restarts from the newest checkpoint after a worker or a node was lost  [3]"
         add("--max-restarts", metavar="N", type=int, default=3, help=restarts)
+        add("--wait", action="store_true", help="wait for nodes that the cluster does not have yet")
         cpus = "CPUs that Ray keeps for a worker, and threads it computes with  [1]"
         add("--cpus-per-worker", metavar="N", type=_count, default=1, help=cpus)
 

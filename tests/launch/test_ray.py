@@ -76,6 +76,18 @@ def shown_values(cluster: Cluster, name: str) -> list[float]:
     return sorted(float(line.split()[-1]) for line in lines)
 
 
+def test_a_cluster_without_room_is_told_of_before_anything_starts(cluster, tmp_path):
+    config = small_config(tmp_path / "run")
+    command = [sys.executable, "-m", "launch.ray_train", *options(config), "--workers=2", "--cpus-per-worker=2"]
+    refused = cluster.run(command, RAY_ADDRESS=cluster.address, PYTHONPATH=str(ROOT))
+    (error,) = errors_in(finish(refused))
+    assert error == (
+        "error: --workers: 2 workers need 4 CPUs, the cluster has 3: --workers 1, or --cpus-per-worker 1, or --wait if "
+        "more nodes will come."
+    )
+    assert refused.returncode == 1 and not list(tmp_path.iterdir())
+
+
 def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, tmp_path):
     """Ray starts the workers anew on the node that is left; they end with the bits of a run that nothing happened to.
 

@@ -9,7 +9,7 @@ from ray.train import ControllerError, WorkerGroupError
 from pipeflow import Config, train
 from pipeflow.errors import ConfigError, DataError, WorkerError
 from pipeflow.ray.errors import NoRetryOfMistakes, in_words
-from pipeflow.ray.train import main, train_on_ray
+from pipeflow.ray.train import main, run_folder, train_on_ray
 from pipeflow.ray.worker import metrics_of
 from tests.small_runs import small_config
 
@@ -45,6 +45,23 @@ def test_the_number_of_workers_must_be_given_where_nothing_tells_it():
     config = Config.from_dict({"model": {"name": "my:flow"}, "parts": {"split": "blocks", "num": None}})
     with pytest.raises(ConfigError, match="give the number of workers"):
         train_on_ray(config, storage="/shared")
+
+
+@pytest.mark.parametrize(
+    ("storage", "run_dir", "folder"),
+    [
+        ("/shared/runs", "runs/quickstart", "/shared/runs/quickstart"),
+        ("/shared/runs", "./runs/cifar10/small", "/shared/runs/cifar10/small"),
+        ("/shared", "mine/quickstart", "/shared/mine/quickstart"),
+        ("/shared", "runs", "/shared/runs"),
+        ("/shared", "/other/run", "/other/run"),
+        (None, "/other/runs/run", "/other/runs/run"),
+        ("~/storage", "runs/quickstart", "{home}/storage/quickstart"),
+    ],
+)
+def test_the_storage_takes_the_place_of_runs(monkeypatch, tmp_path, storage, run_dir, folder):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(run_folder(storage, run_dir)) == folder.format(home=tmp_path)
 
 
 def echo(error):
