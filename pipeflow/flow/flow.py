@@ -75,7 +75,18 @@ class Flow(nn.Module):
         return run_layers(self._layers(), x)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, [batch], float64."""
+        """log p(x) in nats, [batch], float64.
+
+        x: [batch, *shape], in the units that the flow was trained on. For uint8 images these are those of
+            `pipeflow.data.dequantize`: a flow that pipeflow trained knows values in [-0.5, 0.5), not in [0, 1].
+
+        Raises ValueError where x has another shape or whole numbers.
+        """
+        if x.shape[1:] != self.shape or not x.is_floating_point():
+            raise ValueError(
+                f"x is {x.dtype} of shape {list(x.shape)}: the flow takes floating-point images of shape [num, "
+                f"{', '.join(map(str, self.shape))}]; uint8 images are made so by pipeflow.data.dequantize."
+            )
         latent, total, _ = self(x)
         return total + self.prior.log_prob(latent).double()
 

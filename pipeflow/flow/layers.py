@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeflow.errors import ConfigError
 from pipeflow.flow.counting import count_multiply_adds
 from pipeflow.flow.priors import diagonal_gaussian_log_prob
 
@@ -83,10 +84,23 @@ def run_layers(
     total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     taken_out: list[Tensor] = []
     for layer in layers:
-        x, contribution, *taken = layer(x)
+        outputs = layer(x)
+        check_outputs(type(layer).__name__, outputs)
+        x, contribution, *taken = outputs
         total = total + contribution.double()
         taken_out += taken
     return x, total, taken_out
+
+
+def check_outputs(name: str, outputs: object) -> None:
+    """Raises ConfigError where the layer called `name` returns something else than tensors (y, contribution, ...)."""
+    values = outputs if isinstance(outputs, tuple | list) else [outputs]
+    if len(values) < 2 or not all(isinstance(each, Tensor) for each in values):
+        kinds = ", ".join(type(each).__name__ for each in values)
+        raise ConfigError(
+            f"layer {name!r} returns {kinds}: a layer returns two tensors or more, (y, contribution). A "
+            f"contribution of zero is x.new_zeros(len(x)), one number an image."
+        )
 
 
 def sum_over_pixels(logdet: Tensor, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeflow.errors import ConfigError
 from pipeflow.flow.flow import PRIOR, Flow
 from pipeflow.flow.inverting import run_inverting
-from pipeflow.flow.layers import Layer, run_layers
+from pipeflow.flow.layers import Layer, check_outputs, run_layers
 from pipeflow.flow.priors import Prior
 
 
@@ -104,7 +104,9 @@ class Part(nn.Module):
         for (name, layer), shape in zip(self.named_layers(), shapes):
             if layers:
                 layer.initialize(latent)
-            latent, contribution, *_ = layer(latent)
+            outputs = layer(latent)
+            check_outputs(name, outputs)
+            latent, contribution, *_ = outputs
             found = [list(contribution.shape), list(latent.shape)]
             expected = [[len(latent)], [len(latent), *shape]]
             if found != expected:

@@ -54,6 +54,18 @@ class TestForward:
         expected = torch.linalg.slogdet(jacobian)[1] + log_priors
         torch.testing.assert_close(flow.log_prob(x), expected, atol=1e-9, rtol=1e-9)
 
+    @pytest.mark.parametrize(
+        "x, words",
+        [
+            (torch.zeros(2, 3, 4, 8), r"torch.float32 of shape \[2, 3, 4, 8\]: .* of shape \[num, 3, 4, 4\]"),
+            (torch.zeros(3, 4, 4), r"of shape \[3, 4, 4\]"),
+            (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), r"torch.uint8 .*by pipeflow\.data\.dequantize"),
+        ],
+    )
+    def test_log_prob_of_what_are_no_images_of_the_flow(self, small_glow, x, words):
+        with pytest.raises(ValueError, match=words):
+            small_glow.log_prob(x)
+
     def test_initialize_passes_normalised_outputs_on(self, normal):
         flow, x = glow((3, 8, 8), 2, 2, 6), 0.1 * normal(16, 3, 8, 8) + 0.3
         flow.initialize(x)

@@ -214,3 +214,15 @@ class TestInitialize:
         (part,) = split_flow(Flow([Wide()], (3, 4, 4)), [])
         with pytest.raises(ConfigError, match=r"'layers.0' returns a contribution of shape \[2, 1\]"):
             part.initialize(torch.zeros(2, 3, 4, 4))
+
+    @pytest.mark.parametrize("add, kinds", [(lambda x: (x, 0.0), "Tensor, float"), (lambda x: x, "Tensor")])
+    def test_a_layer_that_returns_no_two_tensors_is_named(self, add, kinds):
+        class Flip(Layer):
+            def forward(self, x):
+                return add(x)
+
+        flow = Flow([Flip()], (3, 4, 4))
+        (part,) = split_flow(flow, [])
+        for name, call in (("layers.0", part.initialize), ("Flip", flow.log_prob)):
+            with pytest.raises(ConfigError, match=rf"layer '{name}' returns {kinds}: .*x\.new_zeros\(len\(x\)\)"):
+                call(torch.zeros(2, 3, 4, 4))
