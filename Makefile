@@ -10,7 +10,7 @@ LOWEST := $(VENV)-lowest/bin/python
 .PHONY: train test test-slow test-lowest lint clean
 
 train: $(VENV)/.installed
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
 
 # Files of tests go to TEST_JOBS processes, so that the runs that several tests of a file look at are made once.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile

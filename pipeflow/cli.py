@@ -5,31 +5,49 @@ Each command imports what it needs when it is called: `pipeflow --help` waits fo
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeflow.config import describe_options, load, parse_arguments
 from pipeflow.errors import PipeflowError
+from pipeflow.output import open_standard_descriptors, say, stdout_may_break
 
 Number = TypeVar("Number", int, float)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; its exit code: 0, 1 for an error the user can act on, 2 for a command line that cannot be."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    if rest and options.command not in ("train", "plan"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    open_standard_descriptors()
+    broken: list[OSError] = []
+    with stdout_may_break(broken.append):
+        parser = _parser()
+        options, rest = parser.parse_known_args(argv)
+        if rest and options.command not in ("train", "plan"):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        code = 0 if options.command == "train" else _run(options, rest)
+    if options.command == "train":  # which has words of its own for an output that breaks
+        return _run(options, rest)
+    if broken and not isinstance(broken[0], BrokenPipeError):  # `... | head` has seen enough
+        say(f"error: standard output: {broken[0].strerror}")
+        return 1
+    return code
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
     try:
         code: int | None = options.run(options, rest)
     except PipeflowError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 128 + signal.SIGINT
     except OSError as error:  # a disk that is full, a folder that may not be written to
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        say(f"error: {error.filename or options.command}: {error.strerror}")
         return 1
     return code or 0
 

@@ -31,6 +31,7 @@ from pipeflow.training.totals import Evaluated
 from pipeflow.units import count_text
 from pipeflow.use.likelihood import exit_bits_per_dim
 from pipeflow.use.sample import to_images
+from pipeflow.workers import parent
 from pipeflow.workers.trace import gather_spans
 from pipeflow.workers.world import World
 
@@ -70,6 +71,7 @@ class Run:
             self.stages = Stages(
                 world, config, self.flow, self.parts, self.schedule, images.batches, checkpoints, manifest
             )
+            resources.callback(self.stages.close_images)
             entries = Entries(world.connect_store(), world.rank, world.traffic)
             self.saver = Saver(checkpoints, world.rank, entries, world.alarm)
             resources.callback(self.saver.close)
@@ -222,11 +224,12 @@ class Run:
             self.checkpoint(inside.phase.epoch, position_of(inside, losses, self.stages))
         self._wait_for_checkpoint()
         self.control.share("saved", "the checkpoint")  # nobody leaves before the checkpoint is whole
-        sender = self.world.notice.from_rank  # None: it was stopped before it was told by whom
-        at = "" if sender is None else f" at worker {sender}"
+        notice = self.world.notice
+        # Without a sender this worker was stopped before it was told by whom, and another one says it.
+        by = f" ({notice.signal} at worker {notice.from_rank})" if notice else ""
         return Preempted(
-            f"preempted (SIGTERM{at}): nothing that was trained is lost, "
-            f"{self.folder.checkpoints.last_good()}. Start the same command again to resume."
+            f"{'interrupted' if notice.signal == 'SIGINT' else 'preempted'}{by}: nothing that was trained is lost, "
+            f"{self.folder.checkpoints.last_good()}. {parent.how_to_resume()}"
         )
 
     def _stopped(self, reason: str) -> TrainingStopped:

@@ -56,6 +56,7 @@ class Stages:
         self.checkpoints = checkpoints
         self.manifest = manifest
         self.is_main = world.rank == 0
+        self._images: ImageFeed | None = None
         self._load_batches = load_batches
 
     @property
@@ -86,8 +87,7 @@ class Stages:
         """From the local stage into the whole one: parts, optimizer states and averages go to rank 0."""
         self.close_links()
         gathered = gather(without_heads(self.state()) if self.takes_part else NOTHING, self.world.control)
-        if self.worker.images is not None:
-            self.worker.images.close()
+        self.close_images()
         # A new stage begins: warm-up and decay start over, while the optimizer's own counts go on.
         counts = {owner: [0, count[1]] for owner, count in gathered.counts.items()}
         self._start_whole(State(gathered.tensors, counts))
@@ -96,6 +96,11 @@ class Stages:
         """Ends this worker's links; the workers at their other ends do so at the same point of the run."""
         for link in self.worker.links.values():
             link.close()
+
+    def close_images(self) -> None:
+        """Ends the thread that loads this worker's images, if there is one."""
+        if self._images is not None:
+            self._images.close()
 
     def _start_local(self) -> None:
         world, config = self.world, self.config
@@ -146,13 +151,13 @@ class Stages:
 
     def _make_worker(self, trainers: Sequence[PartTrainer], links: Mapping[int, Link], has_images: bool) -> Worker:
         world, config = self.world, self.config
-        images = None
+        self._images = None
         if has_images:
-            images = ImageFeed(self._load_batches(), world.device, world.timeline, self.replicas, world.control)
+            self._images = ImageFeed(self._load_batches(), world.device, world.timeline, self.replicas, world.control)
         worker = Worker(
             trainers,
             links,
-            images,
+            self._images,
             world.device,
             config.optim.batch_size,
             world.alarm,

@@ -19,6 +19,7 @@ from pipeflow.config import Config
 from pipeflow.data import ImageData
 from pipeflow.errors import CheckpointError, ConfigError
 from pipeflow.flow import Flow
+from pipeflow.output import say, stdout_may_break
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.records import Summary
 from pipeflow.training.interruption import Interrupted
@@ -45,11 +46,18 @@ def train(
 
     Raises:
         PipeflowError: a mistake that the user can mend; `reported` tells whether another worker has said it.
-        Preempted: the run got SIGTERM and is saved. A process that has not come so far after `checkpoint.grace_s` is ended.
+        Preempted: the run got SIGTERM, SIGINT or SIGHUP and is saved. A process that has not come so far after
+            `checkpoint.grace_s` is ended.
+        KeyboardInterrupt: SIGINT came before there was anything to save, or a second time.
     """
     config = _name_what_is_given(config, flow, data)
-    with join_workers(config) as world, _disk_errors_in_words(config), Run(world, config, flow, data) as run:
-        # Before the start there is nothing to save, and SIGTERM just ends the process: others may be gone already.
+    with (
+        stdout_may_break(lambda error: _say_that_stdout_broke(error, config)),
+        join_workers(config) as world,
+        _disk_errors_in_words(config),
+        Run(world, config, flow, data) as run,
+    ):
+        # Before the start there is nothing to save, and signals just end the process: others may be gone already.
         run.start()
         with world.notice.listening(config.checkpoint.grace_s, run.folder.checkpoints.last_good):
             try:
@@ -81,6 +89,10 @@ def _tell(run: Run, report: Report) -> Summary:
 
 def _tell_nobody(event: dict[str, Any]) -> None:
     """Stands where no report was asked for."""
+
+
+def _say_that_stdout_broke(error: OSError, config: Config) -> None:
+    say(f"standard output: {error.strerror}: the run goes on without it; its log is {config.run.dir}/metrics.jsonl.")
 
 
 def _name_what_is_given(config: Config, flow: Flow | None, data: ImageData | None) -> Config:

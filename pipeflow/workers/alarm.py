@@ -4,18 +4,18 @@ A wait inside torch (an all-reduce with a worker that stands still, the making o
 heard the alarm for some seconds, a guard prints the error and ends the process.
 """
 
-import os
 import queue
-import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
 from pipeflow.errors import PipeflowError, WorkerError
+from pipeflow.output import end_with
 from pipeflow.workers import parent
 
 T = TypeVar("T")
@@ -102,6 +102,22 @@ class Alarm:
                     if timeout is not None and time.monotonic() - start > timeout:
                         raise WorkerError(late()) from None
 
+    def call(self, operation: Callable[[], T], doing: str) -> T:
+        """The result of what blocks inside torch, and so hears neither errors nor signals: it runs in a thread."""
+        answer: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                answer.put((operation(), None))
+            except Exception as error:
+                answer.put((None, error))
+
+        threading.Thread(target=run, name="pipeflow-call", daemon=True).start()
+        result, error = self.get(answer, doing)
+        if error is not None:
+            raise error
+        return cast(T, result)
+
     def wait_for_culprit(self, peer: int, text: str) -> str:
         """The text of the error for a peer that was waited for in vain.
 
@@ -136,16 +152,7 @@ class Alarm:
                 watch()
             error = self._error
             if error is not None and not self._heard and time.monotonic() - self._tripped_at > _UNHEARD_SECONDS:
-                _end_process(error)
-
-
-def _end_process(error: PipeflowError) -> NoReturn:
-    """Ends the process with the error's message, unless another worker has shown it."""
-    try:
-        if not error.reported:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(1)
+                end_with(1, f"error: {error}", quiet=error.reported)
 
 
 def is_broken_connection(error: Exception) -> bool:
@@ -156,4 +163,4 @@ def is_broken_connection(error: Exception) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of a C++ error, without the place in torch where it was thrown."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.split("] ", 1)[-1][:160]
+    return textwrap.shorten(text.split("] ", 1)[-1], 160, placeholder=" ...")

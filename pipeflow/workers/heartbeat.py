@@ -72,6 +72,10 @@ class Monitor:
         self._thread.join()
         self._store.set(_beat_key(self._rank), _ENDED)
 
+    def abandon(self) -> None:
+        """Ends the watch without waiting for the store, which may not answer any more."""
+        self._stopped.set()
+
     def _about(self, other: int) -> str:
         """Another worker's parts and position, as far as they are known, in brackets behind its number."""
         status = self.statuses.get(other, {})
@@ -127,9 +131,9 @@ class Monitor:
     def _share_notice(self) -> None:
         """Passes a preemption on: all workers of a machine get the signal, but maybe those of one machine only."""
         if self._notice:
-            self._store.set("preempted", str(self._notice.from_rank))
+            self._store.set("preempted", json.dumps([self._notice.from_rank, self._notice.signal]))
         elif self._store.check(["preempted"]):
-            self._notice.give(int(self._store.get("preempted")))
+            self._notice.give(*json.loads(self._store.get("preempted")))
 
     def _look_for_ended_processes(self) -> None:
         self._local.meet()

@@ -1,24 +1,41 @@
-"""SIGTERM as a notice: the machine is wanted back, the run saves itself and leaves.
+"""SIGTERM, SIGINT (Ctrl-C) and SIGHUP as a notice: the run saves itself and leaves.
 
-    SIGTERM at any worker -> [its monitor tells the others'] -> the worker in front stops before its next batch and says so
+    signal at any worker -> [its monitor tells the others'] -> the worker in front stops before its next batch and says so
     down the links, behind its last latent -> everybody has trained the same batches -> checkpoint -> exit code 75
 
 Nobody has to agree on a batch: a worker behind the front one hears of the stop in the order of the latents, and a worker
 that does not depend on it has nothing to do in this phase. A second thread ends the process when the time is over.
+
+A second Ctrl-C ends the process at once. torchrun's agent passes the first one on as SIGINT and the second as SIGTERM,
+to workers that are in sessions of their own. A signal that repeats the first, which schedulers send to the agent and to
+the workers alike, is no second one.
 """
 
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
-from pipeflow.errors import PREEMPTED_EXIT_CODE
+from pipeflow.errors import PREEMPTED_EXIT_CODE, Preempted
+from pipeflow.output import end_with
+from pipeflow.workers import parent
 
+NOTICES = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LAST_WORDS_SECONDS = 5.0
+_REPEATED_SECONDS = 1.0
+"""A second SIGINT within this time comes from whoever sent the first, by another way."""
+
+
+class _Deadline(NamedTuple):
+    """When and how the grace thread ends the process."""
+
+    seconds: float
+    code: int
+    message: Callable[[], str] = str
 
 
 class Notice:
@@ -28,80 +45,97 @@ class Notice:
         self.rank = rank
         self.from_rank: int | None = None
         """The worker that got the signal first, as far as this one knows; None without a notice."""
+        self.signal = ""
+        """Name of that signal."""
         self.is_of_a_loss: Callable[[], bool] = lambda: False
         """Whether a SIGTERM comes from the launcher, which ends the workers that a lost one leaves. Must not wait."""
-        self._events: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        """Tells the grace thread: False for a notice, True for the end. Unlike an Event, a signal handler may use it."""
+        self._given_at = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+        self._has_failed = False
+        self._grace: _Deadline | None = None
+        self._events: queue.SimpleQueue[_Deadline | None] = queue.SimpleQueue()
+        """For the grace thread: deadlines, and None for the end. Unlike an Event, a signal handler may use it."""
 
     def __bool__(self) -> bool:
         return self.from_rank is not None
 
-    def give(self, from_rank: int) -> None:
-        """Asks the run to leave."""
+    def give(self, from_rank: int, name: str) -> None:
+        """Asks the run to leave. name: of the signal that `from_rank` got."""
         if self.from_rank is None:
-            self.from_rank = from_rank
-            self._events.put(False)
+            self.signal, self._given_at, self.from_rank = name, time.monotonic(), from_rank
+            # Nobody kills a process that was interrupted by hand: it takes the time it needs.
+            if self._grace is not None and not (name == "SIGINT" and "RANK" not in os.environ):
+                self._events.put(self._grace)
 
     @contextmanager
     def listening(self, grace_s: float, last_good: Callable[[], str]) -> Iterator[None]:
-        """Takes SIGTERM as a notice inside the block; a process that is still in it `grace_s` seconds later is ended.
+        """Takes signals as notices inside the block; a process that is still in it `grace_s` seconds later is ended.
 
-        A thread that is not the main one cannot listen to signals: there SIGTERM stays what it was, and only the notices of
-        other workers count. After a loss the launcher's SIGTERM is no notice: the monitor ends this worker.
+        After an error in the block the handlers stay until `close`, so that the error can be told: a SIGTERM ends the
+        process some seconds later. A thread that is not the main one cannot listen to signals: there they stay what they
+        were, and only the notices of other workers count. After a loss the launcher's SIGTERM is no notice: the monitor
+        ends this worker. A signal that the process was started to ignore, as by nohup, stays ignored.
 
         Args:
             grace_s: seconds from the notice to the end of the process.
             last_good: names the checkpoint to resume from, for the message.
         """
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, self._take_signal) if is_main_thread else None
-        threading.Thread(target=self._end_late, args=(grace_s, last_good), name="pipeflow-grace", daemon=True).start()
+
+        def late() -> str:
+            return (
+                f"preempted: worker {self.rank} could not save the run within {grace_s:g} s (checkpoint.grace_s) of the "
+                f"{self.signal}: {last_good()}, what was trained after it is lost. {parent.how_to_resume()}"
+            )
+
+        self._grace = _Deadline(grace_s, PREEMPTED_EXIT_CODE, late)
+        threading.Thread(target=self._end_late, name="pipeflow-grace", daemon=True).start()
+        if self:  # another worker was quicker
+            self._events.put(self._grace)
+        if threading.current_thread() is threading.main_thread():
+            for number in NOTICES:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._take_signal)
         try:
             yield
-        except BaseException:
-            if is_main_thread:
-                _end_after_last_words()
+        except BaseException as error:
+            self._has_failed = not isinstance(error, Preempted)
             raise
         else:
-            if is_main_thread:
-                signal.signal(signal.SIGTERM, before)
-        finally:
-            self._events.put(True)
+            self.close()
 
-    def _take_signal(self, *_: object) -> None:
-        if not self.is_of_a_loss():
-            self.give(self.rank)
+    def close(self) -> None:
+        """Gives the signals back, and ends the thread."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._events.put(None)
 
-    def _end_late(self, grace_s: float, last_good: Callable[[], str]) -> None:
-        """Waits for a notice, then ends the process after `grace_s` seconds, unless the block ends before."""
-        if self._events.get():
+    def _take_signal(self, number: int, *_: object) -> None:
+        if self._is_second(number):
+            before = self._before.get(signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+            signal.raise_signal(signal.SIGINT)
+        elif self._has_failed:
+            self._events.put(_Deadline(_LAST_WORDS_SECONDS, 128 + number))
+        elif number != signal.SIGTERM or not self.is_of_a_loss():
+            self.give(self.rank, signal.Signals(number).name)
+
+    def _is_second(self, number: int) -> bool:
+        """Whether this is a person's wish to wait no longer."""
+        if not self and not self._has_failed:
+            return False
+        if number == signal.SIGINT:
+            return not parent.is_torchrun() or time.monotonic() - self._given_at > _REPEATED_SECONDS
+        return number == signal.SIGTERM and self.signal == "SIGINT" and parent.is_torchrun()
+
+    def _end_late(self) -> None:
+        """Waits for a deadline, then for its time, and ends the process, unless the run ends before."""
+        deadline = self._events.get()
+        if deadline is None:
             return
-        end = time.monotonic() + grace_s
+        end = time.monotonic() + deadline.seconds
         while (left := end - time.monotonic()) > 0:
             with suppress(queue.Empty):
-                if self._events.get(timeout=left):
+                if self._events.get(timeout=left) is None:
                     return
-        if self.rank in (0, self.from_rank):
-            print(
-                f"preempted: worker {self.rank} could not save the run within {grace_s:g} s (checkpoint.grace_s) of the "
-                f"SIGTERM: {last_good()}, what was trained after it is lost. Start the same command again to resume.",
-                file=sys.stderr,
-                flush=True,
-            )
-        os._exit(PREEMPTED_EXIT_CODE)
-
-
-def _end_after_last_words() -> None:
-    """From now on a SIGTERM ends the process only after the seconds that its own error needs to be printed.
-
-    A worker that is lost makes the launcher end all others, which would fall silent while they tell why.
-    """
-    terminated: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    def end() -> None:
-        terminated.get()
-        time.sleep(_LAST_WORDS_SECONDS)
-        os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=end, name="pipeflow-last-words", daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: terminated.put(None))
+        end_with(deadline.code, deadline.message(), quiet=self.rank not in (0, self.from_rank))

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from pipeflow.device import choose_device
 from pipeflow.errors import ConfigError, PipeflowError, Preempted, WorkerError
 from pipeflow.workers.alarm import Alarm, first_line, is_broken_connection
 from pipeflow.workers.control import Control
+from pipeflow.workers.environment import check_address, read_place
 from pipeflow.workers.heartbeat import Monitor, claim_failure
 from pipeflow.workers.network import stay_on_this_machine
 from pipeflow.workers.preemption import Notice
@@ -43,6 +44,9 @@ _CAUSE_SECONDS = 3.0
 """The monitor hears within these seconds why a connection broke inside torch."""
 _CLAIM_SECONDS = 5.0
 """A store that is out of reach gets so long to take a worker's error."""
+
+_LEAVE_SECONDS = 5.0
+"""Process groups whose workers are lost get so long to end."""
 
 _MAY_DIFFER = ("run.dir", "run.device", "data.path")
 """Options that may differ from worker to worker: devices, and paths that lead to one place."""
@@ -80,17 +84,19 @@ def join_workers(config: Config) -> Iterator["World"]:
         loss = world.cause_of(error)
         loss.reported = world.fail(loss)
         raise loss from None
+    except KeyboardInterrupt:
+        world.fail(WorkerError(f"worker {world.rank} was interrupted (SIGINT)."))
+        raise
     finally:
-        # Nobody waits for the others any more: what they do next is no reason to end this process.
-        world.guard_ended.set()
+        world.close()
 
 
 class World:
     """This worker among the others, for as long as `join_workers` lasts."""
 
     def __init__(self, config: Config) -> None:
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.launched = read_place()
+        self.rank, self.size = self.launched.rank, self.launched.size
         self.num_replicas = config.parts.replicas
         """Workers that hold the same parts, before the gather."""
         self.alarm = Alarm(self.rank)
@@ -102,7 +108,9 @@ class World:
         self.control: Control
         self.monitor: Monitor | None = None
         """The watch over the other workers; None for a single one."""
-        self.guard_ended = self.alarm.start_guard()
+        self._resources = ExitStack()
+        self._resources.callback(self.alarm.start_guard().set)
+        self._resources.callback(self.notice.close)
         self._config = config
         self._key_prefix = ""
 
@@ -121,9 +129,10 @@ class World:
         config = self._config
         group = self._connect() if self.size > 1 else None
         self.control = Control(self.size, group, self.traffic, self.alarm)
+        self._resources.callback(self.control.stop)
         self._check_same_options()
         config.check_world_size(self.size)
-        self.device = choose_device(config.run.device, int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = choose_device(config.run.device, self.launched.local_rank)
         self.backend = self._choose_backend()
         self.timeline = Timeline(config.timeline, self.device)
 
@@ -132,22 +141,32 @@ class World:
         try:
             with self.alarm.telling("waited for the others at the start"):
                 stay_on_this_machine()
-                store, _, _ = next(rendezvous("env://", timeout=_START_TIMEOUT))
-                # A restart, or a second run in the same workers, must not meet the keys of the one before.
-                self._key_prefix = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
-                self._store = PrefixStore(self._key_prefix, store)
-                store, timeout = self._open_store(), self._config.run.heartbeat_timeout_s
-                self.monitor = Monitor(store, self.size, timeout, self.alarm, self.notice, self.traffic)
-                dist.init_process_group(
-                    "gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT
-                )
-                return self.new_group(range(self.size), "gloo")
+                return self.alarm.call(self._meet, self.alarm.doing)
         except RuntimeError as error:
+            address, port = self.launched.address, self.launched.port
+            if "EADDRINUSE" in str(error):
+                raise WorkerError(
+                    f"MASTER_PORT: {port} is taken by another process at worker {self.rank}: choose another one, the same "
+                    f"for all workers."
+                ) from None
             raise WorkerError(
-                f"worker {self.rank}: the {self.size} workers did not come together at {os.environ['MASTER_ADDR']}:"
-                f"{os.environ['MASTER_PORT']} ({first_line(error)}). See what the others say; are all of them started, and "
-                f"can they reach that address?"
+                f"worker {self.rank}: the {self.size} workers did not come together at {address}:{port} "
+                f"({first_line(error)}). See what the others say; are all of them started, and can they reach that address?"
             ) from None
+
+    def _meet(self) -> dist.ProcessGroup | None:
+        """Connects to the store and to the other workers; the control group."""
+        check_address(self.launched)
+        store, _, _ = next(rendezvous("env://", timeout=_START_TIMEOUT))
+        # A restart, or a second run in the same workers, must not meet the keys of the one before.
+        self._key_prefix = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
+        self._store = PrefixStore(self._key_prefix, store)
+        store, timeout = self._open_store(), self._config.run.heartbeat_timeout_s
+        self.monitor = Monitor(store, self.size, timeout, self.alarm, self.notice, self.traffic)
+        self._resources.callback(self.monitor.abandon)
+        dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
+        self._resources.callback(_destroy_groups)
+        return self.new_group(range(self.size), "gloo")
 
     def connect_store(self) -> PrefixStore | None:
         """A new connection to the launcher's store for one thread, since a connection serves one at a time.
@@ -157,7 +176,7 @@ class World:
         return self._open_store() if self.size > 1 else None
 
     def _open_store(self) -> PrefixStore:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        address, port = self.launched.address, self.launched.port
         return PrefixStore(self._key_prefix, TCPStore(address, port, is_master=False, timeout=_STORE_TIMEOUT))
 
     def _check_same_options(self) -> None:
@@ -260,8 +279,12 @@ class World:
             f"{self.alarm.doing} ({first_line(error)}){missed}. Start the same command again to resume."
         )
 
+    def close(self) -> None:
+        """Ends what waits for the others, however the run ended: what they do next is no reason to end this process."""
+        self._resources.close()
+
     def leave(self) -> None:
-        """Ends heartbeat and groups, after all workers have come to the same end."""
+        """Ends the heartbeat, after all workers have come to the same end."""
         if self.monitor is None:
             return
         self.control.share("closing", "the end of the run")  # still under watch, for as long as rank 0 finishes the run
@@ -272,5 +295,10 @@ class World:
         # After this nobody needs the store, which may end with rank 0's process.
         self.control.share("end", "the end of the run")
         self.alarm.watches = []
-        self.control.stop()
-        dist.destroy_process_group()
+
+
+def _destroy_groups() -> None:
+    """Forgets all process groups, so that this process can join others. NCCL may wait for a worker that is lost."""
+    destroying = threading.Thread(target=dist.destroy_process_group, name="pipeflow-leave", daemon=True)
+    destroying.start()
+    destroying.join(_LEAVE_SECONDS)

@@ -145,12 +145,3 @@ def test_data_parallel_workers_stop_at_one_batch(tmp_path, launch):
     preempt(launch, 2, configs[0])
     train_in_turn(2, configs)
     assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
-
-
-def test_one_process_leaves_with_the_exit_code_of_a_preemption(tmp_path, launch):
-    config = small_config(tmp_path / "run", schedule={"mode": "concurrent", "local_epochs": 400, "finetune_epochs": 0})
-    process = launch(None, *options(config))
-    read_until(process, lambda line: line.startswith("epoch 0 ("))
-    process.send_signal(signal.SIGTERM)
-    assert finish(process).count("preempted (SIGTERM at worker 0)") == 1
-    assert process.returncode == PREEMPTED_EXIT_CODE
