@@ -15,9 +15,11 @@ def as_before(monkeypatch) -> Iterator[None]:
     """A process that no launcher started, and that a test leaves as it was."""
     for name in ("RANK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist has one of its own
     before = {number: signal.getsignal(number) for number in NOTICES}
     yield
     assert {number: signal.getsignal(number) for number in NOTICES} == before
+    signal.signal(signal.SIGINT, outside)
     assert not [thread for thread in threading.enumerate() if thread.name == "pipeflow-grace" and thread.join(10)]
 
 
