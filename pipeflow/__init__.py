@@ -21,21 +21,29 @@ if TYPE_CHECKING:
     from pipeflow.errors import PipeflowError
     from pipeflow.flow import Flow, Layer
     from pipeflow.flow.glow import glow
-    from pipeflow.rundir.model import load_flow
     from pipeflow.rundir.records import Summary
+    from pipeflow.use.evaluate import evaluate
+    from pipeflow.use.latents import Latents
+    from pipeflow.use.trained_flow import TrainedFlow, load_flow
 
 __version__ = "0.2.0"
-__all__ = ["Config", "Flow", "ImageData", "Layer", "PipeflowError", "Summary", "glow", "load_flow", "train"]
+__all__ = [
+    "Config", "Flow", "ImageData", "Latents", "Layer", "PipeflowError", "Summary", "TrainedFlow", "evaluate", "glow",
+    "load_flow", "train",
+]  # fmt: skip
 
 _PLACES = {
     "Config": "pipeflow.config",
     "Flow": "pipeflow.flow",
     "ImageData": "pipeflow.data",
+    "Latents": "pipeflow.use.latents",
     "Layer": "pipeflow.flow",
     "PipeflowError": "pipeflow.errors",
     "Summary": "pipeflow.rundir.records",
+    "TrainedFlow": "pipeflow.use.trained_flow",
+    "evaluate": "pipeflow.use.evaluate",
     "glow": "pipeflow.flow",
-    "load_flow": "pipeflow.rundir.model",
+    "load_flow": "pipeflow.use.trained_flow",
 }
 
 

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     try:
-        code: int | None = options.run(options, rest)
+        code: int | None = options.call(options, rest)
     except PipeflowError as error:
         say(f"error: {error}")
         return 1
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, help: str, run: Callable[..., int | None], **details: Any) -> Callable[..., Any]:
         about = f"{help[0].upper()}{help[1:]}."
         added = commands.add_parser(name, help=help, description=about, allow_abbrev=False, **details)
-        added.set_defaults(run=run)
+        added.set_defaults(call=run)
         return added.add_argument
 
     command("train", "train a flow on one worker or, under torchrun, on several", _train, add_help=False)
@@ -91,16 +91,40 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", metavar="FILE", help="predictions for programs ('-': standard output)")
     add("--plot", type=_png, metavar="FILE.png", help="seconds an epoch against the speed of the links")
 
-    add = command("sample", "draw samples of a run's flow into a PNG", _sample)
-    add("run_dir", metavar="RUN", help="folder of a run that has ended")
+    run = "folder of a run, ended or not, a checkpoint in it, or a model.safetensors"
+    flow = "function that builds the flow, where it was given from Python"
+    devices = {"choices": ("auto", "cpu", "cuda"), "default": "auto", "help": "auto (default): a GPU if there is one"}
+
+    add = command("sample", "draw samples of a trained flow into a PNG", _sample)
+    add("run", metavar="RUN", help=run)
     add("--num", type=_at_least(1, int), default=64, help="images (default 64)")
     add("--temperature", type=_at_least(0, float), default=0.7, help="scale of the noise (default 0.7)")
     add("--seed", type=_at_least(0, int), default=0, help="of the noise (default 0)")
-    add("--out", type=_png, metavar="FILE.png", help="default RUN/samples_t0.7_seed0.png")
+    add("--out", type=_png, metavar="FILE.png", help="default samples_t0.7_seed0.png in the run folder")
+    add("--flow", metavar="MODULE:FUNCTION", help=flow)
+    add("--device", **devices)
 
-    add = command("evaluate", "compute a run's test bits/dim again, from its saved model on all test images", _evaluate)
-    add("run_dir", metavar="RUN", help="folder of a run that has ended")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    add = command("evaluate", "compute test bits/dim of a trained flow again, on all test images of its run", _evaluate)
+    add("run", metavar="RUN", help=run)
+    add("--data", metavar="PATH", help="folder or zip where the run's images are now (default: where they were)")
+    add("--flow", metavar="MODULE:FUNCTION", help=flow)
+    add("--device", **devices)
+
+    add = command("encode", "write the latents of images, also those factored out", _encode)
+    add("run", metavar="RUN", help=run)
+    add("images", metavar="IMAGE", nargs="+", help="file of an image: PNG, JPEG, BMP or WebP")
+    add("--out", metavar="FILE.safetensors", required=True, help="pipeflow.Latents.load reads it")
+    add("--flow", metavar="MODULE:FUNCTION", help=flow)
+    add("--device", **devices)
+
+    add = command("interpolate", "draw the way from one image to another through latents", _interpolate)
+    add("run", metavar="RUN", help=run)
+    add("a", metavar="A.png", help="file of the first image")
+    add("b", metavar="B.png", help="file of the last image")
+    add("--num", type=_at_least(2, int), default=8, help="images, with the first and the last (default 8)")
+    add("--out", type=_png, metavar="FILE.png", required=True, help="images side by side")
+    add("--flow", metavar="MODULE:FUNCTION", help=flow)
+    add("--device", **devices)
 
     add = command("report", "compare runs in a table, and draw figures of them", _report)
     add("run_dirs", metavar="RUN", nargs="+", help="folder of a run, ended or not")
@@ -122,16 +146,28 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _sample(options: argparse.Namespace, rest: list[str]) -> None:
-    from pipeflow.use.sample import sample
+    from pipeflow.use.commands import sample
 
-    path = sample(options.run_dir, options.num, options.temperature, options.seed, options.out)
-    print(f"{options.num} samples, temperature {options.temperature:g}, seed {options.seed}: {path}")
+    path, out = options.run, options.out
+    print(sample(path, options.num, options.temperature, options.seed, out, options.flow, options.device))
+
+
+def _encode(options: argparse.Namespace, rest: list[str]) -> None:
+    from pipeflow.use.commands import encode
+
+    print(encode(options.run, options.images, options.out, options.flow, options.device))
+
+
+def _interpolate(options: argparse.Namespace, rest: list[str]) -> None:
+    from pipeflow.use.commands import interpolate
+
+    print(interpolate(options.run, options.a, options.b, options.num, options.out, options.flow, options.device))
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     from pipeflow.use.evaluate import describe, evaluate
 
-    print(describe(evaluate(options.run_dir, options.device)))
+    print(describe(evaluate(options.run, options.device, options.data, options.flow)))
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> None:

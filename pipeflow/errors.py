@@ -33,3 +33,7 @@ class TrainingStopped(PipeflowError):
 
 class Preempted(PipeflowError):
     """The run was asked to stop (SIGTERM), and can be resumed."""
+
+
+class NoInverse(PipeflowError, TypeError):
+    """A layer has no inverse, or a prior no samples. Sampling and decoding need them, training does not."""

@@ -1,6 +1,7 @@
 """A user's own function, which the configuration names as `module:function`."""
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -34,3 +35,12 @@ def load_function(option: str, name: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{option}: {name}: {module} has no function {function_name!r}.")
     return function
+
+
+def needs_no_arguments(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    return True

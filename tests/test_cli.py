@@ -1,7 +1,9 @@
+import re
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from pipeflow.cli import main
 
@@ -16,14 +18,14 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return code, output.out, output.err
 
 
-COMMANDS = ("train", "plan", "sample", "evaluate", "report")
+COMMANDS = ("train", "plan", "sample", "evaluate", "encode", "interpolate", "report")
 
 
 @pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)])
 def test_every_command_has_help(capsys, command):
     code, out, err = run(capsys, *command, "--help")
     assert (code, err) == (0, "") and out.startswith("usage: ")
-    assert command or all(f"\n    {each} " in out for each in COMMANDS)
+    assert command or all(re.search(rf"\n    {each}\s", out) for each in COMMANDS)
 
 
 def test_help_into_a_pipe_that_closes_ends_quietly():
@@ -39,7 +41,9 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
         (), ("bogus",), ("sample",), ("report",), ("evaluate", "run", "--bogus", "1"), ("evaluate", "a", "b"),
         ("evaluate", "run", "--device", "tpu"), ("sample", "run", "--num", "0"), ("sample", "run", "--num", "many"),
         ("sample", "run", "--temperature", "-1"), ("sample", "run", "--temperature", "nan"),
-        ("sample", "run", "--seed", "-1"), ("sample", "run", "--out", "samples.jpg"),
+        ("sample", "run", "--seed", "-1"), ("sample", "run", "--out", "samples.jpg"), ("encode", "run", "a.png"),
+        ("encode", "run", "--out", "latents.safetensors"), ("interpolate", "run", "a.png", "b.png"),
+        ("interpolate", "run", "a.png", "b.png", "--out", "way.png", "--num", "1"),
     ],
 )  # fmt: skip
 def test_a_command_line_that_cannot_be_is_exit_code_2(capsys, arguments):
@@ -76,6 +80,16 @@ def test_sample_says_where_it_wrote_or_could_not(capsys, finished_run, tmp_path)
 def test_evaluate_is_one_line(capsys, finished_run):
     code, out, err = run(capsys, "evaluate", str(finished_run), "--device", "cpu")
     assert (code, err) == (0, "") and out.endswith("on 64 images (cpu); summary.json: the same to the last bit\n")
+
+
+def test_encode_and_interpolate_say_where_they_wrote(capsys, finished_run, tmp_path):
+    a, out, way = (str(tmp_path / name) for name in ("a.png", "latents.safetensors", "way.png"))
+    Image.new("RGB", (32, 32)).save(a)
+    model = str(finished_run / "model.safetensors")
+    code, said, err = run(capsys, "encode", model, a, a, "--out", out, "--device", "cpu")
+    assert (code, err) == (0, "") and said.startswith("last [2, ") and said.endswith(f": {out}\n")
+    said = run(capsys, "interpolate", model, a, a, "--num", "3", "--out", way)
+    assert said == (0, f"3 images from {a} to {a}: {way}\n", "")
 
 
 def test_report_prints_the_table_and_the_figures(capsys, finished_run, tmp_path, monkeypatch):

@@ -19,10 +19,12 @@ REMOVED: dict[str, tuple[Any, str]] = {
 """Each option's old default, and what is done in its place."""
 
 
-def without_removed(settings: Mapping[str, Any]) -> dict[str, Any]:
+def without_removed(settings: Mapping[str, Any], any_value: bool = False) -> dict[str, Any]:
     """Sections without the options that are gone, which is logged once.
 
-    Raises ConfigError where such an option has another value than its old default, since it changed the run.
+    any_value: leaves them out whatever their value, for whoever uses a run that was trained with them.
+
+    Raises ConfigError where such an option has another value than its old default, since it changes a training.
     """
     kept, ignored = dict(settings), []
     for name, (default, instead) in REMOVED.items():
@@ -30,13 +32,13 @@ def without_removed(settings: Mapping[str, Any]) -> dict[str, Any]:
         values = kept.get(section)
         if not isinstance(values, dict) or key not in values:
             continue
-        if values[key] != default:
+        if values[key] != default and not any_value:
             raise ConfigError(
                 f"{name}: is gone, {instead}. It is ignored only with its old default {default}, got "
                 f"{brief(values[key])}: remove it."
             )
         kept[section] = {other: value for other, value in values.items() if other != key}
-        ignored.append(f"{name} (was {default})")
+        ignored.append(f"{name} (was {brief(values[key])})")
     if ignored:
         _log_ignored(", ".join(ignored))
     return kept

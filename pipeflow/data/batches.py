@@ -42,6 +42,21 @@ def dequantize(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return images.to(torch.float32).sub_(128).div_(256).add_(torch.floor(noise * 2**17).mul_(2**-25))
 
 
+def dequantized_batches(images: torch.Tensor, batch_size: int, seed: int = TEST_NOISE_SEED) -> Iterator[torch.Tensor]:
+    """Images in order, dequantized with the noise of evaluation: float32 in [-0.5, 0.5), [<= batch, ...].
+
+    The last batch may be incomplete. The noise of an image depends on the seed and its place, not on `batch_size`.
+
+    Args:
+        images: uint8, [images, ...].
+        batch_size: number of images in a batch.
+        seed: seed of the noise.
+    """
+    numbers = generator(seed, "noise of test")  # one generator for all batches, wherever they are cut
+    for batch in images.split(batch_size):
+        yield dequantize(batch, torch.rand(batch.shape, generator=numbers))
+
+
 class Batches:
     """The batches of one run.
 
@@ -122,8 +137,4 @@ class Batches:
                 f"eval.num_images is {num_images}, but there are {there} test images ({self.data.name}): it must be "
                 f"from 1 to {there}, or null for all."
             )
-        # One generator serves all batches, so the noise of an image does not depend on where batches are cut.
-        numbers = generator(TEST_NOISE_SEED, "noise of test")
-        starts = range(0, num_images, batch_size)
-        batches = (self.data.test[start : min(start + batch_size, num_images)] for start in starts)
-        return (dequantize(images, torch.rand(images.shape, generator=numbers)) for images in batches)
+        return dequantized_batches(self.data.test[:num_images], batch_size)

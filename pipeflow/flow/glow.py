@@ -1,5 +1,7 @@
 """Glow as a list of layers with global names, and the flow that a configuration describes."""
 
+from collections.abc import Callable
+
 import torch
 
 from pipeflow.config import Config
@@ -7,7 +9,7 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow.coupling import Coupling, FlowStep
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.layers import ActNorm, FactorOut, InvertibleConv1x1, Layer, Shape, Squeeze
-from pipeflow.user_function import load_function
+from pipeflow.user_function import load_function, needs_no_arguments
 
 
 def glow(
@@ -48,19 +50,25 @@ def glow(
     return Flow(layers, shape)
 
 
-def build_flow(config: Config, shape: Shape) -> Flow:
+def build_flow(config: Config, shape: Shape, function: Callable[..., object] | None = None) -> Flow:
     """The flow of a configuration, for images of a shape; its initial values depend on `run.seed` alone.
 
     `model.name: module:function` calls `function(config, shape)`, which returns a Flow or its layers.
+
+    function: takes the place of the one that `model.name` names; it may also be one that needs no arguments.
 
     Raises ConfigError if the images do not fit the model or the function does not return a flow.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)  # torch.manual_seed would also reseed the GPUs
-        if config.model.name == "glow":
+        if function is None and config.model.name == "glow":
             return _build_glow(config, shape)
-        where = f"model.name: {config.model.name}"
-        flow = load_function("model.name", config.model.name)(config, shape)
+        if function is None:
+            where = f"model.name: {config.model.name}"
+            flow = load_function("model.name", config.model.name)(config, shape)
+        else:
+            where = f"flow: {getattr(function, '__name__', 'the function')}"
+            flow = function() if needs_no_arguments(function) else function(config, shape)
         if isinstance(flow, list | tuple | dict):
             try:
                 flow = Flow(flow, shape)

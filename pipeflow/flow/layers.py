@@ -17,15 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeflow.errors import ConfigError
+from pipeflow.errors import ConfigError, NoInverse
 from pipeflow.flow.counting import count_multiply_adds
 from pipeflow.flow.priors import diagonal_gaussian_log_prob
 
 Shape = tuple[int, ...]
-
-
-class NoInverse(TypeError):
-    """A layer cannot be inverted because it has no inverse. Sampling needs inverses, training does not."""
 
 
 class Layer(nn.Module):

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pipeflow.errors import NoInverse
+
 
 def diagonal_gaussian_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """log N(x; mean, exp(log_scale)^2), summed over all dimensions but the batch: [batch]."""
@@ -21,7 +23,7 @@ class Prior(nn.Module):
 
     def sample(self, num: int, generator: torch.Generator | None, temperature: float) -> Tensor:
         """`num` latents with noise scaled by `temperature`; temperature 0 gives the mean."""
-        raise TypeError(f"{type(self).__name__} cannot be sampled.")
+        raise NoInverse(f"{type(self).__name__} cannot be sampled: write its sample(num, generator, temperature).")
 
     def initialize(self, latent: Tensor) -> None:
         """Sets data-dependent initial values from the first batch of latents. The default has none."""

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from pipeflow.rundir.records import File, Manifest, checkpoint_name
 from pipeflow.safe_files import MAX_JSON_BYTES, brief, parse_json, read_bytes
 from pipeflow.units import count_text
 
-_MANIFEST = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 _MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "adamax": ("exp_avg", "exp_inf")}
 """Names of the tensors that each optimizer keeps for a parameter."""
@@ -72,8 +72,8 @@ class Checkpoints:
         try:
             content = dataclasses.replace(manifest, files=tuple(files)).to_json()
             document = {"format": FORMAT, "sha256": _sha256_of_json(content), "content": content}
-            (partial / _MANIFEST).write_text(json.dumps(document))
-            _sync(partial / _MANIFEST)
+            (partial / MANIFEST_FILE).write_text(json.dumps(document))
+            _sync(partial / MANIFEST_FILE)
             _sync(partial)
             if final.exists():
                 shutil.rmtree(final)
@@ -96,7 +96,7 @@ class Checkpoints:
         complaints: list[str] = []
         for folder in reversed(self._folders()):
             try:
-                return _verified(folder), complaints
+                return read_manifest(folder), complaints
             except CheckpointError as error:
                 complaints.append(str(error))
         return None, complaints
@@ -104,17 +104,9 @@ class Checkpoints:
     def read(self, manifest: Manifest, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Reads the tensors of the wanted layers and heads, from whichever files hold them."""
         prefixes = tuple(f"{name}." for name in wanted)
-        tensors = {}
-        for entry in manifest.files:
-            path = self.folder / manifest.folder / entry.file
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for key in file.keys():
-                        if key.partition("/")[2].startswith(prefixes):
-                            tensors[key] = file.get_tensor(key)
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"checkpoint {path}: cannot be read ({error}).") from None
-        return tensors
+        return read_tensors(
+            self.folder / manifest.folder, manifest, lambda key: key.partition("/")[2].startswith(prefixes)
+        )
 
     def last_good(self) -> str:
         """Names the newest checkpoint, for a message."""
@@ -165,10 +157,23 @@ def check_tensors(tensors: Mapping[str, Tensor], manifest: Manifest, parts: Sequ
             raise CheckpointError(f"{where}: has no {key}, which this flow has: it is of another model.")
 
 
-def _verified(folder: Path) -> Manifest:
-    """Reads the manifest of a checkpoint, and checks that its files are all there and unchanged."""
+def read_tensors(folder: Path, manifest: Manifest, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint whose keys, such as `model/<name>`, are wanted."""
+    tensors: dict[str, Tensor] = {}
+    for entry in manifest.files:
+        path = folder / entry.file
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {key: file.get_tensor(key) for key in file.keys() if is_wanted(key)}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"checkpoint {path}: cannot be read ({error}).") from None
+    return tensors
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads the manifest of a checkpoint, and checks that its files are all there and unchanged. Raises CheckpointError."""
     try:
-        text = read_bytes(folder / _MANIFEST, MAX_JSON_BYTES)
+        text = read_bytes(folder / MANIFEST_FILE, MAX_JSON_BYTES)
         document = parse_json(text)
         if document["format"] != FORMAT:
             raise CheckpointError(
@@ -182,7 +187,7 @@ def _verified(folder: Path) -> Manifest:
         if manifest.folder != folder.name:
             raise ValueError(f"it is of {manifest.folder}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {folder}: {_MANIFEST} is damaged ({error}).") from None
+        raise CheckpointError(f"checkpoint {folder}: {MANIFEST_FILE} is damaged ({error}).") from None
     for file in manifest.files:
         path = folder / file.file
         if path.name != file.file or not path.is_file():

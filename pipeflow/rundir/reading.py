@@ -1,10 +1,12 @@
 """Reads a run back from its folder: its configuration, and its summary or what the log tells so far."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeflow.config import Config
+from pipeflow.config.removed import without_removed
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.records import Epoch, Gather, GatherKind, RunBytes, RunSeconds, Start, Summary
 from pipeflow.rundir.typed_json import Record, Text
@@ -54,15 +56,30 @@ def read_run(run_dir: str | Path) -> SavedRun:
     return SavedRun(summary=_summary_so_far(run_dir.resolve().name, start, events), ended=False)
 
 
-def read_config(run_dir: str | Path) -> Config:
-    """Reads the configuration that a run was made with. Raises CheckpointError."""
+def read_config(run_dir: str | Path, for_use: bool = False) -> Config:
+    """Reads the configuration that a run was made with. Raises CheckpointError.
+
+    for_use: for who only uses the trained flow, see `to_config`.
+    """
     path = Path(run_dir) / "config.yaml"
     if not path.exists():
         raise CheckpointError(f"{in_full(run_dir)} is not a run folder: it has no config.yaml.")
     try:
-        return Config.from_dict(read_yaml(path))
+        return to_config(read_yaml(path), for_use)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): take it from a copy, or choose another folder.") from None
+        raise CheckpointError(
+            f"{path} is damaged or of another version ({error}): take it from a copy, or choose another folder."
+        ) from None
+
+
+def to_config(settings: object, for_use: bool = True) -> Config:
+    """A configuration from the sections that a run left. Raises ConfigError.
+
+    for_use: leaves out options that are gone, whatever their value was, and logs it: the flow is trained already.
+    """
+    if for_use and isinstance(settings, Mapping):
+        settings = without_removed(settings, any_value=True)
+    return Config.from_dict(settings)  # type: ignore[arg-type]  # it checks what it gets
 
 
 def read_summary(run_dir: str | Path) -> Summary | None:

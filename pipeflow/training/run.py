@@ -12,9 +12,8 @@ from pipeflow.config import Config
 from pipeflow.data import ImageData
 from pipeflow.data.random import generator
 from pipeflow.device import peak_memory
-from pipeflow.errors import Preempted, TrainingStopped
+from pipeflow.errors import NoInverse, Preempted, TrainingStopped
 from pipeflow.flow import Flow
-from pipeflow.flow.layers import NoInverse
 from pipeflow.links.link import Stopped
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.model import save_flow
@@ -212,7 +211,7 @@ class Run:
         if not self.is_main:
             return None
         with self.stages.averaged(), torch.no_grad():
-            save_flow(self.flow, self.folder.path)
+            save_flow(self.flow, self.folder.path, self.config)
             return self.recorder.finish(memory, self._sample())
 
     # --- interruptions ------------------------------------------------------------------------------------------------

@@ -1,81 +1,119 @@
-"""Test bits/dim of a run that has ended, computed again from its saved model in one process."""
+"""Test bits/dim of a trained flow, computed again in one process from what its run saved."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeflow.data import Batches, load_data
+from pipeflow.config import DataConfig
+from pipeflow.data import ImageData, dequantized_batches, load_data
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
-from pipeflow.flow import split_flow
-from pipeflow.rundir.model import load_flow
-from pipeflow.rundir.reading import read_config, read_summary
+from pipeflow.flow import Part, split_flow
+from pipeflow.rundir.saved_flow import GivenFlow, SavedFlow, open_flow
 from pipeflow.use.likelihood import exit_bits_per_dim, sum_over_batches
+from pipeflow.use.trained_flow import BATCH_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Bits/dim of a run's saved model, beside those of its summary."""
+    """Test bits/dim of a trained flow."""
 
     test_bpd: float
-    summary_bpd: float
+    summary_bpd: float | None
+    """The run's own, from its summary; None where these are not the weights that it ended with."""
     num_images: int
     device: str
+    source: Path
+    """The model file, or the folder of the checkpoint, that the weights are from."""
 
 
-def evaluate(run_dir: str | Path, device: str = "auto") -> Evaluation:
-    """Test bits/dim of the saved flow on all test images of the run's data.
+def evaluate(
+    path: str | Path, device: str = "auto", data: ImageData | str | Path | None = None, flow: GivenFlow = None
+) -> Evaluation:
+    """Bits/dim of all test images of a run's data, under the flow that it trained.
 
-    Computed as the run did it: same images, noise, batches and order of the sums. So it is the summary's number to the
-    last bit on the CPU with the same number of threads.
+    For a run that has ended they are computed as the run did it: same images, noise, batches and order of the sums. So
+    they are the summary's to the last bit on the CPU, with the same number of threads and without `precision.compile`.
 
     Args:
+        path: as `load_flow` takes it.
         device: auto, cpu or cuda.
+        data: the run's images, or the folder or zip where they are now. None: as the run's configuration says.
+        flow: as `load_flow` takes it.
 
     Raises:
-        CheckpointError: the folder is no run's, the run has not ended, or its flow was given from Python.
-        DataError: the images are not there, are others than the run's, or were given from Python.
+        CheckpointError: there is no such flow, it is damaged, or `flow` is needed.
+        DataError: the images are not there or others than the run's, or `data` is needed.
         ConfigError: there is no such device.
     """
-    config = read_config(run_dir)
-    summary = read_summary(run_dir)
-    if summary is None or not summary.epochs:
-        raise CheckpointError(f"{run_dir} has no summary.json: the run has not ended. Start its command again.")
-    flow = load_flow(run_dir)
-    if config.data.name == "python":
-        raise DataError(f"{run_dir}: its images were given from Python, so this command cannot load them.")
-    data = load_data(config.data)
-    if data.shape != flow.shape:
-        raise DataError(
-            f"{run_dir}: its flow takes images of shape {list(flow.shape)}, but those of data.name {config.data.name} "
-            f"now have {list(data.shape)}: the run had other images."
-        )
-    batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
-    # Sums that are grouped by other parts than the run's differ in the last bit. New heads do not count: only the flow's
-    # own prior enters its bits/dim.
-    try:
-        cuts = [part.layers[0] for part in summary.parts[1:]] if summary.epochs[-1].is_local else []
-        parts = split_flow(flow, cuts, config.parts.head)
-    except (ConfigError, IndexError) as error:
-        path = Path(run_dir, "summary.json")
-        raise CheckpointError(f"{path} is damaged (parts: {error}): take it from a copy, or run again.") from None
+    saved = open_flow(path, flow)
+    images = _load_images(path, saved, data)
+    batch_size = BATCH_SIZE if saved.config is None else saved.config.optim.batch_size
+    parts = _cut_as_run(saved)
     where = choose_device(device)
     for part in parts:
         part.to(where)
-    num_images = len(data.test)
-    images = batches.test_batches(num_images, config.optim.batch_size)
-    sums = sum_over_batches(parts, (batch.to(where) for batch in images))
-    exits = exit_bits_per_dim([sums[part.index] for part in parts], num_images, flow.num_dims)
-    return Evaluation(test_bpd=exits[-1], summary_bpd=summary.test_bpd, num_images=num_images, device=where.type)
+    batches = dequantized_batches(images.test, batch_size)
+    sums = sum_over_batches(parts, (batch.to(where) for batch in batches))
+    exits = exit_bits_per_dim([sums[part.index] for part in parts], len(images.test), saved.flow.num_dims)
+    return Evaluation(
+        test_bpd=exits[-1],
+        summary_bpd=None if saved.summary is None else saved.summary.test_bpd,
+        num_images=len(images.test),
+        device=where.type,
+        source=saved.source,
+    )
 
 
 def describe(evaluation: Evaluation) -> str:
     """An evaluation in one line."""
-    if evaluation.test_bpd == evaluation.summary_bpd:
-        comparison = "the same to the last bit"
-    else:
-        comparison = f"{evaluation.summary_bpd:.6f} ({evaluation.test_bpd - evaluation.summary_bpd:+.1e} here)"
     images = "image" if evaluation.num_images == 1 else "images"
-    return (
-        f"test {evaluation.test_bpd:.6f} bits/dim on {evaluation.num_images:,} {images} ({evaluation.device}); "
-        f"summary.json: {comparison}"
-    )
+    result = f"test {evaluation.test_bpd:.6f} bits/dim on {evaluation.num_images:,} {images} ({evaluation.device})"
+    if evaluation.summary_bpd is None:
+        return f"{result}; {evaluation.source}"
+    if evaluation.test_bpd == evaluation.summary_bpd:
+        return f"{result}; summary.json: the same to the last bit"
+    difference = evaluation.test_bpd - evaluation.summary_bpd
+    return f"{result}; summary.json: {evaluation.summary_bpd:.6f} ({difference:+.1e} here)"
+
+
+def _load_images(path: str | Path, saved: SavedFlow, data: ImageData | str | Path | None) -> ImageData:
+    """The run's images, or those that are given, once they are seen to be the run's."""
+    if isinstance(data, ImageData):
+        images = data
+    else:
+        options = DataConfig(name="python") if saved.config is None else saved.config.data
+        if data is not None:
+            name = "images" if options.name in ("python", "dead_leaves") else options.name
+            options = dataclasses.replace(options, name=name, path=str(data))
+        elif options.name == "python":
+            if saved.config is None:
+                why = "this model file stands by itself and does not tell of any images"
+            else:
+                why = "its images were given from Python"
+            raise DataError(
+                f"{path}: {why}: give them, as evaluate(path, data=ImageData(train, test, name)) in Python, or as --data "
+                f"PATH on the command line, a folder or zip with train/ and test/."
+            )
+        images = load_data(options)
+    if images.shape != saved.flow.shape:
+        raise DataError(
+            f"{path}: its flow takes images of shape {list(saved.flow.shape)}, but those of {images.name} have "
+            f"{list(images.shape)}: they are not the run's. Say where those are with --data PATH."
+        )
+    return images
+
+
+def _cut_as_run(saved: SavedFlow) -> list[Part]:
+    """The parts that the run ended with. Sums that are grouped by others differ in the last bit.
+
+    New heads do not count: only the flow's own prior enters its bits/dim.
+    """
+    summary, cuts = saved.summary, []
+    try:
+        if summary is not None and summary.epochs[-1].is_local:
+            cuts = [part.layers[0] for part in summary.parts[1:]]
+        return split_flow(saved.flow, cuts)
+    except (ConfigError, IndexError) as error:
+        path = saved.source.with_name("summary.json")
+        raise CheckpointError(f"{path} is damaged (parts: {error}): take it from a copy, or run again.") from None

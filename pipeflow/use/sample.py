@@ -1,4 +1,4 @@
-"""Samples of a trained flow, and a grid of images as one PNG."""
+"""Samples of a flow, and a grid of images as one PNG."""
 
 import math
 from pathlib import Path
@@ -9,10 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeflow.data.random import generator
-from pipeflow.device import choose_device
-from pipeflow.errors import DataError
 from pipeflow.flow import Flow
-from pipeflow.rundir.model import load_flow
 
 
 def to_images(samples: Tensor) -> Tensor:
@@ -35,24 +32,6 @@ def draw_samples(flow: Flow, num: int, temperature: float, seed: int, batch_size
     # The last batch is drawn whole and then cut, because the noise of a sample depends on the size of its batch.
     batches = [to_images(flow.sample(batch_size, noise, temperature)) for _ in range(0, num, batch_size)]
     return torch.cat(batches)[:num]
-
-
-def sample(run_dir: str | Path, num: int, temperature: float, seed: int, out: str | Path | None = None) -> Path:
-    """Writes samples of a run's flow as one PNG and returns its path: `out`, or by default a file in the run folder.
-
-    Raises:
-        CheckpointError: the folder is not a run's, or the run has not ended.
-        DataError: the flow's images cannot be drawn.
-    """
-    flow = load_flow(run_dir).to(choose_device("auto"))
-    if len(flow.shape) != 3 or flow.shape[0] not in (1, 3):
-        raise DataError(
-            f"{run_dir}: its flow makes images of shape {list(flow.shape)}; only [1 or 3, height, width] can be drawn."
-        )
-    path = Path(run_dir, f"samples_t{temperature:g}_seed{seed}.png") if out is None else Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sample_grid(draw_samples(flow, num, temperature, seed), path)
-    return path
 
 
 def sample_grid(images: Tensor, path: str | Path, columns: int = 8) -> None:

@@ -8,10 +8,10 @@ import pipeflow
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.report.table import report
-from pipeflow.rundir.model import load_flow
 from pipeflow.rundir.reading import read_config
+from pipeflow.use.commands import sample
 from pipeflow.use.evaluate import evaluate
-from pipeflow.use.sample import sample
+from pipeflow.use.trained_flow import load_flow
 from tests.hostile.harmful import NO_FILES, SAFETENSORS, STEP, TEXTS, YAMLS, change_json, change_tensors, write
 from tests.hostile.refusals import files_under, refusal
 

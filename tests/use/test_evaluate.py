@@ -1,19 +1,15 @@
 import json
-import shutil
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 import pipeflow
 from pipeflow.errors import CheckpointError, DataError
 from pipeflow.rundir.reading import read_config
 from pipeflow.use.evaluate import Evaluation, describe, evaluate
-
-
-@pytest.fixture
-def copy(finished_run, tmp_path):
-    """The run once more, to be changed."""
-    return shutil.copytree(finished_run, tmp_path / "copy")
 
 
 def change_config(folder, section: str, **options) -> None:
@@ -40,17 +36,22 @@ def test_evaluate_groups_its_sums_as_a_run_that_ended_in_parts_did(finished_run,
 
 
 def test_an_evaluation_is_one_line():
-    same = Evaluation(test_bpd=4.1234567, summary_bpd=4.1234567, num_images=10_000, device="cpu")
+    about = {"source": Path("model.safetensors")}
+    same = Evaluation(**about, test_bpd=4.1234567, summary_bpd=4.1234567, num_images=10_000, device="cpu")
     assert describe(same).startswith("test 4.123457 bits/dim on 10,000 images (cpu); summary.json: the same to the ")
-    other = Evaluation(test_bpd=4.5, summary_bpd=4.25, num_images=1, device="cuda")
+    other = Evaluation(**about, test_bpd=4.5, summary_bpd=4.25, num_images=1, device="cuda")
     assert describe(other) == "test 4.500000 bits/dim on 1 image (cuda); summary.json: 4.250000 (+2.5e-01 here)"
 
 
-@pytest.mark.parametrize("file", ["summary.json", "model.safetensors"])
-def test_a_run_that_has_not_ended_is_an_error(copy, file):
-    (copy / file).unlink()
-    with pytest.raises(CheckpointError, match="has not ended"):
-        evaluate(copy)
+def test_of_a_run_that_has_not_ended_it_is_that_of_its_newest_checkpoint(copy):
+    summary = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").unlink()
+    newest = evaluate(copy, "cpu")
+    assert newest.source == copy / "checkpoints" / "epoch-000002"
+    assert newest.test_bpd == pytest.approx(summary["test_bpd"], abs=1e-9) and newest.summary_bpd is None
+    assert describe(newest).endswith(f"bits/dim on 64 images (cpu); {newest.source}")
+    before = evaluate(copy / "checkpoints" / "epoch-000001", "cpu")
+    assert before.test_bpd == pytest.approx(summary["epochs"][0]["test_bpd"], abs=1e-9)
 
 
 def test_images_of_another_shape_are_an_error(copy, monkeypatch, tmp_path):
@@ -59,14 +60,55 @@ def test_images_of_another_shape_are_an_error(copy, monkeypatch, tmp_path):
         "import torch\ndef images(options):\n    return [torch.zeros(200, 3, 16, 16, dtype=torch.uint8)] * 2\n"
     )
     change_config(copy, "data", name="small_images:images")
-    with pytest.raises(DataError, match=r"\[3, 32, 32\].*\[3, 16, 16\]"):
+    with pytest.raises(DataError, match=r"\[3, 32, 32\].*\[3, 16, 16\].*--data PATH"):
         evaluate(copy)
 
 
-def test_what_was_given_from_python_is_an_error(copy):
-    change_config(copy, "data", name="python")
-    with pytest.raises(DataError, match="from Python"):
-        evaluate(copy)
-    change_config(copy, "model", name="python")
-    with pytest.raises(CheckpointError, match="from Python"):
-        evaluate(copy)
+@pytest.fixture
+def moved(tmp_path):
+    """Images in a folder, and a run trained on them there; the images are elsewhere now."""
+    images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for index, image in enumerate(images):
+        part = tmp_path / "before" / ("train" if index < 8 else "test")
+        part.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(part / f"{index}.png")
+    settings = {
+        "run": {"dir": str(tmp_path / "run"), "device": "cpu", "figures": False},
+        "data": {"name": "images", "path": str(tmp_path / "before")},
+        "model": {"num_blocks": 2, "num_steps": 1, "width": 4},
+        "parts": {"split": "blocks", "num": 2},
+        "optim": {"batch_size": 4},
+        "schedule": {"local_epochs": 1, "finetune_epochs": 0},
+    }
+    pipeflow.train(pipeflow.Config.from_dict(settings))
+    (tmp_path / "before").rename(tmp_path / "after")
+    return tmp_path
+
+
+def test_images_that_were_moved_are_named_and_others_are_refused(moved):
+    with pytest.raises(DataError, match="before"):
+        evaluate(moved / "run", "cpu")
+    again = evaluate(moved / "run", "cpu", data=moved / "after")
+    assert again.test_bpd == again.summary_bpd
+
+
+def test_a_model_file_by_itself_needs_images(moved):
+    alone = (moved / "run" / "model.safetensors").rename(moved / "alone.safetensors")
+    with pytest.raises(DataError, match=r"does not tell of any images.*data=ImageData.*--data PATH"):
+        evaluate(alone, "cpu")
+    summary = json.loads((moved / "run" / "summary.json").read_text())
+    found = evaluate(alone, "cpu", data=moved / "after")
+    assert found.test_bpd == pytest.approx(summary["test_bpd"], abs=1e-9) and found.summary_bpd is None
+
+
+def test_what_was_given_from_python_is_given_again(train_own, noise, tmp_path):
+    def make():
+        return pipeflow.glow((2, 4, 4), num_blocks=1, num_steps=1, width=4)
+
+    run = train_own(tmp_path / "run", make(), noise)
+    with pytest.raises(CheckpointError, match=r"flow was given from Python.*flow=.*--flow module:function"):
+        evaluate(run, "cpu")
+    with pytest.raises(DataError, match=r"images were given from Python.*data=ImageData.*--data PATH"):
+        evaluate(run, "cpu", flow=make)
+    again = evaluate(run, "cpu", data=noise, flow=make())
+    assert again.test_bpd == again.summary_bpd

@@ -1,13 +1,10 @@
-import shutil
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pipeflow.flow import glow
-from pipeflow.rundir.model import load_flow
-from pipeflow.use.sample import draw_samples, sample, sample_grid, to_images
+from pipeflow.use.sample import draw_samples, sample_grid, to_images
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +34,6 @@ def test_the_inverse_takes_samples_to_the_images_they_are(flow):
     with torch.no_grad():
         latent, _, taken_out = flow((images.float() + 0.5) / 256 - 0.5)
         assert torch.equal(to_images(flow.inverse(latent, taken_out)), images)
-
-
-def test_the_command_gives_the_grid_that_the_run_left(finished_run, tmp_path):
-    path = tmp_path / "new" / "grid.png"
-    assert sample(finished_run, 64, temperature=0.7, seed=0, out=path) == path
-    assert path.read_bytes() == (finished_run / "samples.png").read_bytes()
-
-
-def test_samples_go_into_the_run_folder_by_themselves(finished_run, tmp_path):
-    folder = shutil.copytree(finished_run, tmp_path / "run")
-    path = sample(folder, 3, temperature=0.5, seed=2)
-    assert path == folder / "samples_t0.5_seed2.png"
-    grid = np.asarray(Image.open(path))
-    expected = draw_samples(load_flow(folder), 3, temperature=0.5, seed=2)
-    np.testing.assert_array_equal(grid[1::3, 1:96:3], expected[0].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

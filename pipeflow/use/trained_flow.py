@@ -1,0 +1,190 @@
+"""A trained flow as one uses it: likelihoods, latents, samples and interpolations, in one process without a trainer."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeflow.data import dequantized_batches
+from pipeflow.data.batches import TEST_NOISE_SEED
+from pipeflow.device import choose_device
+from pipeflow.errors import DataError
+from pipeflow.flow import Flow
+from pipeflow.rundir.saved_flow import GivenFlow, SavedFlow, open_flow
+from pipeflow.use.latents import Latents, join
+from pipeflow.use.likelihood import bits_per_dim
+from pipeflow.use.sample import draw_samples, to_images
+
+BATCH_SIZE = 64
+
+
+def load_flow(path: str | Path, flow: GivenFlow = None, device: str = "auto") -> "TrainedFlow":
+    """Loads the trained flow of a run, with the weights that the run evaluates: averaged ones where it keeps averages.
+
+    Args:
+        path: a run folder (its `model.safetensors`, or the newest good checkpoint of a run that has not ended), a
+            checkpoint such as `runs/mine/checkpoints/epoch-000003`, or a `model.safetensors`, moved anywhere.
+        flow: for a run whose flow was given from Python. The same flow untrained, whose parameters are replaced; a function
+            that builds it, called with (config, shape) or, if it needs none, without arguments; or `module:function`.
+        device: auto (a GPU if there is one), cpu or cuda.
+
+    Raises:
+        CheckpointError: there is no such flow, it is damaged or of another model, or `flow` is needed.
+        ConfigError: `flow` is no flow or one for other images, or there is no such device.
+    """
+    return TrainedFlow(open_flow(path, flow), choose_device(device))
+
+
+class TrainedFlow:
+    """A trained flow on one device. Inputs may be on any device; results are on the CPU and have no gradients.
+
+    Images are uint8, [num, *shape]. Where `x` is meant, it is a dequantized image, `v/256 - 1/2 + u` with v the 8-bit value
+    and u in [0, 1/256): float32 in [-0.5, 0.5). The work is done in batches of `batch_size` images, on which no result
+    depends by more than rounding, except samples.
+    """
+
+    def __init__(self, saved: SavedFlow, device: torch.device):
+        self.flow: Flow = saved.flow.to(device)
+        """The flow itself, a torch module; it computes with gradients."""
+        self.source = saved.source
+        """The model file, or the folder of the checkpoint, that the weights are from."""
+        self.device = device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.flow.shape
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
+        """log p(x) of dequantized images in nats: [num], float64.
+
+        Raises DataError where x has another shape or type, or values outside of [-0.5, 0.5).
+        """
+        self._check_dequantized(x)
+        return self._log_prob(x.split(batch_size))
+
+    def _log_prob(self, batches: Iterable[Tensor]) -> Tensor:
+        return torch.cat([self.flow.log_prob(batch.to(self.device)).cpu() for batch in batches])
+
+    @torch.no_grad()
+    def bits_per_dim(self, images: Tensor, seed: int = TEST_NOISE_SEED, batch_size: int = BATCH_SIZE) -> Tensor:
+        """Bits per dimension of each of some uint8 images: [num], float64.
+
+        seed: of the uniform noise that dequantizes them; an image's noise depends on the seed and its place among them.
+        With the default, the mean over a run's test images is the run's test bits/dim, up to rounding.
+
+        Raises DataError where images are no uint8 images of the flow's shape.
+        """
+        self._check_images(images)
+        return bits_per_dim(self._log_prob(dequantized_batches(images.cpu(), batch_size, seed)), self.flow.num_dims)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, batch_size: int = BATCH_SIZE) -> Latents:
+        """Latents of uint8 images, each value in the middle of its bin, or of dequantized images x.
+
+        Raises DataError where they are neither.
+        """
+        _check_tensor(images)
+        (self._check_images if images.dtype == torch.uint8 else self._check_dequantized)(images)
+        batches = []
+        for batch in images.split(batch_size):
+            x = batch.to(self.device)
+            last, _, taken_out = self.flow((x.float() + 0.5) / 256 - 0.5 if x.dtype == torch.uint8 else x)
+            batches.append(Latents(last, tuple(taken_out)).to("cpu"))
+        return join(batches)
+
+    def decode(self, latents: Latents, as_images: bool = True, batch_size: int = BATCH_SIZE) -> Tensor:
+        """The images that `encode` maps to these latents: uint8, [num, *shape], the ones that were encoded.
+
+        They are the same unless the flow's rounding exceeds half a bin, 1/512. `as_images=False` gives x, float32, without
+        rounding it to a bin or clamping it.
+
+        Raises DataError for latents of another flow, NoInverse where a layer has no inverse.
+        """
+        expected = self.flow.shapes[-1], sum(layer.num_taken_out for _, layer in self.flow.named_layers())
+        found = tuple(latents.last.shape[1:]), len(latents.taken_out)
+        if found != expected:
+            raise DataError(
+                f"latents have the shape {list(found[0])} and {found[1]} tensors taken out, those of this flow "
+                f"{list(expected[0])} and {expected[1]}: they are of another flow."
+            )
+        decoded = []
+        for start in range(0, len(latents), batch_size):
+            batch = latents[start : start + batch_size].to(self.device)
+            x = self.flow.inverse(batch.last, batch.taken_out)
+            decoded.append(to_images(x) if as_images else x.cpu())
+        return torch.cat(decoded)
+
+    def sample(self, num: int, temperature: float = 0.7, seed: int = 0, batch_size: int = BATCH_SIZE) -> Tensor:
+        """Samples, uint8, [num, *shape]; see `draw_samples`.
+
+        With the run's seed the first 64 are those of its `samples.png`. temperature: scale of the noise, >= 0.
+
+        Raises NoInverse where a layer has no inverse or the prior no samples.
+        """
+        return draw_samples(self.flow, num, temperature, seed, batch_size)
+
+    def interpolate(self, a: Tensor, b: Tensor, num: int = 8, batch_size: int = BATCH_SIZE) -> Tensor:
+        """Images from `a` to `b`, both included, in equal steps on the straight line between their latents.
+
+        All latents take part, also those taken out. They are no unit Gaussians (each has learned means and scales, which
+        depend on the latents behind it), so that the great circle which `slerp` follows means nothing for them.
+
+        Args:
+            a: uint8, [*shape].
+            b: as `a`.
+            num: images in the result, 2 or more.
+
+        Returns:
+            uint8, [num, *shape].
+
+        Raises:
+            DataError: a or b is no image of the flow's shape, or num is below 2.
+            NoInverse: a layer has no inverse.
+        """
+        if num < 2:
+            raise DataError(f"num: {num} images cannot go from one image to another: 2 or more.")
+        for image in (a, b):
+            self._check_images(image[None])
+        ends = self.encode(torch.stack([a, b]))
+        steps = torch.linspace(0, 1, num)
+
+        def line(latent: Tensor) -> Tensor:
+            return torch.lerp(latent[:1], latent[1:], steps.view(-1, *[1] * (latent.ndim - 1)))
+
+        return self.decode(Latents(line(ends.last), tuple(map(line, ends.taken_out))), batch_size=batch_size)
+
+    def _check_images(self, images: Tensor) -> None:
+        _check_tensor(images)
+        if images.dtype != torch.uint8:
+            raise DataError(
+                f"images are {images.dtype}: give uint8 values 0 to 255, or to log_prob and encode float32 in [-0.5, 0.5)."
+            )
+        self._check_shape(images)
+
+    def _check_dequantized(self, x: Tensor) -> None:
+        _check_tensor(x)
+        if x.dtype != torch.float32:
+            advice = "bits_per_dim takes uint8 images" if x.dtype == torch.uint8 else "use x.float()"
+            raise DataError(f"x is {x.dtype}, this takes float32 in [-0.5, 0.5): {advice}.")
+        self._check_shape(x)
+        least, most = x.min().item(), x.max().item()
+        if not (least >= -0.5 and most < 0.5):  # NaN is neither
+            raise DataError(
+                f"x has values from {least:g} to {most:g}, this takes [-0.5, 0.5), which is v/256 - 1/2 + u for a value v "
+                f"of 0 to 255 and u in [0, 1/256): bits_per_dim takes uint8 images and does that by itself."
+            )
+
+    def _check_shape(self, images: Tensor) -> None:
+        if images.shape[1:] != self.shape or not len(images):
+            advice = ": give one image as images[None]" if images.shape == self.shape else ""
+            raise DataError(
+                f"images have the shape {list(images.shape)}, this flow takes [num, {str(list(self.shape))[1:]}{advice}."
+            )
+
+
+def _check_tensor(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise DataError(f"images are a {type(images).__name__}: give a torch tensor, such as torch.from_numpy(array).")
