@@ -27,6 +27,8 @@ from pipeflow.safe_files import in_full, open_file, printable, read_bytes
 from pipeflow.units import bytes_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic", ".jp2", ".pgm", ".ppm", ".tga")
+"""Of pictures that are not read: they are refused, for whoever put them there means them to be learned."""
 LAYOUT = "a folder or a zip with images in train/ and test/ (train/<class>/<name>.png)"
 MAX_FILE_BYTES = 64_000_000
 """Most bytes of an image file."""
@@ -189,7 +191,7 @@ def _walk(folder: Path) -> Iterator[Member]:
 def _is_image(path: str) -> bool:
     # macOS adds a hidden twin of every file to the zips that it makes.
     hidden = any(name.startswith((".", "__MACOSX")) for name in path.split("/"))
-    return path.lower().endswith(SUFFIXES) and not hidden
+    return path.lower().endswith(SUFFIXES + OTHER_SUFFIXES) and not hidden
 
 
 def _split(members: list[Member], source: str) -> tuple[list[Member], list[Member]]:
@@ -233,6 +235,8 @@ def _decode_one(member: Member, source: str, channels: int | None) -> tuple[np.n
     where = f"data.path: {printable(member.path)} in {source}"
     if member.size > MAX_FILE_BYTES:
         raise DataError(f"{where} is a file of {member.size:,} bytes; the limit is {MAX_FILE_BYTES:,}: remove it.")
+    if not member.path.lower().endswith(SUFFIXES):
+        raise DataError(f"{where} is none of {', '.join(SUFFIXES)}: convert or remove it.")
     try:
         return picture.decode(member.read(), channels)
     except picture.NotUsable as error:

@@ -93,6 +93,11 @@ def test_backslashes_in_a_zip_are_slashes(files, options, tmp_path):
     assert same(plain, load_data(options(path=write_zip(tmp_path / "windows.zip", windows | {"train\\": b""}))))
 
 
+def test_pictures_of_other_kinds_are_not_left_out_in_silence(files, options, write, tmp_path):
+    message = error_of(options, write(tmp_path / "source", files | {"train/dog/x.GIF": b"", "train/x.txt": b""}))
+    assert "train/dog/x.GIF in " in message and "is none of .png, .jpg, .jpeg, .bmp, .webp: convert" in message
+
+
 @pytest.fixture
 def mixed(files) -> dict[str, bytes]:
     """The files, two of which are grey."""
