@@ -1,7 +1,8 @@
 """pipeflow trains a normalizing flow in gradient-isolated parts, one part per worker.
 
-    from pipeflow import Config, train
+    from pipeflow import Config, load_flow, train
     summary = train(Config.from_dict({"run": {"dir": "runs/mine"}, "schedule": {"mode": "concurrent"}}))
+    samples = load_flow("runs/mine").sample(64)
 
 What needs torch is imported when it is first used, so that a mistyped option is reported at once.
 """

@@ -1,1 +1,1 @@
-"""Uses of a trained flow: its likelihood, and samples of it."""
+"""A trained flow as one uses it: likelihoods, latents, samples and interpolations."""

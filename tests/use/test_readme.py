@@ -1,0 +1,19 @@
+"""The README's first Python example, as it is written."""
+
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_first_example_runs_on_a_finished_run(finished_run, tmp_path, monkeypatch, capsys):
+    example = README.read_text().split("```python\n")[1].split("```")[0]
+    assert example.count("\n") <= 15 and "load_flow" in example
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(finished_run)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)
+    assert torch.equal(names["between"][0], names["images"][0]) and names["samples"].shape == (64, 3, 32, 32)
+    assert "runs/quickstart/model.safetensors" in capsys.readouterr().out
