@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeflow.errors import ConfigError
+from pipeflow.safe_files import brief
 
 
 def load_function(option: str, name: str) -> Callable[..., Any]:
@@ -17,6 +18,8 @@ def load_function(option: str, name: str) -> Callable[..., Any]:
     the module is the user's and keeps its traceback.
     """
     module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise ConfigError(f"{option}: expected module:function, got {brief(name)}.")
     # Unlike `python -m`, an installed command does not have the user's folder on the path. The folder stays there, since
     # the function may import more of the user's modules when it runs.
     if os.getcwd() not in sys.path:

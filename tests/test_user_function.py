@@ -22,5 +22,8 @@ def test_functions_of_the_current_folder_are_found_and_what_is_not_there_is_name
         with pytest.raises(ConfigError) as error:
             load_function("data.name", name)
         assert re.match(f"data.name: {name}: .*{words}", str(error.value))
+    for name in ("mine", "mine:", ":f"):
+        with pytest.raises(ConfigError, match=f"data.name: expected module:function, got '{name}'"):
+            load_function("data.name", name)
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         load_function("data.name", "mine_broken:f")

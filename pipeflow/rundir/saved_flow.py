@@ -141,7 +141,7 @@ def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> 
     if isinstance(given, str):
         given = load_function("flow", given)
     if given is None and config.model.name == "python":
-        raise CheckpointError(f"{source}: its flow was given from Python: {_GIVE}.")
+        raise CheckpointError(f"{source}: its flow was given from Python; {_GIVE}.")
     is_glow = given is None and config.model.name == "glow"
     # Compiling pays off in a training; here it would take longer than most uses.
     config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, compile=False))

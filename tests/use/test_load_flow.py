@@ -1,5 +1,6 @@
 """Whatever a path stands for, its flow is the one that the run evaluates, or the error says what is missing."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -100,6 +101,18 @@ class TestOlderRuns:
         flow = pipeflow.glow((3, 32, 32), num_blocks=2, num_steps=2, width=8)
         assert_same(weights(alone, flow=flow), weights(finished_run))
 
+    def test_a_checkpoint_of_before_is_loaded_with_its_flow(self, finished_run, copy):
+        folder = copy / "checkpoints" / "epoch-000002"
+        content = json.loads((folder / "manifest.json").read_text())["content"]
+        del content["shape"]
+        sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        document = {"format": 1, "sha256": sha256, "content": content}
+        (folder / "manifest.json").write_text(json.dumps(document))
+        with pytest.raises(CheckpointError, match="does not tell the shape of an image"):
+            load_flow(folder)
+        flow = pipeflow.glow((3, 32, 32), num_blocks=2, num_steps=2, width=8)
+        assert_same(weights(folder, flow=flow), weights(finished_run))
+
     def test_options_that_are_gone_are_left_out_and_named(self, finished_run, copy, caplog):
         change_config(copy, "link", cache_draws=7)
         assert_same(weights(copy), weights(finished_run))
@@ -132,7 +145,7 @@ class TestOwnFlows:
         for given in (their_flows.bare(), their_flows.bare, their_flows.named, "their_flows:bare", "their_flows:named"):
             assert_same(weights(run, flow=given), trained.state_dict())
         with pytest.raises(
-            CheckpointError, match=r"given from Python: give it: load_flow\(path, flow=...\).*--flow module:"
+            CheckpointError, match=r"given from Python; give it: load_flow\(path, flow=...\).*--flow module:"
         ):
             load_flow(run)
         with pytest.raises(CheckpointError, match="Python"):
