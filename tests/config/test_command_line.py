@@ -52,6 +52,8 @@ def test_only_rank_0_reports_a_mistake(monkeypatch, capsys):
     from pipeflow import launch
 
     monkeypatch.setattr(launch.threading.Event, "wait", lambda self, timeout=None: True)
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     for rank, expected in [("0", "error: --optim.lr has no value: write --optim.lr VALUE.\n"), ("1", "")]:
         monkeypatch.setenv("RANK", rank)
         assert launch.main(["--optim.lr"]) == 1
