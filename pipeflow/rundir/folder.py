@@ -1,10 +1,13 @@
 """The run folder: what a run finds in it at its start, and what it leaves there.
 
-config.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png  run.lock  run.launch
+config.yaml  config_history.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png
+run.lock  run.launch
 """
 
+import contextlib
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -13,13 +16,12 @@ from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.lock import RunLock
+from pipeflow.rundir.model import MODEL_FILE
 from pipeflow.rundir.reading import read_config, read_summary
-from pipeflow.rundir.records import Manifest, Summary
+from pipeflow.rundir.records import Change, Manifest, Summary
+from pipeflow.rundir.resuming import change_at, check_ended, check_epochs, check_options, differing_options
 from pipeflow.rundir.typed_json import dumps
 from pipeflow.safe_files import in_full
-
-_FIXED = ("model", "data", "run.seed", "optim.name", "optim.batch_size")
-"""Sections and options that a resumed run must have in common with the run in the folder."""
 
 _LAUNCH = "run.launch"
 """The file that names the launch which began the run anew (`run.resume never`): its own restarts go on with the run."""
@@ -32,13 +34,18 @@ class RunFolder:
         self.config = config
         self.path = Path(config.run.dir)
         self.checkpoints = Checkpoints(self.path, config.checkpoint.keep)
+        self.change: Change | None = None
+        """Options that change where the run goes on, once the folder is open."""
         self._lock = RunLock(self.path)
+        self._made: list[Path] = []
+        """Folders that were not there before, the deepest first."""
+        self._aside: Path | None = None
 
     def open(self) -> tuple[Manifest | None, list[str]]:
         """Makes the folder ready; returns the manifest to resume from (None: a fresh run), and notes for the user.
 
         From here until `close` no other run can open it. Raises CheckpointError where another run is in it, where it
-        cannot be written, holds another model's run, or `run.resume must` finds nothing to resume.
+        cannot be written, holds a run that these options do not continue, or `run.resume must` finds nothing to resume.
         """
         try:
             return self._open()
@@ -47,21 +54,32 @@ class RunFolder:
             raise
 
     def close(self) -> None:
-        """Lets other runs open the folder."""
+        """Lets other runs open the folder. A run that has not begun leaves no trace of itself."""
+        if self._lock.is_held and not self._holds_run():
+            self._undo()
         self._lock.release()
+
+    def _undo(self) -> None:
+        """Takes away what opening the folder made, and puts back what it moved aside."""
+        for name in (_LAUNCH, self._lock.path.name):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is in it
+            for folder in self._made:
+                folder.rmdir()
+        if self._aside is not None and not self.path.exists():
+            self._aside.rename(self.path)
 
     def _open(self) -> tuple[Manifest | None, list[str]]:
         notes = self._make_and_lock()
         resume = self.config.run.resume
         if resume == "never" and not self._is_restarted():
             if self._holds_run():
-                notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._move_aside()}")
+                self._aside = self._move_aside()
+                notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._aside}")
                 self._lock.release()  # it went aside with the folder
                 notes += self._make_and_lock()
             if _launch():
                 (self.path / _LAUNCH).write_text(_launch())
-        if self._holds_run():
-            self._check_same_run()
         self.checkpoints.clean()
         manifest, complaints = self.checkpoints.newest()
         if manifest is None and complaints:
@@ -78,12 +96,20 @@ class RunFolder:
                 f"run.dir: {self.path} holds a run that has ended, and no checkpoint to go on from: it would be trained "
                 f"anew over its results. Choose another run.dir, or --run.resume never, which keeps the old folder aside."
             )
+        if self._holds_run():
+            self._check_same_run(manifest)
         if manifest is not None:
             notes += [f"{complaint} Taking the one before, {manifest.folder}." for complaint in complaints]
         return manifest, notes
 
+    def has_ended(self, manifest: Manifest | None) -> bool:
+        """Whether all epochs are done and the results are there: the summary is written last, the model before it."""
+        is_done = manifest is not None and manifest.epoch >= self.config.num_epochs
+        return is_done and self.summary() is not None and (self.path / MODEL_FILE).exists()
+
     def _make_and_lock(self) -> list[str]:
         try:
+            self._made = [each for each in (self.path, *self.path.parents) if not each.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             note = self._lock.take()
             self.remove_token(self.show_token())  # permission bits do not tell: a disk may be full or read-only
@@ -100,8 +126,13 @@ class RunFolder:
         is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         return not is_first and launch.exists() and launch.read_text() == _launch()
 
-    def write_config(self) -> None:
-        """Writes config.yaml. From here on the folder holds this run."""
+    def write_config(self, changes: Sequence[Change] = ()) -> None:
+        """Writes config.yaml, and the options that changed on the way. From here on the folder holds this run."""
+        if changes:
+            history = [change.to_json() for change in changes]
+            self._write("config_history.yaml", yaml.safe_dump(history, sort_keys=False, default_flow_style=None))
+        else:
+            (self.path / "config_history.yaml").unlink(missing_ok=True)
         self._write("config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False))
 
     def show_token(self) -> str:
@@ -152,16 +183,16 @@ class RunFolder:
             ) from None
         return aside
 
-    def _check_same_run(self) -> None:
-        old, new = read_config(self.path).to_dict(), self.config.to_dict()
-        for name in _FIXED:
-            section, _, only = name.partition(".")
-            for key in [only] if only else new[section]:
-                if old[section][key] != new[section][key]:
-                    raise CheckpointError(
-                        f"{section}.{key}: is {new[section][key]!r}, but the run in {self.path} has {old[section][key]!r}. "
-                        f"Set it back to resume that run, or choose another run.dir (or --run.resume never)."
-                    )
+    def _check_same_run(self, manifest: Manifest | None) -> None:
+        """Raises CheckpointError unless these options continue the run that the folder holds."""
+        own = None if manifest is None else manifest.config
+        differing = differing_options(read_config(self.path).to_dict() if own is None else own, self.config)
+        check_options(self.path, differing, same_images=manifest is not None and manifest.data is not None)
+        if manifest is not None:
+            check_epochs(self.path, manifest, self.config)
+            if self.has_ended(manifest):
+                check_ended(self.config, differing)
+            self.change = change_at(manifest, differing)
 
 
 def _launch() -> str:

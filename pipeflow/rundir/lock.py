@@ -35,6 +35,11 @@ class RunLock:
         self.path = folder / _FILE
         self._file: int | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._file is not None
+
     def take(self, patience: float = PATIENCE_SECONDS) -> str | None:
         """Takes the lock; returns a note where the file system has no locks.
 

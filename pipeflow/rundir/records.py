@@ -109,6 +109,17 @@ class Memory(Record):
     peak: tuple[Count, ...]
 
 
+class Change(Record):
+    """Options that changed where a run was resumed."""
+
+    epoch: Count
+    """Epochs that were done before."""
+    step: Count = 0
+    """Batches of the next epoch that were done before."""
+    options: Mapping[Text, tuple[object, object]]
+    """For each option, its value before and since."""
+
+
 class Summary(Record):
     """A run's results and costs. Fields with a default are unknown while a run has not ended."""
 
@@ -131,6 +142,9 @@ class Summary(Record):
     device: Text | None = None
     versions: Mapping[Text, Text] | None = None
     test_bpd_raw: Number | None = None
+    data: Text | None = None
+    """Fingerprint of the images, `ImageData.fingerprint`."""
+    changes: tuple[Change, ...] = ()
 
 
 class Start(Record):
@@ -203,6 +217,10 @@ class Manifest(Record):
     log_position: Count
     """Bytes of `metrics.jsonl` that belong to the checkpoint."""
     position: Position | None = None
+    data: Text | None = None
+    """Fingerprint of the images, `ImageData.fingerprint`."""
+    changes: tuple[Change, ...] = ()
+    """Options that changed on the way to the checkpoint."""
 
     @property
     def folder(self) -> str:

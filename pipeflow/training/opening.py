@@ -3,7 +3,7 @@
 Rank 0 opens the folder and loads the images first; the others hear of them what they need to build the same.
 """
 
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +15,7 @@ from pipeflow.flow import Flow, Part, build_flow, cut_names, split_flow
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Manifest
+from pipeflow.units import count_text
 from pipeflow.workers.world import World
 
 
@@ -45,8 +46,8 @@ class ImagesInfo:
     shape: tuple[int, ...]
     num_train: int
     num_test: int
-    checksum: int
-    """CRC of the training images: replicas that load their own must load the same."""
+    fingerprint: str
+    """`ImageData.fingerprint`: replicas that load their own must load the same, and so must a run that is resumed."""
 
 
 class Images:
@@ -63,19 +64,15 @@ class Images:
             images = self.batches().data
             for note in images.notes:
                 print(note, flush=True)
-            checksum = _checksum(images) if self._is_shared(world) else 0
-            about = [list(images.shape), len(images.train), len(images.test), checksum]
-        shape, *numbers = world.control.broadcast(about, "the data's shape")
-        self.info = ImagesInfo(tuple(shape), *numbers)
-
-    def _is_shared(self, world: World) -> bool:
-        return world.size > 1 and (self._config.parts.replicas > 1 or self._config.finetune.parallel == "ddp")
+            about = [list(images.shape), len(images.train), len(images.test), images.fingerprint]
+        shape, *others = world.control.broadcast(about, "the data's shape")
+        self.info = ImagesInfo(tuple(shape), *others)
 
     def _load(self) -> Batches:
         config = self._config
         data = load_data(config.data) if self._data is None else self._data
         if self._rank != 0:
-            found = ImagesInfo(data.shape, len(data.train), len(data.test), _checksum(data))
+            found = ImagesInfo(data.shape, len(data.train), len(data.test), data.fingerprint)
             if found != self.info:
                 raise DataError(
                     f"data: worker {self._rank} has {found.num_train} training images of shape {list(found.shape)} that "
@@ -83,10 +80,6 @@ class Images:
                     f"the same data."
                 )
         return Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
-
-
-def _checksum(data: ImageData) -> int:
-    return zlib.crc32(data.train.contiguous().numpy().data)
 
 
 def make_flow(world: World, config: Config, flow: Flow | None, shape: tuple[int, ...]) -> Flow:
@@ -144,3 +137,18 @@ def check_timeline(config: Config, num_steps: int) -> None:
             f"are {config.num_epochs} epochs of {num_steps} batches: record others (timeline.first_step, "
             f"timeline.epoch)."
         )
+
+
+def first_lines(config: Config, parts: Sequence[Part], world: World, folder: RunFolder) -> list[str]:
+    """The lines that tell the user what is about to train, and where."""
+    lines = []
+    for part in parts:
+        about = part.describe()
+        lines.append(
+            f"part {part.index}: {about['layers'][0]} to {about['layers'][-1]}, {about['parameters']:,} parameters, "
+            f"{about['forward_macs'] / 1e6:.1f} M multiply-adds an image"
+        )
+    lines.append(f"{count_text(world.size, 'worker')} on {world.device.type}, run folder {folder.path}")
+    if world.size > 1 and config.finetune.parallel == "single" and config.num_local_epochs == 0:
+        lines.append("end to end on rank 0's device: the other workers wait (finetune.parallel ddp uses them)")
+    return lines

@@ -19,10 +19,12 @@ from pipeflow.flow import Part
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.log import MetricsLog
 from pipeflow.rundir.records import Carried, Epoch, Manifest, Memory, PartSummary, Position, Stage, Summary
+from pipeflow.rundir.resuming import resume_lines
+from pipeflow.training.opening import first_lines
 from pipeflow.training.progress import Progress
 from pipeflow.training.schedule import Phase, Schedule, epoch_cost, training_macs
 from pipeflow.training.totals import EpochDraft, Evaluated, RunningTotals, Traffic
-from pipeflow.units import count_text, traffic_text
+from pipeflow.units import traffic_text
 from pipeflow.use.sample import sample_grid
 from pipeflow.workers.timeline import Span
 from pipeflow.workers.trace import write_trace
@@ -49,9 +51,9 @@ class Recorder:
 
     def __init__(
         self, config: Config, folder: RunFolder, parts: Sequence[Part], world: World,
-        manifest: Manifest | None, schedule: Schedule,
+        manifest: Manifest | None, schedule: Schedule, fingerprint: str,
     ):  # fmt: skip
-        """manifest: of the checkpoint that the run goes on from."""
+        """manifest: of the checkpoint that the run goes on from. fingerprint: of the images."""
         self.config = config
         self.folder = folder
         self.parts = parts
@@ -59,6 +61,12 @@ class Recorder:
         self.is_main = world.rank == 0
         self._travels = world.size > 1
         self.history: list[Epoch] = [] if manifest is None else list(manifest.history)
+        changes = () if manifest is None else manifest.changes
+        self.changes = changes if folder.change is None else (*changes, folder.change)
+        """Options that changed when the run was resumed."""
+        self.has_ended = self.is_main and folder.has_ended(manifest)
+        """Whether the run had ended before this process began."""
+        self._fingerprint = fingerprint
         self._totals = RunningTotals(None if manifest is None else manifest.state)
         self._sent_before = self._totals.shown_bytes
         self._draft: EpochDraft | None = None
@@ -67,29 +75,23 @@ class Recorder:
             self._open(manifest, schedule)
 
     def _open(self, manifest: Manifest | None, schedule: Schedule) -> None:
-        self.folder.write_config()
-        if len(self.history) < self.config.num_epochs:
+        if not self.has_ended:
+            self.folder.write_config(self.changes)
             self.folder.write_summary(None)  # an old one would be taken for this run's
-        if manifest is None or not self.is_finished():
             self.log = MetricsLog(self.folder.path, manifest)
             self._resources.callback(self.log.close)
         costs = [epoch_cost(self.config, phase, self.parts, self.world.size) for phase in schedule.phases()]
         self.progress = Progress(costs, len(self.parts), self._travels)
         self._resources.callback(self.progress.close)
-        for part in self.parts:
-            about = part.describe()
-            self.say(
-                f"part {part.index}: {about['layers'][0]} to {about['layers'][-1]}, {about['parameters']:,} parameters, "
-                f"{about['forward_macs'] / 1e6:.1f} M multiply-adds an image"
-            )
-        size, on = self.world.size, self.world.device.type
-        self.say(f"{count_text(size, 'worker')} on {on}, run folder {self.folder.path}")
-        if size > 1 and self.config.finetune.parallel == "single" and self.config.num_local_epochs == 0:
-            self.say("end to end on rank 0's device: the other workers wait (finetune.parallel ddp uses them)")
-        if manifest is not None:
+        for line in first_lines(self.config, self.parts, self.world, self.folder):
+            self.say(line)
+        if manifest is not None and not self.has_ended:
             step = 0 if manifest.position is None else manifest.position.step
-            done = count_text(len(self.history), "epoch") + f" and {count_text(step, 'batch', 'es')}" * bool(step)
-            self.say(f"resuming after {done} from {manifest.folder}")
+            changed = {} if self.folder.change is None else self.folder.change.options
+            where = {"epoch": manifest.epoch, "step": step, "checkpoint": manifest.folder}
+            self.log.event("resume", **where, changed=changed, world_size=self.world.size)
+            for line in resume_lines(manifest, self.config, changed):
+                self.say(line)
 
     def shown(self, progress_of_worker: Callable[[], Mapping[str, Any]]) -> contextlib.AbstractContextManager[None]:
         """Keeps the display up to date inside the block."""
@@ -226,16 +228,14 @@ class Recorder:
             state=self._totals.to_record(),
             log_position=self.log.position(),
             position=position,
+            data=self._fingerprint,
+            changes=self.changes,
         )
 
     @_on_rank_0
     def waited_for_checkpoint(self, seconds: float) -> None:
         """The training stood still for a checkpoint."""
         self._totals.seconds["checkpoint"] += seconds
-
-    def is_finished(self) -> bool:
-        """Whether the run had ended before this process began: the summary is written last."""
-        return len(self.history) >= self.config.num_epochs and self.folder.summary() is not None
 
     @_on_rank_0
     def evaluated_at_end(self, result: Evaluated, seconds: float) -> None:
@@ -292,4 +292,6 @@ class Recorder:
                 "safetensors": safetensors.__version__,
             },
             test_bpd_raw=self._final.test_bpd_raw,
+            data=self._fingerprint,
+            changes=self.changes,
         )

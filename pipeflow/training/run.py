@@ -18,6 +18,7 @@ from pipeflow.links.link import Stopped
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.model import save_flow
 from pipeflow.rundir.records import Position, Summary
+from pipeflow.rundir.resuming import check_images, ended, next_commands
 from pipeflow.training.entries import Entries
 from pipeflow.training.interruption import Inside, Interrupted, position_of, resume_inside
 from pipeflow.training.losses import Losses
@@ -58,6 +59,7 @@ class Run:
             self._is_first_phase = True
             self._last_losses: Losses
             images = Images(world, config, data)
+            check_images(self.folder.path, manifest, config, images.info.fingerprint)
             self.num_test = images.info.num_test
             self.flow = make_flow(world, config, flow, images.info.shape)
             self.parts = make_parts(world, config, self.flow, manifest)
@@ -65,7 +67,8 @@ class Run:
             self.schedule = Schedule(config, len(self.parts), num_steps)
             check_timeline(config, num_steps)
             checkpoints = self.folder.checkpoints
-            self.recorder = Recorder(config, self.folder, self.parts, world, manifest, self.schedule)
+            fingerprint = images.info.fingerprint
+            self.recorder = Recorder(config, self.folder, self.parts, world, manifest, self.schedule, fingerprint)
             resources.callback(self.recorder.close)
             self.stages = Stages(
                 world, config, self.flow, self.parts, self.schedule, images.batches, checkpoints, manifest
@@ -191,9 +194,9 @@ class Run:
     def finish(self) -> Summary:
         """The last evaluation, the model, samples and the summary, unless they are there already."""
         summary = None
-        if self.control.broadcast(self.is_main and self.recorder.is_finished(), "the end of the run"):
+        if self.control.broadcast(self.is_main and self.recorder.has_ended, "the end of the run"):
             self.stages.close_links()
-            self.recorder.say(f"the run in {self.folder.path} has ended already: nothing to do")
+            self.recorder.say(f"{ended(self.config)}: nothing to do. {next_commands(self.config)}")
             summary = self.folder.summary() if self.is_main else None
         else:
             summary = self._finish()

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any
 
 from pipeflow.rundir.records import (
@@ -52,7 +53,8 @@ class EpochDraft:
         self._latents = [0] * (num_links if phase.is_local else 0)
         self._others = {"eval": 0, "gradients": 0, "images": 0, "control": 0}
         if carried is not None:
-            self._latents = [count for _, _, count in carried.bytes.latents]
+            before = [count for _, _, count in carried.bytes.latents]  # of other links, if the cuts were others
+            self._latents = [sum(counts) for counts in zip_longest(self._latents, before, fillvalue=0)]
             self._others = {kind: getattr(carried.bytes, kind) for kind in self._others}
 
     def batches_per_second(self, step: int) -> float:
@@ -130,8 +132,10 @@ class RunningTotals:
         )
 
     def run_bytes(self, num_links: int) -> RunBytes:
-        """The bytes as a summary has them."""
-        sent, links = self._bytes, range(num_links)
+        """The bytes as a summary has them. num_links: of the run as it is cut now."""
+        sent = self._bytes
+        used = [int(name.split("/")[1]) + 1 for name in sent if name.startswith(("latents/", "backward/"))]
+        links = range(max(num_links, *used, 0))  # a run that was cut otherwise before had other links
         return RunBytes(
             forward=tuple(sent[f"latents/{link}"] for link in links),
             backward=tuple(sent[f"backward/{link}"] for link in links),
