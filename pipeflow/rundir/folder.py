@@ -185,8 +185,10 @@ class RunFolder:
 
     def _check_same_run(self, manifest: Manifest | None) -> None:
         """Raises CheckpointError unless these options continue the run that the folder holds."""
-        own = None if manifest is None else manifest.config
-        differing = differing_options(read_config(self.path).to_dict() if own is None else own, self.config)
+        written = read_config(self.path).to_dict()
+        # The checkpoint's own: those of a sitting that was killed before its first checkpoint trained nothing that is left.
+        own = written if manifest is None or manifest.config is None else manifest.config
+        differing = differing_options(own, self.config)
         check_options(self.path, differing, same_images=manifest is not None and manifest.data is not None)
         if manifest is not None:
             check_epochs(self.path, manifest, self.config)

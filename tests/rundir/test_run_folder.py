@@ -46,13 +46,19 @@ def said(config: Config) -> str:
 
 class TestFresh:
     @pytest.mark.parametrize("resume", ["auto", "never"])
-    def test_is_made_and_is_empty_but_for_what_was_there(self, tmp_path, resume):
+    def test_a_start_that_fails_leaves_nothing_but_what_was_there(self, tmp_path, resume, monkeypatch):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a launch")
         path = tmp_path / "deep/er/run"
-        assert reopen(small_config(path, run={"resume": resume})) == (None, [])
-        assert os.listdir(path) == ["run.lock"]
+        config = small_config(path, run={"resume": resume})
+        folder = RunFolder(config)
+        assert folder.open() == (None, [])
+        assert "run.lock" in os.listdir(path)
+        folder.close()
+        assert os.listdir(tmp_path) == []
+        path.mkdir(parents=True)
+        assert reopen(config) == (None, []) and os.listdir(path) == []
         (path / "notes.txt").touch()
-        assert reopen(small_config(path, run={"resume": resume})) == (None, [])
-        assert sorted(os.listdir(path)) == ["notes.txt", "run.lock"]
+        assert reopen(config) == (None, []) and os.listdir(path) == ["notes.txt"]
 
     def test_must_resume_but_there_is_nothing(self, tmp_path):
         message = said(small_config(tmp_path / "run", run={"resume": "must"}))
@@ -103,8 +109,14 @@ class TestResume:
             "eval": {"every_epochs": 2, "num_images": None},
             "checkpoint": {"every_epochs": 2, "keep": 1},
         }
-        found, notes = reopen(small_config(tmp_path / "run", **changed))
+        folder = RunFolder(small_config(tmp_path / "run", **changed))
+        found, notes = folder.open()
         assert (found.folder, notes) == ("epoch-000001", [])
+        told = {name: after for name, (_, after) in folder.change.options.items()}
+        given = {f"{section}.{key}": value for section, values in changed.items() for key, value in values.items()}
+        del given["run.resume"]
+        assert told == given and (folder.change.epoch, folder.change.step) == (1, 0)
+        folder.close()
 
     @pytest.mark.parametrize(
         "name, new, old",
@@ -140,11 +152,20 @@ class TestResume:
 class TestNever:
     def test_the_old_run_is_kept_aside(self, tmp_path):
         begin(tmp_path / "run", num_checkpoints=1)
-        never = small_config(tmp_path / "run", run={"resume": "never"}, model={"width": 16})
-        found, (note,) = reopen(never)
+        never = RunFolder(small_config(tmp_path / "run", run={"resume": "never"}, model={"width": 16}))
+        found, (note,) = never.open()
         assert found is None and str(tmp_path / "run.old-1") in note
         assert (tmp_path / "run.old-1/checkpoints/epoch-000001/manifest.json").exists()
         assert [each.name for each in (tmp_path / "run").iterdir()] == ["run.lock"]
+        never.write_config()
+        never.close()
+        assert sorted(os.listdir(tmp_path)) == ["run", "run.old-1"]
+
+    def test_the_old_run_is_put_back_where_the_new_one_does_not_begin(self, tmp_path):
+        begin(tmp_path / "run", num_checkpoints=1)
+        reopen(small_config(tmp_path / "run", run={"resume": "never"}))
+        assert os.listdir(tmp_path) == ["run"]
+        assert reopen(small_config(tmp_path / "run"))[0].folder == "epoch-000001"
 
     def test_a_restart_by_the_launcher_goes_on_with_what_was_begun_anew(self, tmp_path, monkeypatch):
         begin(tmp_path / "run", num_checkpoints=2)
@@ -152,14 +173,14 @@ class TestNever:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         assert reopen(never)[0] is None, "the attempt before was killed before it looked at the folder"
-        begin(tmp_path / "run", num_checkpoints=1)
+        begin(tmp_path / "run", num_checkpoints=1, run={"resume": "never"})
         found, notes = reopen(never)
         assert (found.folder, notes) == ("epoch-000001", [])
         for run_id, count in (("second", "1"), ("second", "0")):
             monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
             monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
             assert reopen(never)[0] is None
-            begin(tmp_path / "run", num_checkpoints=1)
+            begin(tmp_path / "run", num_checkpoints=1, run={"resume": "never"})
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2", "run.old-3"]
 
     def test_a_folder_that_cannot_be_renamed(self, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """SIGTERM is a notice: the run saves itself where it is and leaves, and ends later as if nothing had happened."""
 
 import itertools
+import math
 import os
 import signal
 import threading
@@ -145,3 +146,22 @@ def test_data_parallel_workers_stop_at_one_batch(tmp_path, launch):
     preempt(launch, 2, configs[0])
     train_in_turn(2, configs)
     assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
+
+
+def test_cut_otherwise_inside_an_epoch_all_that_moved_is_counted(tmp_path):
+    """The epoch's first batches crossed two links, the others one."""
+    schedule = {"mode": "concurrent", "local_epochs": 1, "finetune_epochs": 0}
+    about = {"data": {"num_train": 160}, "schedule": schedule, "eval": {"num_images": 1}}
+    config = small_config(tmp_path / "run", **about)
+    with pytest.raises(Preempted):
+        train(config, flow=flow_of(config, terminate_at=5))
+    (name,) = (path.name for path in (tmp_path / "run").glob("checkpoints/*-step-*"))
+    done = int(name[-6:])
+    assert 0 < done < 5
+    config = small_config(tmp_path / "run", **about, parts={"split": "across", "num": 2})
+    summary = train(config, flow=flow_of(config))
+    first, second = (32 * math.prod(shape) * 4 for shape in ((12, 16, 16), (24, 8, 8)))  # bytes of a batch of latents
+    assert summary.bytes.forward == (5 * first, done * second)
+    (record,) = summary.epochs
+    assert [count for _, _, count in record.bytes.latents] == [5 * first, done * second]
+    assert [(change.epoch, change.step) for change in summary.changes] == [(0, done)]
