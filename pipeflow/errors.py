@@ -1,5 +1,7 @@
 """Errors that a user can act on. Any other exception is a bug in pipeflow and keeps its traceback."""
 
+import textwrap
+
 PREEMPTED_EXIT_CODE = 75
 """EX_TEMPFAIL, "try again later". 143 would not distinguish a run that saved itself from one that SIGTERM killed."""
 
@@ -32,8 +34,14 @@ class TrainingStopped(PipeflowError):
 
 
 class Preempted(PipeflowError):
-    """The run was asked to stop (SIGTERM), and can be resumed."""
+    """The run was asked to stop (SIGTERM, SIGINT or SIGHUP), and can be resumed."""
 
 
 class NoInverse(PipeflowError, TypeError):
     """A layer has no inverse, or a prior no samples. Sampling and decoding need them, training does not."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a C++ error, without the place in torch where it was thrown."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return textwrap.shorten(text.split("] ", 1)[-1], 160, placeholder=" ...")

@@ -23,9 +23,10 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from pipeflow.config import LinkConfig
+from pipeflow.errors import first_line
 from pipeflow.links.channel import KINDS, Channel, Label
 from pipeflow.links.wire import Event, Header, Wire
-from pipeflow.workers.alarm import Alarm, first_line
+from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.timeline import RECEIVE, SEND, WAIT, Timeline
 from pipeflow.workers.traffic import Traffic
 

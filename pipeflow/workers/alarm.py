@@ -5,7 +5,6 @@ heard the alarm for some seconds, a guard prints the error and ends the process.
 """
 
 import queue
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,14 +91,17 @@ class Alarm:
             timeout: seconds after which a WorkerError with the text of `late` is raised; None for never.
             late: makes the text when it is needed.
         """
-        start = time.monotonic()
+        waited, last = 0.0, time.monotonic()
         with self.telling(doing):
             while True:
                 self.check()
                 try:
                     return attempt(POLL_SECONDS)
                 except (queue.Empty, queue.Full):
-                    if timeout is not None and time.monotonic() - start > timeout:
+                    now = time.monotonic()
+                    # A process that was stopped (SIGSTOP, Ctrl-Z) and continued has not waited meanwhile.
+                    waited, last = waited + min(now - last, _GUARD_SECONDS), now
+                    if timeout is not None and waited > timeout:
                         raise WorkerError(late()) from None
 
     def call(self, operation: Callable[[], T], doing: str) -> T:
@@ -145,22 +147,21 @@ class Alarm:
         return ended
 
     def _guard(self, ended: threading.Event) -> None:
+        last = time.monotonic()
         while not ended.wait(_GUARD_SECONDS):
             if parent.is_gone():
-                self.trip_loss(f"worker {self.rank}: the launcher (process {parent.PROCESS}) is gone")
-            for watch in self.watches:
+                error = self.loss(f"worker {self.rank}: the launcher (process {parent.PROCESS}) is gone")
+                error.reported = not parent.IS_FIRST_CHILD
+                self.trip(error)
+            now = time.monotonic()
+            was_stopped, last = now - last > 2 * _GUARD_SECONDS, now
+            for watch in self.watches if not was_stopped else []:  # the threads that they watch have been stopped too
                 watch()
-            error = self._error
-            if error is not None and not self._heard and time.monotonic() - self._tripped_at > _UNHEARD_SECONDS:
-                end_with(1, f"error: {error}", quiet=error.reported)
+            tripped = self._error
+            if tripped is not None and not self._heard and time.monotonic() - self._tripped_at > _UNHEARD_SECONDS:
+                end_with(1, f"error: {tripped}", quiet=tripped.reported)
 
 
 def is_broken_connection(error: Exception) -> bool:
     """Whether this is an error of torch that says that another process, or the connection to it, is gone."""
     return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a C++ error, without the place in torch where it was thrown."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return textwrap.shorten(text.split("] ", 1)[-1], 160, placeholder=" ...")

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeflow.workers.alarm import Alarm, first_line
+from pipeflow.errors import first_line
+from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.traffic import Traffic
 
 

@@ -4,7 +4,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from pipeflow.errors import ConfigError, WorkerError
+from pipeflow.errors import ConfigError, WorkerError, first_line
 
 _OTHER_LAUNCHERS = {
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
@@ -80,3 +80,16 @@ def check_address(place: Place) -> None:
             f"MASTER_ADDR: {place.address} cannot be resolved at worker {place.rank} ({error}). On one machine: "
             f"torchrun --local-addr 127.0.0.1; on several: --local-addr with the first machine's address."
         ) from None
+
+
+def not_met(place: Place, error: RuntimeError) -> WorkerError:
+    """The error of workers that did not come together. error: torch's."""
+    if "EADDRINUSE" in str(error):
+        return WorkerError(
+            f"MASTER_PORT: {place.port} is taken by another process at worker {place.rank}: choose another one, the same "
+            f"for all workers."
+        )
+    return WorkerError(
+        f"worker {place.rank}: the {place.size} workers did not come together at {place.address}:{place.port} "
+        f"({first_line(error)}). See what the others say; are all of them started, and can they reach that address?"
+    )

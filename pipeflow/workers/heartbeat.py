@@ -12,11 +12,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pipeflow.errors import WorkerError
+from pipeflow.errors import WorkerError, first_line
 from pipeflow.workers import parent
-from pipeflow.workers.alarm import POLL_SECONDS, Alarm, first_line
+from pipeflow.workers.alarm import POLL_SECONDS, Alarm
 from pipeflow.workers.preemption import Notice
-from pipeflow.workers.processes import LocalProcesses
+from pipeflow.workers.processes import LocalProcesses, state_of
 from pipeflow.workers.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -109,10 +109,17 @@ class Monitor:
                 self._look_for_ended_processes()
                 for other in self._watched:
                     self._look_for_beat(other)
-                self._answered = time.monotonic()
-                self._stopped.wait(min(_BEAT_SECONDS, self._timeout / 5))
+                self._pause(min(_BEAT_SECONDS, self._timeout / 5))
         except Exception as error:  # any: a worker must not go on unwatched
             self._lose_store(first_line(error))
+
+    def _pause(self, seconds: float) -> None:
+        self._answered = start = time.monotonic()
+        self._stopped.wait(seconds)
+        # A process that was stopped (SIGSTOP, Ctrl-Z) and continued has not listened meanwhile: nobody was silent.
+        missed = max(0.0, time.monotonic() - start - seconds)
+        self._last = {other: (value, since + missed) for other, (value, since) in self._last.items()}
+        self._answered += missed
 
     def _beat(self) -> None:
         value = json.dumps({"count": next(self._counter), "doing": self._alarm.doing, **self.status()})
@@ -174,10 +181,10 @@ class Monitor:
             if parent.is_gone():  # the store went with it, and the alarm's guard reports that
                 return
             time.sleep(POLL_SECONDS)
-        self._alarm.trip_loss(
-            f"worker {self._rank}: the launcher's store does not answer any more ({why}): worker 0{self._about(0)} or "
-            f"the launcher is gone"
-        )
+        cause = f"worker 0{self._about(0)} or the launcher is gone"
+        if parent.is_torchrun() and state_of(parent.PROCESS) == "T":
+            cause = f"the launcher (process {parent.PROCESS}) is stopped, as by Ctrl-Z"
+        self._alarm.trip_loss(f"worker {self._rank}: the launcher's store does not answer any more ({why}): {cause}")
 
 
 def _beat_key(rank: int) -> str:

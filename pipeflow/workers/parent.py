@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 PROCESS = os.getppid()
+IS_FIRST_CHILD = os.environ.get("LOCAL_RANK", "0") == "0"
+"""Whether this is the worker that says what all workers of the machine see, when the launcher is gone."""
 _HERE = os.getpid()
 
 

@@ -36,7 +36,7 @@ class LocalProcesses:
 
     def ended(self) -> dict[int, int]:
         """Ranks and processes of those that have ended. Waits for nothing, since a signal handler asks."""
-        return {rank: pid for rank, pid in self._processes.items() if not _is_alive(pid)}
+        return {rank: pid for rank, pid in self._processes.items() if state_of(pid) in ("Z", "X")}
 
 
 def _this_machine() -> str:
@@ -48,11 +48,14 @@ def _this_machine() -> str:
         return ""
 
 
-def _is_alive(pid: int) -> bool:
+def state_of(pid: int) -> str:
+    """The letter that Linux has for the state of a process, such as T for a stopped one; `X` where there is none.
+
+    Empty where it may not be looked at.
+    """
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    except OSError:  # the process is there, but may not be looked at
-        return True
-    return state not in "ZX"
+        return "X"
+    except OSError:
+        return ""

@@ -20,10 +20,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeflow.config import Config
 from pipeflow.device import choose_device
-from pipeflow.errors import ConfigError, PipeflowError, Preempted, WorkerError
-from pipeflow.workers.alarm import Alarm, first_line, is_broken_connection
+from pipeflow.errors import ConfigError, PipeflowError, Preempted, WorkerError, first_line
+from pipeflow.workers import parent
+from pipeflow.workers.alarm import Alarm, is_broken_connection
 from pipeflow.workers.control import Control
-from pipeflow.workers.environment import check_address, read_place
+from pipeflow.workers.environment import check_address, not_met, read_place
 from pipeflow.workers.heartbeat import Monitor, claim_failure
 from pipeflow.workers.network import stay_on_this_machine
 from pipeflow.workers.preemption import Notice
@@ -143,16 +144,7 @@ class World:
                 stay_on_this_machine()
                 return self.alarm.call(self._meet, self.alarm.doing)
         except RuntimeError as error:
-            address, port = self.launched.address, self.launched.port
-            if "EADDRINUSE" in str(error):
-                raise WorkerError(
-                    f"MASTER_PORT: {port} is taken by another process at worker {self.rank}: choose another one, the same "
-                    f"for all workers."
-                ) from None
-            raise WorkerError(
-                f"worker {self.rank}: the {self.size} workers did not come together at {address}:{port} "
-                f"({first_line(error)}). See what the others say; are all of them started, and can they reach that address?"
-            ) from None
+            raise not_met(self.launched, error) from None
 
     def _meet(self) -> dist.ProcessGroup | None:
         """Connects to the store and to the other workers; the control group."""
@@ -253,8 +245,10 @@ class World:
 
     def fail(self, error: PipeflowError) -> bool:
         """Tells the others of this worker's error; whether the error of another worker came first and is shown there."""
-        if self.monitor is None or error.reported or self.monitor.store_lost:
+        if self.monitor is None or error.reported:
             return error.reported
+        if self.monitor.store_lost or parent.is_gone():
+            return parent.is_gone() and not parent.IS_FIRST_CHILD
         claims: list[bool] = []
 
         def claim() -> None:

@@ -78,8 +78,22 @@ def cpu_seconds(pid: int) -> float:
 def test_workers_end_when_their_launcher_is_killed(launch, tmp_path):
     process = launch_long(launch, tmp_path / "run")
     process.kill()
-    finish(process)  # comes back only when the last of the workers has let go of the output
+    output = finish(process)  # comes back only when the last of the workers has let go of the output
     assert process.returncode == -signal.SIGKILL
+    (said,) = errors_in(output)
+    assert f"the launcher (process {process.pid}) is gone" in said
+
+
+def test_a_run_that_is_stopped_and_continued_goes_on(launch, tmp_path):
+    """For longer than a heartbeat may take, as a suspended job."""
+    process = launch_long(launch, tmp_path / "run", run={"heartbeat_timeout_s": 2}, link={"timeout_s": 2})
+    os.killpg(process.pid, signal.SIGSTOP)
+    threading.Event().wait(2.6)  # seconds that pass for everybody else
+    os.killpg(process.pid, signal.SIGCONT)
+    read_until(process, lambda line: line.startswith("epoch "))
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert "nothing that was trained is lost" in output and not errors_in(output), output
 
 
 def test_a_nan_stops_all_workers_and_names_part_step_and_checkpoint(launch, tmp_path):

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from pipeflow.errors import WorkerError
-from pipeflow.workers.alarm import Alarm, first_line
+from pipeflow.errors import WorkerError, first_line
+from pipeflow.workers.alarm import Alarm
 
 
 def test_waits_end_with_what_is_waited_for():
@@ -71,3 +71,8 @@ def test_a_peer_that_waits_itself_is_given_time_to_report_the_failure():
     threading.Timer(0.1, alarm.trip, [WorkerError("worker 2 was lost")]).start()
     with pytest.raises(WorkerError, match="^worker 2 was lost$"):
         alarm.wait_for_culprit(1, "nothing came from worker 1")
+
+
+def test_a_long_line_of_torch_is_cut_at_a_word():
+    text = first_line(RuntimeError("[c10d/socket.cpp:9] " + "the peer went away " * 20))
+    assert len(text) <= 160 and text.endswith((" the ...", " peer ...", " went ...", " away ..."))
