@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pipeflow.config import describe_options, load, parse_arguments
 from pipeflow.errors import PipeflowError
+from pipeflow.launch import version
 from pipeflow.output import open_standard_descriptors, say, stdout_may_break
 
 Number = TypeVar("Number", int, float)
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="pipeflow", description="Trains normalizing flows in gradient-isolated parts.", allow_abbrev=False
     )
     parser.epilog = "pipeflow COMMAND --help says more."
+    parser.add_argument("--version", action="version", version=version(), help="print the versions, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, help: str, run: Callable[..., int | None], **details: Any) -> Callable[..., Any]:
@@ -73,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         _plan,
         usage="pipeflow plan [--phases] [--machines FILE] [--workers N ...] [--config FILE] [--section.option VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Each of the machines' values may stand in FILE too.\n\n{describe_options()}",
+        epilog=f"""Each of the machines' values may stand in FILE too.
+
+Options of a run, with their defaults in brackets:
+
+{describe_options()}""",
     )
     add("--phases", action="store_true", help="one line for each epoch")
     add(

@@ -6,13 +6,16 @@ interrupted where nothing can be saved, with 130.
 """
 
 import contextlib
+import importlib.metadata
 import os
+import platform
 import signal
 import sys
 import threading
 import traceback
 from typing import NoReturn
 
+import pipeflow
 from pipeflow.config import Config, describe_options, load, parse_arguments
 from pipeflow.errors import PREEMPTED_EXIT_CODE, ConfigError, PipeflowError, Preempted
 from pipeflow.output import end_with, open_standard_descriptors, say, stdout_may_break, tell_launcher
@@ -21,9 +24,10 @@ from pipeflow.workers.environment import check_not_apart, read_place
 from pipeflow.workers.preemption import NOTICES
 
 _USAGE = """usage: torchrun --nproc_per_node=N -m pipeflow.launch [--config FILE] [--section.option VALUE ...]
-       python -m pipeflow.launch [--config FILE] [--section.option VALUE ...]
+       pipeflow train [--config FILE] [--section.option VALUE ...]       (or python -m pipeflow.launch: one worker)
 
-Trains a flow in gradient-isolated parts, one part or more per worker. Options, with their defaults in brackets:
+Trains a flow in gradient-isolated parts, one part or more per worker. --version prints the versions, and exits.
+Options, with their defaults in brackets:
 """
 
 
@@ -38,6 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
             with stdout_may_break(lambda error: None):  # `... --help | head` has seen enough
                 print(_USAGE, describe_options(), sep="\n")
         return 0
+    if "--version" in arguments:
+        if _says_for_all():
+            print(version())
+        return 0
     try:
         check_not_apart()
         place = read_place()
@@ -48,6 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     except PipeflowError as error:
         return _say_once(error)
     return run(config)
+
+
+def version() -> str:
+    """The versions that matter to a run, found without importing torch."""
+    torch, python = importlib.metadata.version("torch"), platform.python_version()
+    return f"pipeflow {pipeflow.__version__}, torch {torch}, Python {python}"
 
 
 def load_config(arguments: list[str], world_size: int) -> Config:

@@ -1,3 +1,4 @@
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -5,6 +6,8 @@ import sys
 import pytest
 from PIL import Image
 
+import pipeflow
+from pipeflow import launch
 from pipeflow.cli import main
 
 
@@ -111,6 +114,20 @@ def test_plan_takes_the_options_of_a_run(capsys, tmp_path):
 def test_train_runs(capsys, monkeypatch):
     monkeypatch.setattr("pipeflow.launch.main", lambda arguments: print("train", *arguments) or 3)
     assert run(capsys, "train", "--optim.lr", "1e-4") == (3, "train --optim.lr 1e-4\n", "")
+
+
+@pytest.mark.parametrize("command", [("pipeflow",), ("pipeflow", "train"), ("pipeflow.launch",)])
+def test_versions(capsys, command):
+    main_of = {"pipeflow": main, "pipeflow.launch": launch.main}[command[0]]
+    try:
+        code = main_of([*command[1:], "--version"])
+    except SystemExit as stopped:
+        code = stopped.code
+    torch = importlib.metadata.version("torch")
+    assert (code, capsys.readouterr().out.split(", ")[:2]) == (
+        0,
+        [f"pipeflow {pipeflow.__version__}", f"torch {torch}"],
+    )
 
 
 def test_the_package_is_a_command_and_its_help_waits_for_nothing():

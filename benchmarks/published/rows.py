@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeflow.config import Config, load
 from pipeflow.errors import ConfigError
-from pipeflow.flow import build_flow, cut_names, split_flow
+from pipeflow.flow import build_flow, configured_cuts, split_flow
 from pipeflow.plan.traffic import training_share
 from pipeflow.training.schedule import Schedule
 
@@ -215,7 +215,7 @@ def equal_epochs(settings: Settings) -> dict[str, int]:
     result = {}
     for row in by_parts:
         config = settings.config(row)
-        cuts = cut_names(flow, config.parts.split, config.parts.num)
+        cuts = configured_cuts(flow, config)
         steps = (config.data.num_train or CIFAR10_TRAIN) // config.optim.batch_size
         schedule = Schedule(config, len(cuts) + 1, steps)
         share = training_share(schedule.phases(), split_flow(flow, cuts, config.parts.head))

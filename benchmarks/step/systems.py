@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
-from pipeflow.flow import Flow, FlowStep, Part, build_flow, cut_names, split_flow
+from pipeflow.flow import Flow, FlowStep, Part, build_flow, configured_cuts, split_flow
 from pipeflow.training.image_feed import ImageFeed
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.workers.alarm import Alarm
@@ -141,7 +141,7 @@ class PipeflowStep:
         self._records = COMPILE_MODE in options
         if self._records:
             _compile_steps(flow, options[COMPILE_MODE])
-        cuts = cut_names(flow, config.parts.split, config.parts.num)
+        cuts = configured_cuts(flow, config)
         parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
         latent = images.batches.initial().to(device)
         for part in parts:

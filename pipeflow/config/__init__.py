@@ -4,10 +4,10 @@ Nothing here imports torch or numpy, so that a mistyped option is reported befor
 """
 
 from pipeflow.config.command_line import describe_options, load, parse_arguments
+from pipeflow.config.config import Config, option_names
 from pipeflow.config.options import (
     FINETUNE,
     CheckpointConfig,
-    Config,
     DataConfig,
     EvalConfig,
     FinetuneConfig,
@@ -20,7 +20,6 @@ from pipeflow.config.options import (
     RunConfig,
     ScheduleConfig,
     TimelineConfig,
-    option_names,
 )
 
 __all__ = [

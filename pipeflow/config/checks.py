@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pipeflow.config.loading import show
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief
+from pipeflow.units import count_text
 
 if TYPE_CHECKING:
-    from pipeflow.config.options import Config
+    from pipeflow.config.config import Config
 
 _BOUNDS = {
     "at_least": (operator.ge, "{:,} or more"),
@@ -74,15 +75,21 @@ def _check_parts(config: "Config") -> None:
     split, num, num_blocks = config.parts.split, config.parts.num, config.model.num_blocks
     if isinstance(split, str) and split not in ("blocks", "across", "balanced"):
         raise ConfigError(f"parts.split: expected blocks, across, balanced or names of layers, got {brief(split)}.")
-    if num is None:
-        if split in ("across", "balanced"):
-            raise ConfigError(f"parts.num: a split {split!r} needs the number of parts, such as 3.")
-    elif config.num_parts not in (None, num):
+    if config.num_local_epochs == 0:  # no part will train by itself
+        return
+    if num is not None and config.num_parts not in (None, num):
         raise ConfigError(
             f"parts.num: {num} does not agree with parts.split {brief(split, show)}, which gives {config.num_parts} parts: "
             f"set parts.num to {config.num_parts} or null."
         )
-    elif split == "across" and config.model.name == "glow" and num - 1 > num_blocks:
+    if split != "across" or config.model.name != "glow" or config.num_parts in (None, 1):
+        return
+    if config.model.num_steps == 1:
+        raise ConfigError(
+            "parts.split: 'across' cuts in the middle of a block, and with model.num_steps 1 a block has none: set "
+            "parts.split to blocks or balanced, or model.num_steps to 2 or more."
+        )
+    if num is not None and num - 1 > num_blocks:
         raise ConfigError(
             f"parts.num: {num} parts across blocks need {num - 1} blocks to cut in, model.num_blocks is "
             f"{num_blocks}: at most {num_blocks + 1} parts, or split 'balanced'."
@@ -94,7 +101,8 @@ def check_part_rates(config: "Config", num_parts: int) -> None:
     rates = config.optim.part_lr
     if rates is not None and len(rates) != num_parts:
         raise ConfigError(
-            f"optim.part_lr: {len(rates)} rates ({brief(rates, show)}) for {num_parts} parts: give one for each part."
+            f"optim.part_lr: {count_text(len(rates), 'rate')} ({brief(rates, show)}) for {count_text(num_parts, 'part')}: "
+            f"give one for each part."
         )
 
 
@@ -115,7 +123,7 @@ def check_world_size(config: "Config", world_size: int, num_parts: int | None) -
     replicas = config.parts.replicas
     if world_size % replicas:
         raise ConfigError(
-            f"{world_size} worker{'s' * (world_size > 1)} for {replicas} replicas of each part (parts.replicas): "
+            f"{count_text(world_size, 'worker')} for {replicas} replicas of each part (parts.replicas): "
             f"start a multiple of {replicas} workers, or set parts.replicas to 1."
         )
     is_ddp = config.finetune.parallel == "ddp"
@@ -129,10 +137,10 @@ def check_world_size(config: "Config", world_size: int, num_parts: int | None) -
     most = num_parts * replicas
     if world_size > most:
         raise ConfigError(
-            f"{world_size} workers for {num_parts} parts (parts.split {brief(config.parts.split, show)}, parts.num "
-            f"{show(config.parts.num)}, parts.replicas {replicas}): a worker needs a part. Start at most {most} workers "
-            f"(torchrun --nproc_per_node={most}), cut into more parts, or train several workers on each part "
-            f"(parts.replicas)."
+            f"{world_size} workers for {count_text(num_parts, 'part')} (parts.split {brief(config.parts.split, show)}, "
+            f"parts.num {show(config.parts.num)}, parts.replicas {replicas}): a worker needs a part. Start at most "
+            f"{count_text(most, 'worker')} (torchrun --nproc_per_node={most}), cut into more parts, or train several "
+            f"workers on each part (parts.replicas)."
         )
 
 

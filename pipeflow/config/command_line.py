@@ -1,10 +1,11 @@
 """The command line `--config FILE --section.option VALUE`: what it says becomes a `Config`, and `--help` describes it."""
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 
+from pipeflow.config.config import SECTIONS, Config, option_names
 from pipeflow.config.loading import read_yaml, show, unknown_option
-from pipeflow.config.options import SECTIONS, Config, option_names
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief
 
@@ -26,7 +27,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, dict[str, str
             raise unknown_option(name, names[1:])
         if not has_value:
             if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"--{name} has no value: write --{name} VALUE.")
+                raise ConfigError(f"--{name} has no value: write --{name} {_example(name)}.")
             text = rest.pop(0)
         if name in values:
             raise ConfigError(f"--{name} is given twice ({values[name]!r} and {text!r}): keep one.")
@@ -50,10 +51,39 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> Config
 
 
 def describe_options() -> str:
-    """A line for each option, with its default: the text that `--help` prints."""
-    lines = []
+    """All options, each with its default and the values to choose from: the text that `--help` prints."""
+    lines = _entry("--config FILE", "YAML file with options by section; the command line goes over it")
     for name, section in SECTIONS.items():
-        lines.append(f"\n{name}: {section.__doc__}")
+        lines += ["", f"{name}: {section.__doc__}"]
         for each in dataclasses.fields(section):
-            lines.append(f"  --{f'{name}.{each.name}':<25} {each.metadata['help']}  [{show(each.default)}]")
-    return "\n".join(lines).lstrip("\n")
+            about = each.metadata["help"] + " (true or false)" * (each.type is bool)
+            lines += _entry(f"--{name}.{each.name}", f"{about}  [{show(each.default)}]")
+            choices = each.metadata["choices"]
+            indent = _COLUMN + 2 + max(map(len, choices), default=0)
+            for choice, meaning in choices.items():
+                lines += _filled(f"{'':{_COLUMN}}{choice}", indent, meaning)
+    return "\n".join(lines)
+
+
+_WIDTH, _COLUMN = 120, 33
+"""Columns of the text, and where what is said of an option begins."""
+
+
+def _entry(name: str, about: str) -> list[str]:
+    return _filled(f"  {name}", _COLUMN - 2, about)
+
+
+def _filled(head: str, indent: int, text: str) -> list[str]:
+    """Lines of text in a column of its own, the first behind `head`."""
+    first, *more = textwrap.wrap(text, _WIDTH - indent)
+    return [f"{head:{indent}}{first}", *(f"{'':{indent}}{line}" for line in more)]
+
+
+def _example(name: str) -> str:
+    """A value of an option, for a message."""
+    section, _, key = name.partition(".")
+    (option,) = [each for each in dataclasses.fields(SECTIONS[section]) if each.name == key] if key else [None]
+    if option is None:
+        return "FILE"
+    choices = option.metadata["choices"] or (("true", "false") if option.type is bool else ())
+    return " or ".join(choices) or "VALUE"

@@ -9,7 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
 from pipeflow import safe_files
-from pipeflow.config.removed import REMOVED
+from pipeflow.config.removed import REMOVED, removed_text
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief, in_full
 
@@ -91,7 +91,9 @@ def _describe(kind: Any) -> str:
 
 def show(value: Any) -> str:
     """A value as it is written on the command line."""
-    return "null" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -103,7 +105,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def unknown_option(name: str, known: list[str]) -> ConfigError:
     """The error for a `section.name` that is not among the known ones, with the one that was meant."""
     if name in REMOVED:
-        return ConfigError(f"unknown option {name!r}: it is gone, {REMOVED[name][1]}.")
+        return ConfigError(f"unknown option {name!r}: {removed_text(name)}. Leave it out.")
     section, _, key = name.rpartition(".")
     close = difflib.get_close_matches(name, known, n=1) or [each for each in known if each.endswith(f".{key}")]
     if close:

@@ -9,14 +9,19 @@ from typing import Any
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief
 
-_NO_KEPT_LATENTS = "since 0.2.0 the latents of every epoch are computed anew"
+_NO_KEPT_LATENTS = "the latents of every epoch are computed anew"
 REMOVED: dict[str, tuple[Any, str]] = {
     "link.cache_draws": (0, _NO_KEPT_LATENTS),
     "link.cache_gb": (4.0, _NO_KEPT_LATENTS),
     "link.cache_dir": (None, _NO_KEPT_LATENTS),
-    "precision.graphs": (False, "since 0.2.0 no step is recorded as a CUDA graph; see precision.compile"),
+    "precision.graphs": (False, "no step is recorded as a CUDA graph, but precision.compile makes it fast"),
 }
 """Each option's old default, and what is done in its place."""
+
+
+def removed_text(name: str) -> str:
+    """The end of a message about an option that is gone."""
+    return f"version 0.2.0 removed this option: {REMOVED[name][1]}"
 
 
 def without_removed(settings: Mapping[str, Any], any_value: bool = False) -> dict[str, Any]:
@@ -27,15 +32,15 @@ def without_removed(settings: Mapping[str, Any], any_value: bool = False) -> dic
     Raises ConfigError where such an option has another value than its old default, since it changes a training.
     """
     kept, ignored = dict(settings), []
-    for name, (default, instead) in REMOVED.items():
+    for name, (default, _) in REMOVED.items():
         section, _, key = name.partition(".")
         values = kept.get(section)
         if not isinstance(values, dict) or key not in values:
             continue
         if values[key] != default and not any_value:
             raise ConfigError(
-                f"{name}: is gone, {instead}. It is ignored only with its old default {default}, got "
-                f"{brief(values[key])}: remove it."
+                f"{name}: {removed_text(name)}. Leave it out: only its old default {default} is ignored, got "
+                f"{brief(values[key])}."
             )
         kept[section] = {other: value for other, value in values.items() if other != key}
         ignored.append(f"{name} (was {brief(values[key])})")

@@ -1,7 +1,7 @@
 """Layers, flows and parts: mathematics on one device, without anything distributed."""
 
 from pipeflow.flow.coupling import Coupling, FlowStep
-from pipeflow.flow.cuts import cut_names, split_flow
+from pipeflow.flow.cuts import configured_cuts, cut_names, split_flow
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.glow import build_flow, glow
 from pipeflow.flow.layers import ActNorm, FactorOut, InvertibleConv1x1, Layer, Squeeze
@@ -10,5 +10,5 @@ from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior
 
 __all__ = [
     "ActNorm", "Coupling", "FactorOut", "Flow", "FlowStep", "GaussianPrior", "InvertibleConv1x1", "Layer", "Part",
-    "Prior", "Squeeze", "StandardPrior", "build_flow", "cut_names", "glow", "split_flow",
+    "Prior", "Squeeze", "StandardPrior", "build_flow", "configured_cuts", "cut_names", "glow", "split_flow",
 ]  # fmt: skip

@@ -9,13 +9,16 @@ A cut is written as the name of the layer it falls before, and the head of the p
 
 import difflib
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 
+from pipeflow.config import Config
 from pipeflow.errors import ConfigError
 from pipeflow.flow.balance import balance
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.heads import HEADS
 from pipeflow.flow.part import Part
+from pipeflow.units import count_text
 
 
 def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", activations: str = "keep") -> list[Part]:
@@ -34,6 +37,21 @@ def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", activati
     ]
 
 
+def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = None) -> list[str]:
+    """The cuts that `parts` asks for. A run without local epochs needs none, and does without those that cannot be made.
+
+    costs: see `cut_names`.
+
+    Raises ConfigError as `cut_names` does.
+    """
+    try:
+        return cut_names(flow, config.parts.split, config.num_parts, costs)
+    except ConfigError:
+        if config.num_local_epochs > 0:
+            raise
+        return []
+
+
 def cut_names(
     flow: Flow, split: str | Sequence[str], num: int | None = None, costs: Sequence[float] | None = None
 ) -> list[str]:
@@ -46,15 +64,24 @@ def cut_names(
     if split == "blocks":
         cuts = [names[0] for names in _blocks(flow)[1:]]
     elif split == "across":
-        cuts = _across_blocks(flow, num or 1)
+        cuts = _across_blocks(flow, _number(split, num))
     elif split == "balanced":
-        cuts = _balanced(flow, num or 1, flow.layer_multiply_adds() if costs is None else costs)
+        cuts = _balanced(flow, _number(split, num), flow.layer_multiply_adds() if costs is None else costs)
     else:
         cuts = [split] if isinstance(split, str) else list(split)
     _check_cuts(flow, cuts)
     if num is not None and len(cuts) != num - 1:
-        raise ConfigError(f"parts.num: {num} does not agree with parts.split, which gives {len(cuts) + 1} parts.")
+        raise ConfigError(
+            f"parts.num: {num} does not agree with parts.split, which gives {count_text(len(cuts) + 1, 'part')}: set "
+            f"parts.num to {len(cuts) + 1} or null."
+        )
     return cuts
+
+
+def _number(split: str, num: int | None) -> int:
+    if num is None:
+        raise ConfigError(f"parts.num: a split {split!r} needs the number of parts, such as 3.")
+    return num
 
 
 def _blocks(flow: Flow) -> list[list[str]]:
@@ -64,8 +91,8 @@ def _blocks(flow: Flow) -> list[list[str]]:
         match = re.match(r"(blocks\.\d+)\.", name)
         if match is None:
             raise ConfigError(
-                f"parts.split: 'blocks' and 'across' need layers called blocks.B.*, this flow has {name!r}: "
-                f"use 'balanced' or names of layers."
+                f"parts.split: 'blocks' and 'across' need layers called blocks.B.*, this flow has {name!r}: set "
+                f"parts.split to balanced, or to names of layers to cut before."
             )
         blocks.setdefault(match[1], []).append(name)
     return list(blocks.values())
@@ -76,19 +103,26 @@ def _across_blocks(flow: Flow, num: int) -> list[str]:
     blocks = _blocks(flow)
     if num - 1 > len(blocks):
         raise ConfigError(
-            f"parts.num: {num} parts across blocks need {num - 1} blocks to cut in, this flow has {len(blocks)}."
+            f"parts.num: {num} parts across blocks need {num - 1} blocks to cut in, this flow has {len(blocks)}: set "
+            f"parts.num to {len(blocks) + 1} or less."
         )
     steps = [[name for name in names if ".steps." in name] for names in blocks[: num - 1]]
-    if not all(steps):
-        raise ConfigError("parts.split: 'across' needs layers called blocks.B.steps.S: use 'balanced' or layer names.")
-    return [names[len(names) // 2] for names in steps]
+    cuts = [names[len(names) // 2] for names in steps if len(names) > 1]
+    if len(cuts) < num - 1:
+        raise ConfigError(
+            "parts.split: 'across' cuts between two of a block's layers blocks.B.steps.S, and some block has fewer: set "
+            "parts.split to balanced, or to names of layers to cut before."
+        )
+    return cuts
 
 
 def _balanced(flow: Flow, num: int, costs: Sequence[float]) -> list[str]:
     """The cuts that make the most expensive part as cheap as possible."""
     starts = [0, *(index for index in range(len(flow.names)) if _obstacle(flow, index) is None)]
     if num > len(starts):
-        raise ConfigError(f"parts.num: {num} parts, but this flow can be cut into {len(starts)} at most.")
+        raise ConfigError(
+            f"parts.num: {num} parts, but this flow can be cut into {len(starts)} at most: set it to that."
+        )
     groups = [sum(costs[first:last]) for first, last in zip(starts, [*starts[1:], len(costs)])]
     return [flow.names[starts[group]] for group in balance(groups, num)[1:]]
 
@@ -97,14 +131,21 @@ def _obstacle(flow: Flow, index: int) -> str | None:
     """Reason why no cut may fall before layer `index`; None if one may."""
     if index == 0:
         return "nothing stands before it, the part would be empty"
-    layers = list(flow.named_layers())
-    (before_name, before), (name, layer) = layers[index - 1 : index + 1]
+    (before_name, before), (name, layer) = list(flow.named_layers())[index - 1 : index + 1]
     if before.stays_with_next:
-        return f"{before_name!r} belongs to the layer behind it, cut before {before_name!r}"
+        return f"{before_name!r} belongs to the layer behind it"
     if layer.stays_with_previous:
-        behind = f", cut before {layers[index + 1][0]!r}" if index + 1 < len(layers) else ""
-        return f"{name!r} belongs to the layer before it{behind}"
+        return f"{name!r} belongs to the layer before it"
     return None
+
+
+def _instead(flow: Flow, index: int) -> str:
+    """Where a flow may be cut that cannot be cut before layer `index`: the nearest places, one on each side."""
+    possible = [other for other in range(len(flow.names)) if _obstacle(flow, other) is None]
+    nearest = [*possible[: bisect_left(possible, index)][-1:], *possible[bisect_left(possible, index) :][:1]]
+    if not nearest:
+        return "this flow cannot be cut at all: set parts.num to 1 and parts.split to balanced"
+    return f"cut before {' or '.join(repr(flow.names[other]) for other in nearest)}"
 
 
 def _check_cuts(flow: Flow, cuts: Sequence[str]) -> None:
@@ -117,7 +158,7 @@ def _check_cuts(flow: Flow, cuts: Sequence[str]) -> None:
         index = flow.names.index(cut)
         obstacle = _obstacle(flow, index)
         if obstacle is not None:
-            raise ConfigError(f"parts.split: cannot cut before {cut!r}: {obstacle}.")
+            raise ConfigError(f"parts.split: cannot cut before {cut!r}: {obstacle}; {_instead(flow, index)}.")
         if index <= last:
             raise ConfigError(f"parts.split: cannot cut before {cut!r} again or behind a later cut: go in layer order.")
         last = index

@@ -13,7 +13,7 @@ from pipeflow.data import load_data
 from pipeflow.data.image_folder import measure_images
 from pipeflow.data.sources import DEAD_LEAVES_NUM, num_taken
 from pipeflow.errors import ConfigError, DataError
-from pipeflow.flow import Flow, Part, build_flow, cut_names, split_flow
+from pipeflow.flow import Flow, Part, build_flow, configured_cuts, split_flow
 from pipeflow.flow.layers import Shape
 from pipeflow.plan import traffic
 from pipeflow.plan.without_memory import build_without_memory
@@ -117,7 +117,7 @@ def make_plan(config: Config, images: Images | None = None) -> Plan:
 
     def build() -> tuple[Flow, list[Part]]:
         flow = build_flow(config, shape)
-        return flow, split_flow(flow, cut_names(flow, config.parts.split, config.parts.num), config.parts.head)
+        return flow, split_flow(flow, configured_cuts(flow, config), config.parts.head)
 
     flow, parts = build_without_memory(config, build)
     phases = Schedule(config, len(parts), num_train // config.optim.batch_size).phases()

@@ -11,7 +11,7 @@ from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.device import has_bfloat16
 from pipeflow.errors import CheckpointError, ConfigError, DataError
-from pipeflow.flow import Flow, Part, build_flow, cut_names, split_flow
+from pipeflow.flow import Flow, Part, build_flow, configured_cuts, split_flow
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Manifest
@@ -102,25 +102,28 @@ def make_flow(world: World, config: Config, flow: Flow | None, shape: tuple[int,
 
 def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | None) -> list[Part]:
     """The flow's parts. Timed cuts of a run that is resumed stay, for times would not come out the same again."""
-    split, num, control = config.parts.split, config.parts.num, world.control
-    timed = {"split": split, "num": num, "balance": "time"}
-    if split != "balanced" or config.parts.balance == "macs":
-        cuts = cut_names(flow, split, num)
-    elif manifest is not None and manifest.cuts is not None and timed.items() <= _parts_section(manifest).items():
-        cuts = list(manifest.cuts)
+    timed = {"split": "balanced", "balance": "time"}
+    before = None if manifest is None or not timed.items() <= _parts_section(manifest).items() else manifest.cuts
+    if config.parts.split != "balanced" or config.parts.balance == "macs":
+        cuts = configured_cuts(flow, config)
+    elif before is not None and len(before) + 1 == config.num_parts:
+        cuts = list(before)
     else:
         cuts = []
         if world.rank == 0:
-            cuts = cut_names(flow, split, num, layer_seconds(flow, world.device, config.optim.batch_size))
-        cuts = control.broadcast(cuts, "the cuts")
+            cuts = configured_cuts(flow, config, layer_seconds(flow, world.device, config.optim.batch_size))
+        cuts = world.control.broadcast(cuts, "the cuts")
     parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
     rates = config.optim.part_lr
     if rates is not None and len(rates) != len(parts):
-        raise ConfigError(f"optim.part_lr: {len(rates)} rates for {len(parts)} parts: give one for each part.")
-    is_shared = config.finetune.parallel == "ddp" and not config.num_local_epochs
-    if world.num_places > len(parts) and not is_shared:
+        raise ConfigError(
+            f"optim.part_lr: {count_text(len(rates), 'rate')} for {count_text(len(parts), 'part')}: give one for each part."
+        )
+    if world.num_places > len(parts) and config.num_local_epochs > 0:
         most = len(parts) * world.num_replicas
-        raise ConfigError(f"{world.size} workers for {len(parts)} parts: start at most {most} workers.")
+        raise ConfigError(
+            f"{world.size} workers for {count_text(len(parts), 'part')}: start at most {count_text(most, 'worker')}."
+        )
     return parts
 
 

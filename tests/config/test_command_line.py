@@ -25,13 +25,19 @@ def test_both_forms():
     [
         (["--optim.lr"], ["--optim.lr has no value", "write --optim.lr VALUE"]),
         (["--optim.lr", "--run.seed", "1"], ["--optim.lr has no value"]),
+        (["--data.flip"], ["write --data.flip true or false."]),
+        (["--run.resume"], ["write --run.resume auto or never or must."]),
+        (["--config"], ["write --config FILE."]),
         (["--optim.lr", "1", "--optim.lr=2"], ["--optim.lr is given twice ('1' and '2')"]),
         (["1e-4"], ["'1e-4' is not an option", "--section.name value"]),
         (["--optim.lrr", "1"], ["unknown option 'optim.lrr'", "did you mean 'optim.lr'?"]),
         (["--lr", "1"], ["unknown option 'lr'", "did you mean 'optim.lr'?"]),
         (["--zzz", "1"], ["unknown option 'zzz'", "there are run, data"]),
         (["--"], ["unknown option ''"]),
-        (["--link.cache_draws", "0"], ["unknown option 'link.cache_draws': it is gone, since 0.2.0"]),
+        (
+            ["--link.cache_draws", "0"],
+            ["'link.cache_draws': version 0.2.0 removed this option: the latents", "Leave it out."],
+        ),
     ],
 )
 def test_command_lines_that_are_refused(arguments, parts):

@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import re
+import typing
+from typing import Literal
 
 import pytest
 import yaml
 
 from pipeflow.config import Config, ScheduleConfig, describe_options, option_names
-from pipeflow.config.options import SECTIONS
+from pipeflow.config.config import SECTIONS
 from pipeflow.errors import ConfigError
 from tests.config.errors import refused
 
@@ -82,11 +84,23 @@ def test_a_configuration_with_everything_changed_comes_back():
     assert isinstance(config.parts.split, tuple) and isinstance(config.to_dict()["parts"]["split"], list)
 
 
-def test_to_dict_and_help_have_every_option_with_its_default():
+def test_to_dict_and_help_have_every_option_with_its_default_and_its_choices():
     defaults = {
         f"{section}.{key}": value for section, values in Config().to_dict().items() for key, value in values.items()
     }
     assert list(defaults) == option_names() == list(OPTIONS)
+    text = describe_options()
+    assert max(map(len, text.splitlines())) <= 120
+    about = dict(re.findall(r"^  --(\S+) +(.*(?:\n {5,}.*)*)", text, re.MULTILINE))
     for name, value in defaults.items():
-        (line,) = re.findall(rf"^  --{re.escape(name)} .*$", describe_options(), re.MULTILINE)
-        assert line.endswith(f"[{'null' if value is None else value}]") and len(line.split()) > 2
+        about_it, option = " ".join(about[name].split()), OPTIONS[name]
+        shown = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+        assert f"[{shown}]" in about_it and len(about_it.split()) > 2
+        kinds = [option.type, *typing.get_args(option.type)]
+        assert bool not in kinds or "true or false" in about_it
+        assert type(None) not in kinds or "null" in about_it.partition(f"[{shown}]")[0] + about_it.partition("]")[2]
+        for kind in kinds:
+            if typing.get_origin(kind) is Literal:
+                assert set(map(str, typing.get_args(kind))) == option.metadata["choices"].keys() - {"null"}, name
+        for choice, meaning in option.metadata["choices"].items():
+            assert f"{choice} {meaning}" in about_it

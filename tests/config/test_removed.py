@@ -8,7 +8,7 @@ import yaml
 
 import pipeflow
 from pipeflow.cli import main
-from pipeflow.config import Config, load, option_names
+from pipeflow.config import Config, PartsConfig, load, option_names
 from pipeflow.config.removed import REMOVED, _log_ignored
 from tests.config.errors import refused
 
@@ -18,7 +18,7 @@ OLD_DEFAULTS = Path(__file__).with_name("config_0.1.yaml")
 
 def test_old_defaults_are_ignored_which_the_first_worker_logs_once(caplog, monkeypatch):
     _log_ignored.cache_clear()
-    assert load(str(OLD_DEFAULTS)) == load(str(OLD_DEFAULTS)) == Config()
+    assert load(str(OLD_DEFAULTS)) == load(str(OLD_DEFAULTS)) == Config(parts=PartsConfig(num=3))
     (message,) = caplog.messages
     assert all(f"{name} (was {default})" in message for name, (default, _) in REMOVED.items())
     assert not REMOVED.keys() & option_names()
@@ -34,7 +34,8 @@ def test_old_defaults_are_ignored_which_the_first_worker_logs_once(caplog, monke
 )
 def test_other_values_are_refused(name, value):
     message = refused(name, value)
-    assert message.startswith(f"{name}: is gone, since 0.2.0 ") and f"got {value!r}: remove it." in message
+    assert message.startswith(f"{name}: version 0.2.0 removed this option: ")
+    assert message.endswith(f"Leave it out: only its old default {REMOVED[name][0]} is ignored, got {value!r}.")
 
 
 def test_a_run_folder_of_0_1_is_sampled_evaluated_reported_and_resumed(finished_run, tmp_path, capsys, monkeypatch):

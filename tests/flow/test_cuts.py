@@ -2,8 +2,9 @@
 
 import pytest
 
+from pipeflow.config import Config
 from pipeflow.errors import ConfigError
-from pipeflow.flow import ActNorm, Flow, cut_names, glow, split_flow
+from pipeflow.flow import ActNorm, Flow, build_flow, configured_cuts, cut_names, glow, split_flow
 
 
 @pytest.mark.parametrize(
@@ -36,14 +37,19 @@ def test_names_are_taken_as_they_are(flow):
     [
         (["blocks.0.steps.7"], None, r"'blocks.0.steps.7': there is no such layer; near it are .*blocks.0.steps.1"),
         (["nowhere"], None, "'nowhere': there is no such layer; they are blocks.0.squeeze to blocks.1.steps.1"),
-        (["blocks.0.squeeze"], None, "'blocks.0.squeeze': nothing stands before it"),
-        (["blocks.1.steps.0"], None, "'blocks.1.steps.0': 'blocks.1.squeeze' .* cut before 'blocks.1.squeeze'"),
-        (["blocks.0.factor_out"], None, "'blocks.0.factor_out' belongs to .* cut before 'blocks.1.squeeze'"),
+        (["blocks.0.squeeze"], None, "'blocks.0.squeeze': nothing stands before it.*; cut before 'blocks.0.steps.1'"),
+        (["blocks.1.steps.0"], None, "'blocks.1.steps.0': 'blocks.1.squeeze' .* cut before 'blocks.1.squeeze' or"),
+        (
+            ["blocks.0.factor_out"],
+            None,
+            "'blocks.0.factor_out' belongs to .*cut before 'blocks.0.steps.1' or 'blocks.1.squeeze'",
+        ),
         (["blocks.0.steps.1", "blocks.0.steps.1"], None, "'blocks.0.steps.1' again"),
         (["blocks.1.squeeze", "blocks.0.steps.1"], None, "'blocks.0.steps.1' again or behind a later cut"),
-        ("blocks", 3, "3 does not agree with parts.split, which gives 2 parts"),
-        ("across", 4, "4 parts across blocks need 3 blocks to cut in, this flow has 2"),
+        ("blocks", 3, "3 does not agree with parts.split, which gives 2 parts: set parts.num to 2 or null"),
+        ("across", 4, "4 parts across blocks need 3 blocks to cut in, this flow has 2: set parts.num to 3"),
         ("balanced", 5, "5 parts, but this flow can be cut into 4 at most"),
+        ("across", None, "a split 'across' needs the number of parts"),
     ],
 )
 def test_a_cut_that_cannot_be_made_says_which_and_why(flow, split, num, message):
@@ -60,7 +66,7 @@ def test_a_cut_that_cannot_be_made_says_which_and_why(flow, split, num, message)
         (["layers.0", "layers.1"], "blocks", None, r"blocks\.B\.\*, this flow has 'layers\.0'"),
         (["layers.0", "layers.1"], "across", 2, r"blocks\.B\.\*, this flow has 'layers\.0'"),
         (["blocks.0.a", "blocks.0.b"], "across", 2, r"blocks\.B\.steps\.S"),
-        (["blocks.0.steps.0", "blocks.1.steps.0"], "across", 2, r"cannot cut before 'blocks\.0\.steps\.0'"),
+        (["blocks.0.steps.0", "blocks.1.steps.0"], "across", 2, r"blocks\.B\.steps\.S, and some block has fewer"),
     ],
 )
 def test_a_flow_without_blocks_or_enough_steps_may_be_balanced(names, split, num, message):
@@ -68,3 +74,36 @@ def test_a_flow_without_blocks_or_enough_steps_may_be_balanced(names, split, num
     with pytest.raises(ConfigError, match=rf"^parts\.split: .*{message}"):
         cut_names(flow, split, num)
     assert cut_names(flow, "balanced", 2) == names[1:]
+
+
+def test_a_flow_that_cannot_be_cut_says_so():
+    with pytest.raises(
+        ConfigError, match="nothing stands before it.* this flow cannot be cut at all: set parts.num to 1"
+    ):
+        cut_names(Flow([ActNorm(3)], (3, 4, 4)), ["layers.0"])
+
+
+NEWCOMERS = [
+    ({"split": ["blocks.0.steps.1"]}, {}, ["blocks.0.steps.1"]),
+    ({"split": "blocks"}, {"num_blocks": 2}, ["blocks.1.squeeze"]),
+    ({"split": "blocks"}, {"num_steps": 1}, ["blocks.1.squeeze", "blocks.2.squeeze"]),
+    ({"split": "balanced"}, {"num_blocks": 1, "num_steps": 1}, []),
+    ({"split": "balanced"}, {"num_blocks": 2, "num_steps": 1}, ["blocks.1.squeeze"]),
+    ({}, {"num_blocks": 1}, ["blocks.0.steps.1"]),
+    ({}, {"num_blocks": 2}, ["blocks.0.steps.1", "blocks.1.steps.1"]),
+    ({"num": 1}, {"num_steps": 1}, []),
+]
+
+
+@pytest.mark.parametrize("parts, model, cuts", NEWCOMERS)
+def test_an_option_does_not_disagree_with_defaults(parts, model, cuts):
+    config = Config.from_dict({"parts": parts, "model": {"width": 4, **model}})
+    flow = build_flow(config, (3, 16, 16))
+    assert configured_cuts(flow, config) == cuts and config.num_parts == len(cuts) + 1
+
+
+@pytest.mark.parametrize("schedule", [{"mode": "end_to_end"}, {"local_epochs": 0}])
+def test_a_run_in_which_no_part_trains_by_itself_needs_no_cut(schedule):
+    for parts, model in [({}, {"num_steps": 1}), ({"num": 9}, {}), ({"split": ["nowhere"]}, {}), ({"num": 2}, {})]:
+        config = Config.from_dict({"parts": parts, "model": {"width": 4, **model}, "schedule": schedule})
+        assert len(configured_cuts(build_flow(config, (3, 16, 16)), config)) == (parts == {"num": 2})

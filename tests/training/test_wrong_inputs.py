@@ -51,7 +51,7 @@ CASES = {
     "no such config": (lambda tmp: [f"--config={tmp}/none.yaml"], ["none.yaml", "No such file"]),
     "more workers than parts": (
         lambda tmp: ["--parts.split=balanced", "--parts.num=1"],
-        ["2 workers for 1 parts", "--nproc_per_node=1"],
+        ["2 workers for 1 part ", "--nproc_per_node=1"],
     ),
     "no such cut": (
         lambda tmp: ["--parts.split=blocks.0.steps.9", "--parts.num=null"],

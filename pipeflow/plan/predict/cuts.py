@@ -69,6 +69,6 @@ class Cuts:
                 )
 
     def _configured_name(self) -> str:
-        split, num = self._plan.config.parts.split, self._plan.config.parts.num
+        split, num = self._plan.config.parts.split, self._plan.config.num_parts
         name = split if isinstance(split, str) else "configured"
-        return name if name == "blocks" or num is None else f"{name} {num}"
+        return name if split == "blocks" or num is None else f"{name} {num}"

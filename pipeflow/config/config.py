@@ -1,0 +1,120 @@
+"""The whole run as one object: its sections, read from plain values and written as such."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeflow.config import checks
+from pipeflow.config.loading import convert, nearest, unknown_option
+from pipeflow.config.options import (
+    NUM_PARTS,
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    FinetuneConfig,
+    LinkConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    PartsConfig,
+    PrecisionConfig,
+    RunConfig,
+    ScheduleConfig,
+    TimelineConfig,
+)
+from pipeflow.config.removed import without_removed
+from pipeflow.errors import ConfigError
+from pipeflow.safe_files import brief
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. `Config()` is the embedded default; `Config.from_dict` and `load` read one."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    timeline: TimelineConfig = field(default_factory=TimelineConfig)
+
+    def __post_init__(self) -> None:
+        checks.check(self)
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the data, local and end to end."""
+        return self.schedule.local_epochs + self.schedule.finetune_epochs
+
+    @property
+    def num_local_epochs(self) -> int:
+        """Passes with isolated parts: none in `end_to_end`."""
+        return 0 if self.schedule.mode == "end_to_end" else self.schedule.local_epochs
+
+    @property
+    def num_parts(self) -> int | None:
+        """Parts, where the options alone tell; None for a split by blocks of a flow other than Glow."""
+        split, num, model = self.parts.split, self.parts.num, self.model
+        if isinstance(split, tuple):
+            return len(split) + 1
+        if split == "blocks":
+            return model.num_blocks if model.name == "glow" else num
+        if num is None and model.name == "glow":
+            return min(NUM_PARTS, model.num_blocks + 1 if split == "across" else model.num_blocks * model.num_steps)
+        return NUM_PARTS if num is None else num
+
+    def check_world_size(self, world_size: int, num_parts: int | None = None) -> None:
+        """Raises ConfigError where so many workers cannot train this run.
+
+        num_parts: of the flow, where the options alone do not tell (`Config.num_parts`).
+        """
+        checks.check_world_size(self, world_size, num_parts or self.num_parts)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Config":
+        """A configuration from sections of options, `{"optim": {"lr": 1e-4}}`, and defaults for the rest.
+
+        Raises ConfigError naming the first option that is unknown or has a value it cannot have.
+        """
+        if not isinstance(settings, dict):
+            raise ConfigError(f"a configuration is sections of options, such as 'optim:', not {brief(settings)}.")
+        sections = {}
+        for section, values in without_removed(settings).items():
+            if section not in SECTIONS:
+                raise ConfigError(f"unknown section {brief(section)}{nearest(brief(section, str), SECTIONS)}.")
+            options = {each.name: each for each in dataclasses.fields(SECTIONS[section])}
+            if not isinstance(values, dict):
+                example = f"{next(iter(options))}: ..."
+                raise ConfigError(f"{section}: has {brief(values)} where its options should be, such as {example}.")
+            for name in values:
+                if name not in options:
+                    raise unknown_option(f"{section}.{brief(name, str)}", option_names())
+            converted = {
+                name: convert(f"{section}.{name}", options[name].type, value) for name, value in values.items()
+            }
+            sections[section] = SECTIONS[section](**converted)
+        return cls(**sections)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Sections of options as plain values: `Config.from_dict` takes them back."""
+        return {
+            name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
+            for name, section in dataclasses.asdict(self).items()
+        }
+
+
+SECTIONS: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(Config)}
+"""The dataclass of each section."""
+
+
+def option_names() -> list[str]:
+    """All options as `section.name`."""
+    return [f"{name}.{each.name}" for name, section in SECTIONS.items() for each in dataclasses.fields(section)]
