@@ -53,11 +53,12 @@ def train(
     flow: Flow | None = None,
     data: ImageData | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Summary:
     """Trains as the configuration says, then draws the run's figures; see `pipeflow.training.train.train`."""
     from pipeflow.training.train import train as run
 
-    summary = run(config, flow, data, report)
+    summary = run(config, flow, data, report, stop)
     if config.run.figures and int(os.environ.get("RANK", 0)) == 0:
         from pipeflow.report.figures import update_plots
 

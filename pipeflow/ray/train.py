@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pipeflow.config import Config, describe_options, load, parse_arguments
-from pipeflow.errors import ConfigError, PipeflowError
+from pipeflow.errors import PREEMPTED_EXIT_CODE, ConfigError, PipeflowError, Preempted
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -48,6 +48,8 @@ def train_on_ray(
 
     Raises:
         ConfigError: there is no cluster, or it has no room for the workers, before anything is started.
+        Preempted: the driver was interrupted (Ctrl-C, `ray job stop`), and the run is saved.
+        KeyboardInterrupt: it was interrupted again, or before the workers had started.
         PipeflowError: the error that `pipeflow.train` raised in a worker, not retried unless it is a WorkerError.
         ray.train.TrainingFailedError: workers failed with any other error, `max_restarts` times.
     """
@@ -68,6 +70,7 @@ def train_on_ray(
 
     from pipeflow.ray.cluster import Demand, check_room, connect
     from pipeflow.ray.errors import NoRetryOfMistakes, in_words
+    from pipeflow.ray.stopping import give, make_wish, run_until_stopped
     from pipeflow.ray.worker import LauncherEnvironment, work
 
     was_connected = ray.is_initialized()
@@ -76,9 +79,10 @@ def train_on_ray(
     try:
         use_gpu = device == "cuda" or (device == "auto" and "GPU" in ray.cluster_resources())
         check_room(config, Demand(workers, cpus_per_worker, int(use_gpu)), wait)
+        wish = make_wish()
         trainer = TorchTrainer(
             work,
-            train_loop_config=config.to_dict(),
+            train_loop_config={"config": config.to_dict(), "wish": wish},
             torch_config=LauncherEnvironment(),
             scaling_config=ScalingConfig(
                 num_workers=workers,
@@ -93,12 +97,16 @@ def train_on_ray(
                 callbacks=[NoRetryOfMistakes()],  # type: ignore[list-item]  # typed for the first version of Ray Train
             ),
         )
-        return trainer.fit()
+        result = run_until_stopped(trainer.fit, ask_to_stop=lambda: give(wish))
     except TrainingFailedError as error:
         raise in_words(error) from error
     finally:
         if not was_connected:
             ray.shutdown()  # ends the workers' output too, so that a message printed next is the last line
+    returned = result.return_value  # type: ignore[attr-defined]  # typed for the first version of Ray Train
+    if isinstance(returned, Preempted):
+        raise returned
+    return result
 
 
 def run_folder(storage: str | None, run_dir: str) -> Path:
@@ -160,11 +168,19 @@ def main(arguments: list[str] | None = None) -> int:
         options, rest = parser.parse_known_args(arguments)
         path, overrides = parse_arguments(rest)
         result = train_on_ray(load(path, overrides), **vars(options))
+    except Preempted as notice:
+        return _end_with(PREEMPTED_EXIT_CODE, str(notice))
     except PipeflowError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
+        return _end_with(1, f"error: {error}")
+    except KeyboardInterrupt:
+        return _end_with(130, "interrupted: ended at once. Start the same command again to resume.")
     print(f"Ray's records: {result.path}")
     return 0
+
+
+def _end_with(code: int, message: str) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from ray.train.torch import TorchConfig
 from ray.util.metrics import Counter, Gauge
 
 from pipeflow import Config, train
+from pipeflow.errors import Preempted
+from pipeflow.ray.stopping import heard
 
 
 class LauncherEnvironment(TorchConfig):
@@ -55,9 +57,15 @@ def _set_environment(address: str, port: int, attempt: int) -> None:
 
 
 def work(settings: dict[str, Any]) -> Any:
-    """Runs on every Ray Train worker; the summary. settings: a configuration, as `Config.to_dict` gives it."""
-    config = Config.from_dict(settings)
-    return train(config, report=Reporter(config.run.dir))
+    """Runs on every Ray Train worker; the summary, or Preempted, which Ray would show with a traceback of each worker.
+
+    settings: `config`, as `Config.to_dict` gives it, and `wish`, the actor by which the driver asks to stop.
+    """
+    config = Config.from_dict(settings["config"])
+    try:
+        return train(config, report=Reporter(config.run.dir), stop=heard(settings["wish"]))
+    except Preempted as notice:
+        return notice
 
 
 class Reporter:

@@ -30,7 +30,11 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def train(
-    config: Config, flow: Flow | None = None, data: ImageData | None = None, report: Report | None = None
+    config: Config,
+    flow: Flow | None = None,
+    data: ImageData | None = None,
+    report: Report | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Summary:
     """Trains as the configuration says, as one of the workers that the launcher started; the run's summary.
 
@@ -43,6 +47,8 @@ def train(
             checkpoint, and at the end: on rank 0 with `{"event": "epoch", **record}` and `{"event": "end", **summary}`,
             as they stand in `summary.json`, elsewhere with an empty dictionary. It may wait for the other workers' calls;
             nothing is sent for it.
+        stop: tells whether the run is to be saved and left, as after a Ctrl-C. It is asked before each batch, and must not
+            wait; one worker's answer is enough.
 
     Raises:
         PipeflowError: a mistake that the user can mend; `reported` tells whether another worker has said it.
@@ -59,6 +65,8 @@ def train(
     ):
         # Before the start there is nothing to save, and signals just end the process: others may be gone already.
         run.start()
+        if stop is not None:
+            world.notice.is_asked = stop
         with world.notice.listening(config.checkpoint.grace_s, run.folder.checkpoints.last_good):
             try:
                 with run.recorder.shown(lambda: run.stages.worker.progress):

@@ -47,6 +47,8 @@ class Notice:
         """The worker that got the signal first, as far as this one knows; None without a notice."""
         self.signal = ""
         """Name of that signal."""
+        self.is_asked: Callable[[], bool] = lambda: False
+        """Whether the caller of `train` asks the run to leave. Must not wait."""
         self.is_of_a_loss: Callable[[], bool] = lambda: False
         """Whether a SIGTERM comes from the launcher, which ends the workers that a lost one leaves. Must not wait."""
         self._given_at = 0.0
@@ -57,6 +59,8 @@ class Notice:
         """For the grace thread: deadlines, and None for the end. Unlike an Event, a signal handler may use it."""
 
     def __bool__(self) -> bool:
+        if self.from_rank is None and self.is_asked():
+            self.give(self.rank, "SIGINT")
         return self.from_rank is not None
 
     def give(self, from_rank: int, name: str) -> None:

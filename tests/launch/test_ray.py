@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import ray.train
 
 from pipeflow import train
+from pipeflow.errors import PREEMPTED_EXIT_CODE
 from tests.launch.clusters import RAY, Cluster, lose, processes_of
 from tests.small_runs import assert_same_tensors, errors_in, finish, learned, options, small_config
 
@@ -86,6 +88,20 @@ def test_a_cluster_without_room_is_told_of_before_anything_starts(cluster, tmp_p
         "more nodes will come."
     )
     assert refused.returncode == 1 and not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_driver_has_the_workers_save_the_run(cluster, tmp_path):
+    config = small_config(tmp_path / "run", schedule={"local_epochs": 500})
+    command = [sys.executable, "-m", "launch.ray_train", *options(config), "--workers=2"]
+    driver = cluster.run(command, RAY_ADDRESS=cluster.address, PYTHONPATH=str(ROOT))
+    wait_until(lambda: '"event": "epoch"' in log_of(config), driver)
+    driver.send_signal(signal.SIGINT)
+    output = finish(driver)
+    assert driver.returncode == PREEMPTED_EXIT_CODE, output
+    last = output.splitlines()[-1]
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    assert last.startswith("interrupted") and f"the last good checkpoint is {newest}. " in last
+    assert "Traceback" not in output
 
 
 def test_a_node_that_is_lost_in_the_middle_of_an_epoch_changes_nothing(cluster, tmp_path):

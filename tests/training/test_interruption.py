@@ -1,12 +1,14 @@
 """Ctrl-C and its relatives, as a user sends them: what is said, what is saved, and the exit code."""
 
+import itertools
 import os
 import signal
 import socket
 
 import pytest
 
-from pipeflow.errors import PREEMPTED_EXIT_CODE
+from pipeflow import train
+from pipeflow.errors import PREEMPTED_EXIT_CODE, Preempted
 from tests.launching import Launch
 from tests.small_runs import errors_in, finish, options, read_until, small_config
 
@@ -40,6 +42,13 @@ def test_one_process_saves_itself_and_says_how_to_go_on(long_run, tmp_path, numb
     assert f"({number.name} at worker 0): nothing that was trained is lost" in said and "Resume with: " in said
     assert process.returncode == PREEMPTED_EXIT_CODE and "Traceback" not in output
     assert list(tmp_path.glob("run/checkpoints/*")) and not list(tmp_path.glob("run/checkpoints/*.partial"))
+
+
+def test_whoever_calls_train_can_stop_it_inside_an_epoch(tmp_path):
+    told, asked = [], itertools.count()
+    saved = "interrupted .* nothing that was trained is lost, the last good checkpoint is .*/epoch-000001-step-000001"
+    with pytest.raises(Preempted, match=saved):
+        train(small_config(tmp_path / "run"), report=told.append, stop=lambda: bool(told) and next(asked) == 1)
 
 
 def test_a_second_ctrl_c_ends_at_once(launch, tmp_path):
