@@ -55,7 +55,7 @@ def test_a_second_ctrl_c_ends_at_once(launch, tmp_path):
     """While the disk does not take the checkpoint that the first one waits for."""
     config = small_config(tmp_path / "run", schedule=LONG)
     process = launch(None, *options(config), entry="tests.training.programs.hanging_disk:main")
-    read_until(process, lambda line: line.startswith("initialised"))
+    read_until(process, is_first_epoch)
     os.kill(process.workers[0], signal.SIGINT)
     read_until(process, lambda line: line == "asked to leave\n")
     os.kill(process.workers[0], signal.SIGINT)
