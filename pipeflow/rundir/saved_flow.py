@@ -47,6 +47,12 @@ class SavedFlow:
     summary: Summary | None = None
     """Of the run that ended with these weights."""
 
+    @property
+    def data(self) -> str | None:
+        """Fingerprint of the run's images (`ImageData.fingerprint`), where it noted one."""
+        told = self.summary or self.manifest
+        return None if told is None else told.data
+
 
 def open_flow(path: str | Path, given: GivenFlow = None) -> SavedFlow:
     """Reads the trained flow that a path stands for.

@@ -101,6 +101,12 @@ def _load_images(path: str | Path, saved: SavedFlow, data: ImageData | str | Pat
             f"{path}: its flow takes images of shape {list(saved.flow.shape)}, but those of {images.name} have "
             f"{list(images.shape)}: they are not the run's. Say where those are with --data PATH."
         )
+    if saved.data is not None and images.fingerprint != saved.data:
+        raise DataError(
+            f"{path}: the images of {images.name} are others than those of the run (their contents differ), so that "
+            f"bits/dim would not compare. Say where the run's are with --data PATH; bits/dim of any images are "
+            f"pipeflow.load_flow(path).bits_per_dim(images)."
+        )
     return images
 
 

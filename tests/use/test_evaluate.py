@@ -90,6 +90,9 @@ def test_images_that_were_moved_are_named_and_others_are_refused(moved):
         evaluate(moved / "run", "cpu")
     again = evaluate(moved / "run", "cpu", data=moved / "after")
     assert again.test_bpd == again.summary_bpd
+    Image.new("RGB", (8, 8)).save(moved / "after" / "test" / "9.png")
+    with pytest.raises(DataError, match="others than those of the run.*--data PATH.*bits_per_dim"):
+        evaluate(moved / "run", "cpu", data=moved / "after")
 
 
 def test_a_model_file_by_itself_needs_images(moved):
@@ -112,3 +115,5 @@ def test_what_was_given_from_python_is_given_again(train_own, noise, tmp_path):
         evaluate(run, "cpu", flow=make)
     again = evaluate(run, "cpu", data=noise, flow=make())
     assert again.test_bpd == again.summary_bpd
+    with pytest.raises(DataError, match="others than those of the run"):
+        evaluate(run, "cpu", data=pipeflow.ImageData(noise.train, noise.test + 1, "other"), flow=make())
