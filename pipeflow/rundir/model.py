@@ -40,12 +40,18 @@ def save_flow(flow: Flow, run_dir: str | Path, config: Config) -> None:
         "precision": {key: settings["precision"][key] for key in ("step", "coupling")},
         "run": {"seed": config.run.seed},
     }
-    partial = Path(run_dir) / (MODEL_FILE + ".partial")
+    metadata = {"shape": json.dumps(list(flow.shape)), "config": json.dumps(built_by)}
+    write_tensors(Path(run_dir) / MODEL_FILE, tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file that is whole or not there, and as readable as the umask has it."""
+    partial = path.with_name(f"{path.name}.partial")
     partial.touch()
-    mode = partial.stat().st_mode  # as the umask has it: safetensors makes files that only their owner can read
-    save_file(tensors, partial, metadata={"shape": json.dumps(list(flow.shape)), "config": json.dumps(built_by)})
+    mode = partial.stat().st_mode  # safetensors makes files that only their owner can read
+    save_file(dict(tensors), partial, metadata=metadata)
     partial.chmod(mode)
-    partial.replace(partial.with_name(MODEL_FILE))
+    partial.replace(path)
 
 
 def read_weights(path: Path) -> Weights:

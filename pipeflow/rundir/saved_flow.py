@@ -63,7 +63,7 @@ def open_flow(path: str | Path, given: GivenFlow = None) -> SavedFlow:
     Raises CheckpointError where there is no such flow, it is damaged or of another model, or `given` is needed; ConfigError
     where `given` is no flow or one for other images.
     """
-    path = Path(path)
+    path = Path(path).expanduser()  # as run.dir is
     if (path / MANIFEST_FILE).exists():
         return _from_checkpoint(path, read_manifest(path), given)
     if not path.is_dir() and path.suffix == ".safetensors":

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeflow.errors import DataError
+from pipeflow.rundir.model import write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Latents:
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with the tensors `last`, `taken_out.0`, `taken_out.1`, ..."""
         named = {"last": self.last, **{f"taken_out.{index}": each for index, each in enumerate(self.taken_out)}}
-        save_file({name: latent.contiguous() for name, latent in named.items()}, path)
+        write_tensors(Path(path), {name: latent.contiguous() for name, latent in named.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> "Latents":

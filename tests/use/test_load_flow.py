@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pipeflow
-from pipeflow import load_flow
+from pipeflow import Latents, load_flow
 from pipeflow.errors import CheckpointError, ConfigError
 
 
@@ -31,17 +31,21 @@ def change_config(folder, section: str, **options) -> None:
 
 
 class TestPaths:
-    def test_a_model_file_goes_anywhere(self, finished_run, tmp_path):
+    def test_a_model_file_goes_anywhere(self, finished_run, tmp_path, monkeypatch):
         moved = shutil.copy(finished_run / "model.safetensors", tmp_path / "moved.safetensors")
         assert_same(weights(moved), weights(finished_run))
         loaded = load_flow(moved, device="cpu")
-        assert loaded.shape == (3, 32, 32) and loaded.source == moved
+        assert loaded.shape == (3, 32, 32) and str(loaded.source) == str(moved)
         assert_same(weights(finished_run / "model.safetensors"), weights(finished_run))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert load_flow("~/moved.safetensors", device="cpu").source == loaded.source
 
-    def test_a_model_file_can_be_read_by_whom_the_umask_lets(self, finished_run):
+    def test_files_of_models_and_latents_can_be_read_by_whom_the_umask_lets(self, finished_run, tmp_path):
+        Latents(torch.zeros(1)).save(tmp_path / "latents.safetensors")
         umask = os.umask(0)
         os.umask(umask)
-        assert (finished_run / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+        for file in (finished_run / "model.safetensors", tmp_path / "latents.safetensors"):
+            assert file.stat().st_mode & 0o777 == 0o666 & ~umask
 
     def test_a_checkpoint_has_the_averaged_weights_without_heads(self, finished_run, copy, tmp_path):
         assert_same(weights(copy / "checkpoints" / "epoch-000002"), weights(finished_run))
