@@ -38,14 +38,19 @@ def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", activati
 
 
 def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = None) -> list[str]:
-    """The cuts that `parts` asks for. A run without local epochs needs none, and does without those that cannot be made.
+    """The cuts that `parts` asks for, fewer where a balanced split names no number and the flow is too short.
+
+    A run without local epochs needs none, and does without those that cannot be made.
 
     costs: see `cut_names`.
 
     Raises ConfigError as `cut_names` does.
     """
+    split, num = config.parts.split, config.num_parts
+    if split == "balanced" and config.parts.num is None and num is not None:
+        num = min(num, len(_possible_starts(flow)))
     try:
-        return cut_names(flow, config.parts.split, config.num_parts, costs)
+        return cut_names(flow, split, num, costs)
     except ConfigError:
         if config.num_local_epochs > 0:
             raise
@@ -118,13 +123,18 @@ def _across_blocks(flow: Flow, num: int) -> list[str]:
 
 def _balanced(flow: Flow, num: int, costs: Sequence[float]) -> list[str]:
     """The cuts that make the most expensive part as cheap as possible."""
-    starts = [0, *(index for index in range(len(flow.names)) if _obstacle(flow, index) is None)]
+    starts = _possible_starts(flow)
     if num > len(starts):
         raise ConfigError(
             f"parts.num: {num} parts, but this flow can be cut into {len(starts)} at most: set it to that."
         )
     groups = [sum(costs[first:last]) for first, last in zip(starts, [*starts[1:], len(costs)])]
     return [flow.names[starts[group]] for group in balance(groups, num)[1:]]
+
+
+def _possible_starts(flow: Flow) -> list[int]:
+    """Indices of the layers that a part may begin with."""
+    return [0, *(index for index in range(len(flow.names)) if _obstacle(flow, index) is None)]
 
 
 def _obstacle(flow: Flow, index: int) -> str | None:
@@ -141,8 +151,9 @@ def _obstacle(flow: Flow, index: int) -> str | None:
 
 def _instead(flow: Flow, index: int) -> str:
     """Where a flow may be cut that cannot be cut before layer `index`: the nearest places, one on each side."""
-    possible = [other for other in range(len(flow.names)) if _obstacle(flow, other) is None]
-    nearest = [*possible[: bisect_left(possible, index)][-1:], *possible[bisect_left(possible, index) :][:1]]
+    possible = _possible_starts(flow)[1:]
+    behind = bisect_left(possible, index)
+    nearest = [*possible[:behind][-1:], *possible[behind:][:1]]
     if not nearest:
         return "this flow cannot be cut at all: set parts.num to 1 and parts.split to balanced"
     return f"cut before {' or '.join(repr(flow.names[other]) for other in nearest)}"

@@ -66,6 +66,10 @@ def _measured_machines(options: argparse.Namespace, plan: Plan, console: Console
     console.print(f"Measuring with {workers} processes at once, about half a minute ...")
     machines = probe(plan.config, plan.flow.shape, workers)
     write_machines(machines, options.probe)
+    if machines.faster_than_measured:
+        console.print(
+            f"Quicker than could be measured, so taken as bounds: {', '.join(machines.faster_than_measured)}."
+        )
     console.print(f"Written to {options.probe}: --machines {options.probe} reads it back.", "", sep="\n")
     return read_machines(options.probe, _given(options))
 

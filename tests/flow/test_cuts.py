@@ -102,6 +102,14 @@ def test_an_option_does_not_disagree_with_defaults(parts, model, cuts):
     assert configured_cuts(flow, config) == cuts and config.num_parts == len(cuts) + 1
 
 
+def test_a_short_flow_of_ones_own_is_balanced_into_as_many_parts_as_it_has_layers():
+    flow, balanced = Flow([ActNorm(3), ActNorm(3)], (3, 4, 4)), {"split": "balanced"}
+    config = Config.from_dict({"model": {"name": "mine:flow"}, "parts": balanced})
+    assert configured_cuts(flow, config) == ["layers.1"]
+    with pytest.raises(ConfigError, match="3 parts, but this flow can be cut into 2 at most: set it to that"):
+        configured_cuts(flow, Config.from_dict({"parts": {**balanced, "num": 3}}))
+
+
 @pytest.mark.parametrize("schedule", [{"mode": "end_to_end"}, {"local_epochs": 0}])
 def test_a_run_in_which_no_part_trains_by_itself_needs_no_cut(schedule):
     for parts, model in [({}, {"num_steps": 1}), ({"num": 9}, {}), ({"split": ["nowhere"]}, {}), ({"num": 2}, {})]:

@@ -34,6 +34,14 @@ def test_one_worker_needs_no_speeds_and_json_on_standard_output_is_all_there_is(
     assert code == 0 and json.loads(out)["machines"]["workers"] == 1
 
 
+def test_without_the_speed_of_links_nothing_is_recommended(capsys):
+    code, out, _ = plan(capsys, "--workers", "3")
+    text = " ".join(out.split())
+    assert code == 0 and "links not given: as if they took no time" in text
+    assert "No recommendation: these ways send from 0 bytes to " in text and "By seconds of an epoch" not in text
+    assert "--link '1 Gbit/s' --flops 50e12" in text
+
+
 def test_a_file_of_machines(capsys, tmp_path):
     (tmp_path / "machines.yaml").write_text("workers: 2\nflops: 50e12\nbandwidth: 1 Gbit/s\nmemory: 80 GB\n")
     code, out, _ = plan(capsys, "--machines", str(tmp_path / "machines.yaml"), "--workers", "3", "--phases")

@@ -16,6 +16,7 @@ from pipeflow.plan.predict.machines import Machines, StepSeconds, read_machines,
         ({"alone": 2}, r"alone: .* at most 1, got 2"),
         ({"workers": 2, "flops": 1e12}, r"bandwidth: 2 workers need the speed of the links"),
         ({"workers": 2, "bandwidth": 1e9}, r"flops: a link's speed says nothing"),
+        ({"faster_than_measured": ["about"]}, r"faster_than_measured: expected a list of the fields flops, .*'about'"),
         ({"step_seconds": 3}, r"step_seconds: expected batch_size: 64"),
         ({"step_seconds": {"batch_size": 4, "train": {"a": [1, 2]}}}, r"step_seconds.train.a: expected 1 number, "),
         ({"step_seconds": {"batch_size": [8, 4], "train": {"a": [1, 2]}}}, r"batch_size: .* ascending, got \[8, 4\]"),
@@ -37,6 +38,16 @@ def test_a_file_that_is_none(tmp_path, text, words):
         (tmp_path / "machines.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):
         read_machines(tmp_path / "machines.yaml")
+
+
+def test_a_bound_is_no_measurement_and_goes_with_the_value_it_is_of(tmp_path):
+    bounds = ("bandwidth", "latency", "pass_seconds")
+    machines = Machines(workers=2, flops=1e12, bandwidth=3e9, faster_than_measured=bounds)
+    assert "links of at least 3 Gbit/s, too quick to be measured" in machines.describe()
+    write_machines(machines, tmp_path / "machines.yaml")
+    assert read_machines(tmp_path / "machines.yaml") == machines
+    other = read_machines(tmp_path / "machines.yaml", {"bandwidth": "1 Gbit/s"})
+    assert "links of 1 Gbit/s, too quick" in other.describe() and other.faster_than_measured == bounds[1:]
 
 
 def test_a_file_is_read_back_as_it_was_written_and_options_go_over_it(tmp_path):

@@ -1,9 +1,12 @@
 import math
 from statistics import fmean
 
+import pytest
+
 from pipeflow.config import Config
 from pipeflow.plan import make_plan
 from pipeflow.plan.predict.compute_probe import combine
+from pipeflow.plan.predict.link_probe import link_fields
 from pipeflow.plan.predict.machines import read_machines, write_machines
 from pipeflow.plan.predict.predictor import Predictor
 from pipeflow.plan.predict.probe import probe
@@ -12,6 +15,20 @@ from pipeflow.plan.predict.probe import probe
 def test_equal_dictionaries_are_combined_number_by_number():
     ones, threes = {"a": {"b": [1.0, 2.0]}, "c": 1.0}, {"a": {"b": [3.0, 6.0]}, "c": 3.0}
     assert combine([ones, threes], fmean) == {"a": {"b": [2.0, 4.0]}, "c": 2.0}
+
+
+def test_what_cannot_be_told_from_noise_is_a_bound():
+    """A message of 1 kB, one of 4 MB, and an all-reduce of 4 hops."""
+    slow = {"small": (1e-4, 4e-5), "large": (1e-3, 8e-5), "micro_batch_seconds": 1e-3}
+    found = link_fields(**slow, hops=4, reduced_bits=1e7, reduce_seconds=5e-3)
+    assert found["faster_than_measured"] == []
+    assert found["bandwidth"] == pytest.approx(8 * 4e6 / 9e-4, rel=1e-3)
+    assert found["reduce_bandwidth"] == pytest.approx(1e7 / 4.6e-3)
+    quick = {"small": (1e-4, 4e-5), "large": (1.02e-4, 4e-5), "micro_batch_seconds": 0.0}
+    found = link_fields(**quick, hops=4, reduced_bits=1e7, reduce_seconds=4e-4)
+    assert found["faster_than_measured"] == ["bandwidth", "byte_seconds", "reduce_bandwidth", "pass_seconds"]
+    assert found["bandwidth"] == pytest.approx(8 * 4e6 / 1.02e-4, rel=1e-3), "of the whole message"
+    assert (found["reduce_bandwidth"], found["byte_seconds"], found["pass_seconds"]) == (1e7 / 4e-4, 0.0, 0.0)
 
 
 def test_what_two_processes_measure_is_what_a_prediction_takes(tmp_path):

@@ -2,6 +2,7 @@
 
 import time
 from statistics import median
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,31 +11,70 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
 _SMALL, _LARGE = 1_000, 4_000_000
 """Bytes of the messages."""
+_RESOLVED = 0.1
+"""Share of a measured time from which on it tells of a speed: what is left of less is noise."""
 _NUM_MESSAGES = 30
 _MICRO_BATCHES = (2, 16)
 _PIPELINE_ROUNDS = 12
 _REDUCE_ROUNDS = 6
 
 
-def measure_links(rank: int, workers: int, num_parameters: int) -> dict[str, float]:
+def measure_links(rank: int, workers: int, num_parameters: int) -> dict[str, Any]:
     """The fields of `Machines` that are about messages; every worker calls this, and the first one's numbers are right."""
-    small, small_busy = _message_seconds(rank, _SMALL)
-    large, large_busy = _message_seconds(rank, _LARGE)
-    reduce_seconds = _reduce_seconds(num_parameters)
-    per_byte = max(1e-12, (large - small) / (_LARGE - _SMALL))
-    per_byte_busy = max(0.0, (large_busy - small_busy) / (_LARGE - _SMALL))
-    hops = 2 * (workers - 1)
-    reduced_bits = 8 * hops / workers * 4 * num_parameters
+    return link_fields(
+        small=_message_seconds(rank, _SMALL),
+        large=_message_seconds(rank, _LARGE),
+        hops=2 * (workers - 1),
+        reduced_bits=8 * 2 * (workers - 1) / workers * 4 * num_parameters,
+        reduce_seconds=_reduce_seconds(num_parameters),
+        micro_batch_seconds=_micro_batch_seconds(rank),
+    )
+
+
+def link_fields(
+    small: tuple[float, float],
+    large: tuple[float, float],
+    hops: int,
+    reduced_bits: float,
+    reduce_seconds: float,
+    micro_batch_seconds: float,
+) -> dict[str, Any]:
+    """Fields of `Machines` from what was measured.
+
+    Differences of times that are no longer than their own noise tell nothing. A speed is then that of the whole message,
+    which is a lower bound, a time is 0, and the field is named in `faster_than_measured`.
+
+    Args:
+        small, large: seconds until a message is there, and processor seconds of an end.
+        hops: messages that a worker sends in an all-reduce, each taking at least as long as a small one.
+    """
+    bounds: list[str] = []
+
+    def speed(name: str, bits: float, seconds: float, others: float) -> float:
+        """Bits a second of a transfer, without the `others` of its seconds."""
+        if seconds - others >= _RESOLVED * seconds:
+            return bits / (seconds - others)
+        bounds.append(name)
+        return bits / seconds
+
+    def time_of(name: str, seconds: float) -> float:
+        if seconds <= 0:
+            bounds.append(name)
+        return max(0.0, seconds)
+
+    bandwidth = speed("bandwidth", 8 * (_LARGE - _SMALL), large[0], small[0])
+    byte_seconds = time_of("byte_seconds", (large[1] - small[1]) / (_LARGE - _SMALL))
     # A message is two: the header and the latent.
-    message_seconds = 2 * max(0.0, small_busy - _SMALL * per_byte_busy)
+    message_seconds = time_of("message_seconds", 2 * (small[1] - _SMALL * byte_seconds))
     return {
-        "bandwidth": 8 / per_byte,
-        "latency": max(0.0, small - _SMALL * per_byte),
+        "bandwidth": bandwidth,
+        "latency": time_of("latency", small[0] - 8 * _SMALL / bandwidth),
         "message_seconds": message_seconds,
-        "byte_seconds": per_byte_busy,
-        "reduce_bandwidth": reduced_bits / max(1e-9, reduce_seconds - hops * small),
+        "byte_seconds": byte_seconds,
+        "reduce_bandwidth": speed("reduce_bandwidth", reduced_bits, reduce_seconds, hops * small[0]),
         # An empty stage has a forward and a backward for each micro-batch, each with a message at one end.
-        "pass_seconds": max(0.0, _micro_batch_seconds(rank) / 2 - message_seconds),
+        "pass_seconds": time_of("pass_seconds", micro_batch_seconds / 2 - message_seconds),
+        "faster_than_measured": bounds,
     }
 
 

@@ -63,6 +63,8 @@ class Machines:
     """Bits a second at which one worker sends in a ring all-reduce. None: `bandwidth`."""
     alone: float = 1.0
     """Seconds of a worker whose neighbours rest, over its seconds while all compute: below 1 where they share cores."""
+    faster_than_measured: tuple[str, ...] = ()
+    """Fields that a probe could not tell from what is faster still: a speed is at least this, a time is taken as 0."""
     about: dict[str, object] = field(default_factory=dict)
     """Origin of the numbers, for the reader of the file: processor, versions."""
 
@@ -106,16 +108,20 @@ class Machines:
             speed = f"{rate_text(self.flops, 'FLOP/s')} each"
         else:
             speed = "speed not given: 's' is the time of 1e12 multiply-adds"
-        link = ""
+        link = ", links not given: as if they took no time" * (self.workers > 1)
         if self.bandwidth and self.workers > 1:
-            link = f", links of {rate_text(self.bandwidth, 'bit/s')}, {seconds_text(self.latency)}"
+            least = "at least " * ("bandwidth" in self.faster_than_measured)
+            latency = (
+                "too quick to be measured" if "latency" in self.faster_than_measured else seconds_text(self.latency)
+            )
+            link = f", links of {least}{rate_text(self.bandwidth, 'bit/s')}, {latency}"
         memory = f", {bytes_text(self.memory)} each" if self.memory else ""
         return f"{self.workers} worker{'s' * (self.workers > 1)}, {speed}{link}{memory}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, which `read_machines` takes back from a file; fields without a value are left out."""
         values: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return {name: value for name, value in values.items() if value != {}}
+        return {name: value for name, value in values.items() if value not in ({}, [])}
 
 
 def _plain(value: Any) -> Any:
@@ -144,6 +150,7 @@ def read_machines(path: str | Path | None = None, options: dict[str, Any] | None
             values[name] = value
             if name == "flops":
                 values.pop("step_seconds", None)
+            values["faster_than_measured"] = [each for each in values.get("faster_than_measured") or () if each != name]
     known = [each.name for each in dataclasses.fields(Machines)]
     for name in values:
         if name not in known:
@@ -178,6 +185,10 @@ def _read_field(name: str, value: Any) -> Any:
         return _count(name, value)
     if name == "step_seconds":
         return _step_seconds(value)
+    if name == "faster_than_measured":
+        if not isinstance(value, list) or not all(each in _KINDS for each in value):
+            raise ConfigError(f"{name}: expected a list of the fields {', '.join(_KINDS)}, got {brief(value)}.")
+        return tuple(value)
     if name == "alone" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
         raise ConfigError(f"{name}: expected a number above 0, at most 1, got {brief(value)}.")
     return value

@@ -22,9 +22,9 @@ class Recommendation:
     """The way to take, and what to know about it."""
 
     verdict: str
-    """pipeflow, one worker, data parallelism, pipeline, or nothing."""
+    """pipeflow, one worker, data parallelism, pipeline, nothing, or unknown."""
     best: Prediction | None
-    """None: nothing fits."""
+    """None: nothing fits, or there is no telling."""
     best_of_ours: Prediction | None
     batch_size: int | None
     """The smallest at which `best` makes 95 % of the images a second that it makes at any that fits."""
@@ -40,6 +40,8 @@ def recommend(predictor: Predictor, predictions: Sequence[Prediction]) -> Recomm
         text += " Lower optim.batch_size, or use more workers."
         return Recommendation(verdict(best), None, None, None, [text])
     fitting = [each for each in predictions if each.fits]
+    if predictor.machines.workers > 1 and predictor.machines.bandwidth is None:
+        return Recommendation("unknown", None, None, None, [_without_links(fitting)])
     best_of_ours = _quickest(each for each in fitting if each.is_ours and each.trains_all)
     sentences = [
         f"By seconds of an epoch that trains everything, at batch {predictor.batch_size}: {best.describe()}, "
@@ -54,6 +56,14 @@ def recommend(predictor: Predictor, predictions: Sequence[Prediction]) -> Recomm
             f"second; smaller ones make more updates an epoch, larger ones may need another learning rate."
         )
     return Recommendation(verdict(best), best, best_of_ours, batch_size, sentences)
+
+
+def _without_links(fitting: Sequence[Prediction]) -> str:
+    least, most = (bytes_text(bound(each.bytes for each in fitting)) for bound in (min, max))
+    return (
+        f"No recommendation: these ways send from {least} to {most} an epoch, and the speed of the links is not given. "
+        f"Give it, and the workers' (--link '1 Gbit/s' --flops 50e12), or measure this machine (--probe)."
+    )
 
 
 def fastest(predictions: Sequence[Prediction]) -> Prediction | None:
