@@ -58,10 +58,15 @@ class Alarm:
 
     def loss(self, event: str, detail: str = "") -> WorkerError:
         """The error of a lost worker: the event, what this worker did meanwhile, a detail in brackets, and what to do."""
+        trouble = parent.trouble()
+        if trouble:  # who is lost beside it was lost with it
+            event, detail = f"worker {self.rank}: {trouble}", ""
         detail = f" ({detail})" if detail else ""
-        return WorkerError(
+        error = WorkerError(
             f"{event}, while worker {self.rank} {self.doing}{detail}. Start the same command again to resume."
         )
+        error.reported = parent.is_said_elsewhere()
+        return error
 
     def check(self) -> None:
         """Raises the error that the alarm was tripped with."""
@@ -150,9 +155,7 @@ class Alarm:
         last = time.monotonic()
         while not ended.wait(_GUARD_SECONDS):
             if parent.is_gone():
-                error = self.loss(f"worker {self.rank}: the launcher (process {parent.PROCESS}) is gone")
-                error.reported = not parent.IS_FIRST_CHILD
-                self.trip(error)
+                self.trip_loss("the launcher is gone")
             now = time.monotonic()
             was_stopped, last = now - last > 2 * _GUARD_SECONDS, now
             for watch in self.watches if not was_stopped else []:  # the threads that they watch have been stopped too

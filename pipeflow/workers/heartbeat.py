@@ -16,7 +16,7 @@ from pipeflow.errors import WorkerError, first_line
 from pipeflow.workers import parent
 from pipeflow.workers.alarm import POLL_SECONDS, Alarm
 from pipeflow.workers.preemption import Notice
-from pipeflow.workers.processes import LocalProcesses, state_of
+from pipeflow.workers.processes import LocalProcesses
 from pipeflow.workers.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -181,10 +181,10 @@ class Monitor:
             if parent.is_gone():  # the store went with it, and the alarm's guard reports that
                 return
             time.sleep(POLL_SECONDS)
-        cause = f"worker 0{self._about(0)} or the launcher is gone"
-        if parent.is_torchrun() and state_of(parent.PROCESS) == "T":
-            cause = f"the launcher (process {parent.PROCESS}) is stopped, as by Ctrl-Z"
-        self._alarm.trip_loss(f"worker {self._rank}: the launcher's store does not answer any more ({why}): {cause}")
+        self._alarm.trip_loss(
+            f"worker {self._rank}: the launcher's store does not answer any more ({why}): worker 0{self._about(0)} or "
+            f"the launcher is gone"
+        )
 
 
 def _beat_key(rank: int) -> str:

@@ -5,9 +5,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from pipeflow.workers.processes import state_of
+
 PROCESS = os.getppid()
-IS_FIRST_CHILD = os.environ.get("LOCAL_RANK", "0") == "0"
-"""Whether this is the worker that says what all workers of the machine see, when the launcher is gone."""
 _HERE = os.getpid()
 
 
@@ -20,6 +20,20 @@ def is_gone() -> bool:
     """Whether torchrun has ended without its workers, as when it was killed."""
     is_child = os.getpid() == _HERE  # not a process forked from this one since
     return is_child and is_torchrun() and os.getppid() != PROCESS
+
+
+def trouble() -> str:
+    """Why torchrun, and its store with it, does not answer any more; empty where it does."""
+    if is_gone():
+        return f"the launcher (process {PROCESS}) is gone"
+    if is_torchrun() and state_of(PROCESS) == "T":
+        return f"the launcher (process {PROCESS}) is stopped, as by Ctrl-Z"
+    return ""
+
+
+def is_said_elsewhere() -> bool:
+    """Whether there is trouble with the launcher, which all workers of the machine see, and the first of them says."""
+    return bool(trouble()) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def how_to_resume() -> str:

@@ -247,8 +247,8 @@ class World:
         """Tells the others of this worker's error; whether the error of another worker came first and is shown there."""
         if self.monitor is None or error.reported:
             return error.reported
-        if self.monitor.store_lost or parent.is_gone():
-            return parent.is_gone() and not parent.IS_FIRST_CHILD
+        if self.monitor.store_lost or parent.trouble():
+            return parent.is_said_elsewhere()
         claims: list[bool] = []
 
         def claim() -> None:

@@ -84,6 +84,17 @@ def test_workers_end_when_their_launcher_is_killed(launch, tmp_path):
     assert f"the launcher (process {process.pid}) is gone" in said
 
 
+def test_workers_end_when_their_launcher_is_stopped(launch, tmp_path):
+    """And with it the store, as by Ctrl-Z, which reaches torchrun alone."""
+    process = launch_long(launch, tmp_path / "run", run={"heartbeat_timeout_s": 1})
+    process.send_signal(signal.SIGSTOP)
+    seen = read_until(process, lambda line: line.startswith("error: "))
+    assert f"the launcher (process {process.pid}) is stopped" in seen
+    process.send_signal(signal.SIGCONT)
+    process.seen = seen
+    assert len(errors_in(assert_ended(process))) == 1
+
+
 def test_a_run_that_is_stopped_and_continued_goes_on(launch, tmp_path):
     """For longer than a heartbeat may take, as a suspended job."""
     process = launch_long(launch, tmp_path / "run", run={"heartbeat_timeout_s": 2}, link={"timeout_s": 2})
