@@ -45,9 +45,19 @@ def start_ray() -> None:
     """Starts Ray for this process alone, one trial at a time, on 127.0.0.1 only."""
     # Read when ray is imported; without it ray listens on all networks.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of data are those of the command
+    # With its own handler Tune makes an interrupted search look like one that has ended.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     import ray
 
     ray.init("local", num_cpus=1, include_dashboard=False)
+
+
+def _stop_ray() -> None:
+    """Ends the trials' output too, so that a message printed next is the last line."""
+    import ray
+
+    ray.shutdown()
 
 
 def search(config: Config, rates: tuple[float, ...] = RATES) -> list[list[Trial]]:
@@ -55,7 +65,13 @@ def search(config: Config, rates: tuple[float, ...] = RATES) -> list[list[Trial]
 
     The best trial has the lowest exit bits/dim of those that had all of the part's epochs. Runs are kept in `run.dir`, one
     folder a trial.
+
+    Raises:
+        ConfigError: the parts have no turns of one length, or there is something in `run.dir`: trials do not resume.
+        PipeflowError: the first error of a trial that the user can mend.
+        KeyboardInterrupt: the search was interrupted.
     """
+    _check(config)
     num_parts, _ = _turns(config)
     found: list[list[Trial]] = []
     for part in range(num_parts):
@@ -64,6 +80,17 @@ def search(config: Config, rates: tuple[float, ...] = RATES) -> list[list[Trial]
         best = found[part][0]
         print(f"part {part}: rate {best['rate']:g}, exit {best['exit_bpd'][-1]:.3f} bits/dim", flush=True)
     return found
+
+
+def _check(config: Config) -> None:
+    """Raises what `search` raises before its first trial."""
+    _turns(config)
+    folder = Path(config.run.dir)
+    # A search that failed at its first trial, as when there are no images, leaves Ray's own records only.
+    if folder.is_dir() and any(path.name != "ray" for path in folder.iterdir()):
+        raise ConfigError(
+            f"run.dir: {folder} has a run or a search in it, and a search starts anew: give another folder."
+        )
 
 
 def _turns(config: Config) -> tuple[int, int]:
@@ -94,13 +121,27 @@ def _search_part(config: Config, part: int, rates: tuple[float, ...], best: list
         _trial,
         param_space=settings,
         tune_config=tune.TuneConfig(metric="exit_bpd", mode="min", scheduler=asha, reuse_actors=True),
-        run_config=tune.RunConfig(name=f"part{part}", storage_path=str(Path(config.run.dir, "ray")), verbose=0),
+        run_config=tune.RunConfig(
+            name=f"part{part}",
+            storage_path=str(Path(config.run.dir, "ray")),
+            failure_config=tune.FailureConfig(fail_fast=True),
+            verbose=0,
+        ),
     )
+    results = tuner.fit()
+    for error in results.errors:
+        raise in_words(error)
     trials: list[Trial] = []
-    for result in tuner.fit():  # type: ignore[attr-defined]  # has __len__ and __getitem__ only
+    for result in results:  # type: ignore[attr-defined]  # has __len__ and __getitem__ only
         exits = list(result.metrics_dataframe["exit_bpd"])
         trials.append({"rate": result.config["rate"], "exit_bpd": exits, "dir": result.metrics["dir"]})
     return trials
+
+
+def in_words(error: Exception) -> Exception:
+    """The error of pipeflow inside the one that Ray raises for a trial, or else Ray's with its traceback."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, PipeflowError) else error
 
 
 def _trial(settings: dict[str, Any]) -> None:
@@ -139,13 +180,23 @@ def main() -> int:
     """Searches as the command line says and prints all trials; the exit code."""
     try:
         config = load(*parse_arguments(sys.argv[1:]))
-        _turns(config)
+        run_dir = str(Path(config.run.dir).resolve())
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=run_dir))
+        _check(config)
+        start_ray()
+        try:
+            found = search(config)
+        finally:
+            _stop_ray()
     except PipeflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(Path(config.run.dir).resolve())))
-    start_ray()
-    for part, trials in enumerate(search(config)):
+    except KeyboardInterrupt:
+        print(
+            "interrupted: a search does not resume, give the next one another --run.dir.", file=sys.stderr, flush=True
+        )
+        return 130
+    for part, trials in enumerate(found):
         for trial in trials:
             print(f"part {part}  rate {trial['rate']:<7g} exits {[round(each, 3) for each in trial['exit_bpd']]}")
     return 0

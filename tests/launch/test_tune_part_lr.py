@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import ray.tune
 import torch
+from ray.exceptions import RayTaskError
 from safetensors.torch import load_file
 
-from pipeflow.errors import ConfigError
-from pipeflow.ray.tune import _trial, search
+from pipeflow.errors import ConfigError, DataError
+from pipeflow.ray.tune import _trial, in_words, search
 from tests.small_runs import small_config
 
 SEQUENTIAL = {"mode": "sequential", "local_epochs": 6, "finetune_epochs": 0}
@@ -51,3 +52,21 @@ def test_a_rate_that_diverges_is_the_worst(tmp_path, told):
 def test_every_part_needs_a_turn_of_the_same_length(tmp_path, schedule):
     with pytest.raises(ConfigError, match=r"schedule\.local_epochs: a turn for each of 3 parts"):
         search(small_config(tmp_path, schedule=schedule))
+
+
+def test_a_search_does_not_go_on_in_a_folder_with_trials(tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "part0_lr0.001").mkdir()
+    with pytest.raises(ConfigError, match=f"run.dir: {tmp_path} has a run or a search in it"):
+        search(small_config(tmp_path, schedule=SEQUENTIAL))
+
+
+def test_a_mistake_that_a_trial_meets_is_the_error_of_the_search():
+    mistake, bug = DataError("data.path: there is no such file."), KeyError("a bug")
+    for error in (
+        RayTaskError("_trial", "Traceback", mistake),
+        RayTaskError("_trial", "", mistake).as_instanceof_cause(),
+    ):
+        assert in_words(error) is mistake
+    unforeseen = RayTaskError("_trial", "Traceback", bug)
+    assert in_words(unforeseen) is unforeseen
