@@ -286,7 +286,7 @@ class Run:
                 sums = self.stages.worker.evaluate(epoch, num_images)
             except Stopped:
                 stopped = True
-        everyone = self.control.gather(sums, f"the evaluation of epoch {epoch}")
+        everyone = self.control.gather(sums, "an evaluation")
         if self.control.broadcast(self.is_main and stopped, "whether the run stops here"):
             raise Interrupted
         merged = {int(part): values for each in everyone for part, values in each.items()}

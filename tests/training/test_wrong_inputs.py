@@ -114,6 +114,14 @@ def test_workers_of_different_options(tmp_path, launch):
     assert "optim.lr: is 0.001 at worker 0 and 0.0001 at worker 1" in error
 
 
+def test_end_to_end_fails_neither_for_cuts_nor_for_workers_that_it_does_not_need(tmp_path, launch):
+    epochs = ["--schedule.mode=end_to_end", "--schedule.local_epochs=1", "--schedule.finetune_epochs=0"]
+    process = launch(2, f"--run.dir={tmp_path / 'run'}", "--run.figures=false", *SMALL, *epochs, "--model.num_steps=1")
+    output = finish(process)
+    assert process.returncode == 0 and "1 epoch, 1 part\n" in output, output
+    assert "the other workers wait (finetune.parallel ddp uses them)" in output
+
+
 @pytest.mark.parametrize("arguments", [["--optim.lrr", "1"], ["--parts.num", "9"]])
 def test_cheap_ones_come_before_torch_is_imported(arguments):
     command = [sys.executable, "-X", "importtime", "-m", "pipeflow.launch", *arguments]
