@@ -33,7 +33,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         ConfigError: the name is cuda, but there is no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch finds no GPU here: use auto or cpu, or check the driver.")
+        raise ConfigError(
+            "run.device, or --device: cuda, but torch finds no GPU here: use auto or cpu, or check the driver."
+        )
     if name == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
         return torch.device("cpu")

@@ -19,7 +19,9 @@ def test_the_cpu_where_it_is_asked_for_or_there_is_no_gpu(monkeypatch, name, has
 
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"^device cuda: torch finds no GPU here: use auto or cpu"):
+    with pytest.raises(
+        ConfigError, match=r"^run.device, or --device: cuda, but torch finds no GPU here: use auto or cpu"
+    ):
         choose_device("cuda")
 
 

@@ -55,7 +55,7 @@ class Leg:
         self.runs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pipeflow.launch", *self.arguments, "--run.dir", str(self.folder)]
         with open(self.log, "a") as log:
-            print(" ".join(command), file=log, flush=True)
+            print(f"{STARTED}{' '.join(command)}", file=log, flush=True)
             environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
@@ -78,9 +78,13 @@ class Leg:
 
     def error(self, code: int) -> str:
         """Why the process failed: its last message."""
-        output = self.log.read_text().rpartition(" -m pipeflow.launch ")[2]
+        output = self.log.read_text().rpartition(STARTED)[2]
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
         return errors[-1].removeprefix("error: ") if errors else f"exit code {code}, see {self.log}"
+
+
+STARTED = "started: "
+"""Before each command in a log: a run that is interrupted says a command too."""
 
 
 def kept_summary(folder: Path, epochs: int) -> Path:

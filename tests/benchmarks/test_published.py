@@ -11,7 +11,7 @@ from benchmarks.published import run
 from benchmarks.published.report import table, write_report
 from benchmarks.published.results import SettingsDiffer, check_settings, measure, merge, verdicts
 from benchmarks.published.rows import CONFIGS, ROWS, Settings, equal_epochs, launch_arguments, table_lines
-from benchmarks.published.slices import Leg, Slice
+from benchmarks.published.slices import STARTED, Leg, Slice
 from pipeflow.config import load
 from pipeflow.errors import CheckpointError, ConfigError
 from pipeflow.rundir.records import Summary
@@ -170,7 +170,7 @@ def test_a_slice_stops_and_the_next_goes_on(tmp_path, monkeypatch):
     for _ in range(2):  # the second time, nothing is left
         second = run_slice(lambda: False)
         assert second["ended"] and second["num_epochs"] == 18 and "resuming after" in leg.log.read_text()
-    assert leg.log.read_text().count(" -m pipeflow.launch ") == 2
+    assert leg.log.read_text().count(STARTED) == 2
 
 
 def test_a_row_that_fails_says_why(tmp_path, monkeypatch):
