@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeflow.errors import CheckpointError
+from pipeflow.output import say
 from pipeflow.report.curves import AXES, spans
 from pipeflow.report.figures import comparison, plots
 from pipeflow.rundir.reading import SavedRun, read_run
@@ -103,7 +104,7 @@ def _read(run_dirs: Sequence[Path]) -> dict[Path, SavedRun]:
         except CheckpointError as error:
             if len(run_dirs) == 1:
                 raise
-            print(f"skipped: {error}", file=sys.stderr)
+            say(f"skipped: {error}")
     if not read:
         raise CheckpointError(f"none of the {len(run_dirs)} folders has a run that can be read.")
     return read
