@@ -100,7 +100,7 @@ def advised(output: str, option: str) -> str:
     """An option with its value, as the advice in the output writes it."""
     found = re.search(rf"--{re.escape(option)} [^\s;,]+", output)
     assert found is not None, output
-    return found[0].rstrip(".")
+    return found[0].rstrip(".)")
 
 
 def with_option(command: str, option: str) -> str:
@@ -133,7 +133,8 @@ def test_another_option_on_a_finished_run(terminal):
     refused = terminal.run(command, code=1)
     assert "optim.lr: 0.005, was 0.002" in refused and len(refused.splitlines()) == 1
     under_torchrun = terminal.run(f"{TORCHRUN} {SMALL} --optim.lr 5e-3", code=1)
-    assert refused.strip() in under_torchrun and "error_file: <N/A>" not in under_torchrun
+    cause = under_torchrun.partition("Root Cause")[2]
+    assert under_torchrun.startswith(refused) and refused.strip() in cause and "was lost" not in under_torchrun
     assert contents(run) == before
     assert "done: test" in terminal.run(f"{command} {advised(refused, 'run.dir')}")
     assert contents(run) == before

@@ -191,7 +191,8 @@ def _beat_key(rank: int) -> str:
     return f"beat/{rank}"
 
 
-def claim_failure(store: "Store", rank: int, message: str) -> bool:
-    """Writes the run's failure into the store; False where another worker's failure stands there already."""
+def claim_failure(store: "Store", rank: int, message: str) -> tuple[int, str]:
+    """Writes the run's failure into the store; whose failure stands there, and its message: the first one stays."""
     mine = json.dumps({"rank": rank, "message": message})
-    return bool(store.compare_set("failure", "", mine).decode() == mine)
+    first = json.loads(store.compare_set("failure", "", mine))
+    return first["rank"], first["message"]

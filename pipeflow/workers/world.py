@@ -75,7 +75,7 @@ def join_workers(config: Config) -> Iterator["World"]:
         notice.reported = world.rank != 0
         raise
     except PipeflowError as error:
-        error.reported = world.fail(error)
+        world.fail(error)
         raise
     except Exception as error:
         if not is_broken_connection(error):
@@ -83,7 +83,7 @@ def join_workers(config: Config) -> Iterator["World"]:
             world.fail(WorkerError(f"worker {world.rank} failed: {type(error).__name__}: {first_line(error)}"))
             raise
         loss = world.cause_of(error)
-        loss.reported = world.fail(loss)
+        world.fail(loss)
         raise loss from None
     except KeyboardInterrupt:
         world.fail(WorkerError(f"worker {world.rank} was interrupted (SIGINT)."))
@@ -243,13 +243,18 @@ class World:
         """A group that waits no longer than links do: its workers wait for each other in every batch."""
         return self.new_group(ranks, self.backend, timedelta(seconds=self._config.link.timeout_s))
 
-    def fail(self, error: PipeflowError) -> bool:
-        """Tells the others of this worker's error; whether the error of another worker came first and is shown there."""
+    def fail(self, error: PipeflowError) -> None:
+        """Tells the others of this worker's error.
+
+        Where the error of another worker came first and is shown there, this one is marked as reported and takes its words:
+        what it says itself is only what followed, as a connection that broke.
+        """
         if self.monitor is None or error.reported:
-            return error.reported
+            return
         if self.monitor.store_lost or parent.trouble():
-            return parent.is_said_elsewhere()
-        claims: list[bool] = []
+            error.reported = parent.is_said_elsewhere()
+            return
+        claims: list[tuple[int, str]] = []
 
         def claim() -> None:
             with suppress(RuntimeError):
@@ -259,7 +264,9 @@ class World:
         claiming = threading.Thread(target=claim, name="pipeflow-failure", daemon=True)
         claiming.start()
         claiming.join(_CLAIM_SECONDS)
-        return claims == [False]
+        for rank, message in claims:
+            if rank != self.rank:
+                error.reported, error.args = True, (message,)
 
     def cause_of(self, error: Exception) -> PipeflowError:
         """The cause of a connection that broke inside torch, if the monitor hears of it, or else all that is known."""
