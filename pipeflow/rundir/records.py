@@ -223,9 +223,14 @@ class Manifest(Record):
     """Options that changed on the way to the checkpoint."""
 
     @property
+    def step(self) -> int:
+        """Batches of the next epoch that are done."""
+        return 0 if self.position is None else self.position.step
+
+    @property
     def folder(self) -> str:
         """Name of the checkpoint's folder."""
-        return checkpoint_name(self.epoch, 0 if self.position is None else self.position.step)
+        return checkpoint_name(self.epoch, self.step)
 
     @classmethod
     def from_json(cls, value: object, name: str = "") -> Self:

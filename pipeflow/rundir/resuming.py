@@ -129,16 +129,15 @@ def resume_lines(manifest: Manifest, config: Config, changed: Mapping[str, tuple
     left = [f"{local} {config.schedule.mode}"] * (local > 0) + [f"{whole} end-to-end"] * (whole > 0)
     to_come = f"{' and '.join(left)} {'epoch' if local + whole == 1 else 'epochs'} to come" if left else "none to come"
     done = count_text(manifest.epoch, "epoch")
-    if manifest.position is not None:
-        done += f" and {count_text(manifest.position.step, 'batch', 'es')}"
+    if manifest.step:
+        done += f" and {count_text(manifest.step, 'batch', 'es')}"
     lines = [f"resuming after {done} from {manifest.folder}: {to_come}"]
     return lines + [f"from here on {in_words({name: values})}" for name, values in changed.items()]
 
 
 def change_at(manifest: Manifest, differing: Mapping[str, tuple[object, object]]) -> Change | None:
     """The record of options that change where the run goes on; None where none does."""
-    step = 0 if manifest.position is None else manifest.position.step
-    return Change(epoch=manifest.epoch, step=step, options=differing) if differing else None
+    return Change(epoch=manifest.epoch, step=manifest.step, options=differing) if differing else None
 
 
 def _show(value: object) -> str:

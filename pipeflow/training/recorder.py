@@ -86,9 +86,8 @@ class Recorder:
         for line in first_lines(self.config, self.parts, self.world, self.folder):
             self.say(line)
         if manifest is not None and not self.has_ended:
-            step = 0 if manifest.position is None else manifest.position.step
             changed = {} if self.folder.change is None else self.folder.change.options
-            where = {"epoch": manifest.epoch, "step": step, "checkpoint": manifest.folder}
+            where = {"epoch": manifest.epoch, "step": manifest.step, "checkpoint": manifest.folder}
             self.log.event("resume", **where, changed=changed, world_size=self.world.size)
             for line in resume_lines(manifest, self.config, changed):
                 self.say(line)

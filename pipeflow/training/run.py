@@ -53,8 +53,7 @@ class Run:
         with contextlib.ExitStack() as resources:
             resources.callback(self.folder.close)
             self.manifest = manifest = open_folder(world, self.folder)
-            step = manifest.position.step if manifest is not None and manifest.position is not None else 0
-            self._saved = (0, 0) if manifest is None else (manifest.epoch, step)
+            self._saved = (0, 0) if manifest is None else (manifest.epoch, manifest.step)
             """Epochs, and batches of the next, that the newest checkpoint has."""
             self._is_first_phase = True
             self._last_losses: Losses
@@ -66,8 +65,7 @@ class Run:
             num_steps = images.info.num_train // config.optim.batch_size
             self.schedule = Schedule(config, len(self.parts), num_steps)
             check_timeline(config, num_steps)
-            checkpoints = self.folder.checkpoints
-            fingerprint = images.info.fingerprint
+            checkpoints, fingerprint = self.folder.checkpoints, images.info.fingerprint
             self.recorder = Recorder(config, self.folder, self.parts, world, manifest, self.schedule, fingerprint)
             resources.callback(self.recorder.close)
             self.stages = Stages(

@@ -15,9 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeflow.errors import first_line
+from pipeflow.config import Config
+from pipeflow.errors import ConfigError, first_line
 from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.traffic import Traffic
+
+_MAY_DIFFER = ("run.dir", "run.device", "data.path")
+"""Options that may differ from worker to worker: devices, and paths that lead to one place."""
 
 
 class Control:
@@ -99,3 +103,16 @@ class Control:
                 answer.put(None)
             except Exception as error:
                 answer.put(error)
+
+
+def check_same_options(control: Control, config: Config) -> None:
+    """Raises ConfigError where workers were started with different options. All of them call this together."""
+    everyone = control.share(config.to_dict(), "the configuration")
+    for rank, other in enumerate(everyone):
+        for section, options in everyone[0].items():
+            for name, value in options.items():
+                if f"{section}.{name}" not in _MAY_DIFFER and other[section][name] != value:
+                    raise ConfigError(
+                        f"{section}.{name}: is {value!r} at worker 0 and {other[section][name]!r} at worker {rank}: "
+                        f"start all workers with the same options."
+                    )

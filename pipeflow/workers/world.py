@@ -23,7 +23,7 @@ from pipeflow.device import choose_device
 from pipeflow.errors import ConfigError, PipeflowError, Preempted, WorkerError, first_line
 from pipeflow.workers import parent
 from pipeflow.workers.alarm import Alarm, is_broken_connection
-from pipeflow.workers.control import Control
+from pipeflow.workers.control import Control, check_same_options
 from pipeflow.workers.environment import check_address, not_met, read_place
 from pipeflow.workers.heartbeat import Monitor, claim_failure
 from pipeflow.workers.network import stay_on_this_machine
@@ -49,8 +49,6 @@ _CLAIM_SECONDS = 5.0
 _LEAVE_SECONDS = 5.0
 """Process groups whose workers are lost get so long to end."""
 
-_MAY_DIFFER = ("run.dir", "run.device", "data.path")
-"""Options that may differ from worker to worker: devices, and paths that lead to one place."""
 _RUNS = itertools.count()
 
 
@@ -131,7 +129,7 @@ class World:
         group = self._connect() if self.size > 1 else None
         self.control = Control(self.size, group, self.traffic, self.alarm)
         self._resources.callback(self.control.stop)
-        self._check_same_options()
+        check_same_options(self.control, config)
         config.check_world_size(self.size)
         self.device = choose_device(config.run.device, self.launched.local_rank)
         self.backend = self._choose_backend()
@@ -170,17 +168,6 @@ class World:
     def _open_store(self) -> PrefixStore:
         address, port = self.launched.address, self.launched.port
         return PrefixStore(self._key_prefix, TCPStore(address, port, is_master=False, timeout=_STORE_TIMEOUT))
-
-    def _check_same_options(self) -> None:
-        everyone = self.control.share(self._config.to_dict(), "the configuration")
-        for rank, other in enumerate(everyone):
-            for section, options in everyone[0].items():
-                for name, value in options.items():
-                    if f"{section}.{name}" not in _MAY_DIFFER and other[section][name] != value:
-                        raise ConfigError(
-                            f"{section}.{name}: is {value!r} at worker 0 and {other[section][name]!r} at worker {rank}: "
-                            f"start all workers with the same options."
-                        )
 
     def _choose_backend(self) -> str:
         """NCCL where each worker has a GPU to itself, unless asked otherwise."""
@@ -246,8 +233,8 @@ class World:
     def fail(self, error: PipeflowError) -> None:
         """Tells the others of this worker's error.
 
-        Where the error of another worker came first and is shown there, this one is marked as reported and takes its words:
-        what it says itself is only what followed, as a connection that broke.
+        Where another's came first and is shown there, this one is marked as reported and takes its words: its own tell only
+        what followed, such as a connection that broke.
         """
         if self.monitor is None or error.reported:
             return
