@@ -61,7 +61,7 @@ CASES = {
     "no data": (lambda tmp: images(tmp / "none.zip"), ["data.path", "none.zip"]),
     "not a zip": (lambda tmp: images(not_a_zip(tmp)), ["data.path", "text.zip"]),
     "truncated image": (lambda tmp: images(image_zip(tmp / "b.zip", truncate=True)), ["b.zip", "train/kind/07.png"]),
-    "no GPU": (lambda tmp: ["--run.device=cuda"], ["device cuda", "no GPU"]),
+    "no GPU": (lambda tmp: ["--run.device=cuda"], ["run.device", "no GPU"]),
     "nccl on the CPU": (lambda tmp: NCCL, ["link.backend", "nccl", "gloo"]),
     "nothing to resume": (lambda tmp: ["--run.resume=must"], ["run.resume", "must", "no checkpoint"]),
     "timeline of batches that are not there": (
