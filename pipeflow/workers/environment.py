@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pipeflow.errors import ConfigError, WorkerError, first_line
 
 _OTHER_LAUNCHERS = {
-    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
-    "mpirun": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
 }
-"""Launchers that do not say who is who, and where they say how many processes they start: the first that is set counts."""
+"""Where launchers that do not say who is who say how many processes they start, and what starts them."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ def check_not_apart() -> None:
     """Raises ConfigError where a launcher starts several processes, of which each would train alone."""
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return
-    for launcher, names in _OTHER_LAUNCHERS.items():
-        name = next((name for name in names if name in os.environ), "")
+    for name, launcher in _OTHER_LAUNCHERS.items():
         if os.environ.get(name, "1") != "1":
             raise ConfigError(
                 f"{name}: {os.environ[name]} processes, but no RANK says which this is, and each would train alone. Let "
