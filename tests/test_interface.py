@@ -46,10 +46,10 @@ def test_every_name_is_shown_and_there():
 def test_import_looks_at_the_parent_first_and_waits_for_nothing():
     program = (
         "import sys, pipeflow; from pipeflow import Config, train; print([name for name in sys.modules if "
-        "name.startswith('pipeflow.')][:2], sorted({'torch', 'numpy'} & set(sys.modules)))"
+        "name.startswith('pipeflow.')][:3], sorted({'torch', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "['pipeflow.workers', 'pipeflow.workers.parent'] []\n"
+    assert done.stdout == "['pipeflow.workers', 'pipeflow.workers.processes', 'pipeflow.workers.parent'] []\n"
 
 
 @pytest.mark.slow
