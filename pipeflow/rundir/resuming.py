@@ -7,6 +7,7 @@ from pipeflow.config import Config
 from pipeflow.config.loading import show
 from pipeflow.errors import CheckpointError
 from pipeflow.rundir.records import Change, Manifest
+from pipeflow.safe_files import in_full
 from pipeflow.units import count_text
 
 _OF_THE_COMMAND = ("run.dir", "run.resume")
@@ -59,7 +60,8 @@ def check_images(path: Path, manifest: Manifest | None, config: Config, fingerpr
     """Raises CheckpointError where the images are not those that the run was trained on, whatever their name."""
     if manifest is not None and manifest.data not in (None, fingerprint):
         about = config.data
-        images = about.name if about.path is None else f"{about.name}, {Path(about.path).absolute()}"
+        images = about.name if about.path is None else f"{about.name}, {in_full(about.path)}"
+        images = "given from Python" if about.name == "python" else images
         taken = "".join(f", {name} {num}" for name, num in _taken(config).items())
         raise CheckpointError(
             f"data: these images ({images}{taken}) are not those that the run in {path} was trained on. Give the same "
