@@ -46,7 +46,11 @@ class Training:
     def __init__(self, device: torch.device, batch_size: int, num_steps: int, width: int):
         torch.manual_seed(0)
         config = Config.from_dict(
-            {"model": {"num_steps": num_steps, "width": width}, "optim": {"batch_size": batch_size}}
+            {
+                "model": {"num_steps": num_steps, "width": width},
+                "parts": {"num": 1},
+                "optim": {"batch_size": batch_size},
+            }
         )
         self.flow = build_flow(config, SHAPE)
         self._device = device
