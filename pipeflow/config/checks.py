@@ -107,11 +107,19 @@ def check_part_rates(config: "Config", num_parts: int) -> None:
 
 
 def _check_share(config: "Config", option: str, num_workers: int) -> None:
-    """Raises ConfigError where so many workers cannot share a batch, which `option` asks for."""
-    if num_workers > config.optim.batch_size:
+    """Raises ConfigError where so many workers cannot share a batch, which `option` asks for, in slices of an image."""
+    batch_size, micro_batches = config.optim.batch_size, config.memory.micro_batches
+    if num_workers > batch_size:
         raise ConfigError(
-            f"{option}: {num_workers} workers cannot share a batch of {config.optim.batch_size} images (optim.batch_size): "
+            f"{option}: {num_workers} workers cannot share a batch of {batch_size} images (optim.batch_size): "
             f"use fewer workers, or a larger batch."
+        )
+    share = batch_size // num_workers
+    if micro_batches > share:
+        shared = f" shared by {num_workers} workers ({option})" if num_workers > 1 else ""
+        raise ConfigError(
+            f"memory.micro_batches: a batch of {count_text(batch_size, 'image')} (optim.batch_size){shared} cannot be cut "
+            f"into {micro_batches} slices: set memory.micro_batches to {share} or less, or use a larger batch."
         )
 
 

@@ -235,13 +235,13 @@ class LinkConfig:
         "type in which training latents travel",
         {"float32": "as they are", "bfloat16": "half the bytes", "int8": "a quarter: a range a channel, and dither"},
     )
-    depth: int = option(4, "batches that may wait at each end of a link", at_least=1)
+    depth: int = option(4, "batches, in whatever slices, that may wait at each end of a link", at_least=1)
     timeout_s: float = option(300.0, "seconds without a latent after which a worker gives up", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """The activations that are kept for the backward."""
+    """The activations that are kept for the backward: how many layers' of how many images."""
 
     activations: Literal["keep", "recompute", "invert"] = option(
         "keep",
@@ -253,6 +253,11 @@ class MemoryConfig:
         },
     )
     max_error: float = option(1e-3, "invert: error of a part's recovered input that stops the run", above=0)
+    micro_batches: int = option(
+        1,
+        "slices in which a part takes its batch, one after the other: one update, activations of one slice",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

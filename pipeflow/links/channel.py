@@ -13,8 +13,14 @@ from pipeflow.links.codec import Codec, make_codec
 TRAINING, EVALUATION, INITIAL = "latents", "eval", "initial"
 KINDS = (TRAINING, EVALUATION, INITIAL)
 
-Label = tuple[str, int, int]
-"""Kind, epoch and step of a latent."""
+Label = tuple[str, int, int, int]
+"""Kind, epoch and step of a latent, and the number of its micro-batch: 0 where a batch travels whole."""
+
+
+def describe(label: Label) -> str:
+    """`latents of epoch 0, step 3`, and the micro-batch behind the first."""
+    kind, epoch, step, micro_batch = label
+    return f"{kind} of epoch {epoch}, step {step}" + (f", micro-batch {micro_batch}" if micro_batch else "")
 
 
 @dataclass(frozen=True)
@@ -31,36 +37,43 @@ class Channel:
     """The run's seed, from which both ends draw the same dither."""
     replica: int = 0
     """Index of the replicas at its ends; each share of a batch has its own dither."""
+    micro_batches: int = 1
+    """Slices in which a training batch travels, each with its own dither; all others travel whole."""
+
+    def messages(self, kind: str) -> int:
+        """Latents in which a batch of this kind travels."""
+        return self.micro_batches if kind == TRAINING else 1
 
     def codec(self, kind: str) -> Codec:
         """The codec of latents of this kind."""
         return make_codec(self.dtype if kind == TRAINING else "float32", self.shape)
 
-    def encode(self, kind: str, epoch: int, step: int, latent: Tensor) -> Tensor:
+    def encode(self, label: Label, latent: Tensor) -> Tensor:
         """The payload for a detached latent, [batch, *shape]."""
         assert not latent.requires_grad, "a latent on a link must be detached"
-        codec = self.codec(kind)
-        return codec.encode(latent, self._dither(codec, epoch, step, latent.device))
+        codec = self.codec(label[0])
+        return codec.encode(latent, self._dither(codec, label, latent.device))
 
-    def decode(self, kind: str, epoch: int, step: int, payload: Tensor) -> Tensor:
+    def decode(self, label: Label, payload: Tensor) -> Tensor:
         """The latent that the next part gets, [batch, *shape], float32."""
-        codec = self.codec(kind)
-        return codec.decode(payload, self._dither(codec, epoch, step, payload.device))
+        codec = self.codec(label[0])
+        return codec.decode(payload, self._dither(codec, label, payload.device))
 
     def check_label(self, label: Label, expected: Label) -> None:
         """Raises WorkerError where another latent came than the one expected."""
         if label != expected:
             raise WorkerError(
-                f"{self}: expected the {expected[0]} of epoch {expected[1]}, step {expected[2]}, but the {label[0]} of "
-                f"epoch {label[1]}, step {label[2]} came: the workers do not follow the same schedule. Start all with the "
-                f"same configuration."
+                f"{self}: expected the {describe(expected)}, but the {describe(label)} came: the workers do not follow the "
+                f"same schedule. Start all with the same configuration."
             )
 
-    def _dither(self, codec: Codec, epoch: int, step: int, device: torch.device) -> torch.Generator | None:
+    def _dither(self, codec: Codec, label: Label, device: torch.device) -> torch.Generator | None:
         if not codec.needs_generator:
             return None
-        replica = (self.replica,) if self.replica else ()
-        return generator(self.seed, "dither", self.index, epoch, step, *replica, device=device)
+        _, epoch, step, micro_batch = label
+        # Zeros at the end are left out, as they were before there were replicas and micro-batches: the same seeds go on.
+        share = (self.replica, micro_batch) if micro_batch else (self.replica,) if self.replica else ()
+        return generator(self.seed, "dither", self.index, epoch, step, *share, device=device)
 
     def __str__(self) -> str:
         replica = f", replica {self.replica}" if self.replica else ""

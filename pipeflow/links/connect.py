@@ -24,7 +24,8 @@ def connect(world: World, parts: Sequence[Part], owners: Sequence[int], config: 
     links: dict[int, Link] = {}
     replica = world.rank % world.num_replicas
     for part, source, target in zip(parts, owners, owners[1:]):
-        channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed, replica)
+        micro_batches = config.memory.micro_batches
+        channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed, replica, micro_batches)
         if source != target:
             for each in range(world.num_replicas):
                 ranks = (source * world.num_replicas + each, target * world.num_replicas + each)

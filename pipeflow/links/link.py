@@ -1,5 +1,6 @@
 """Links: the one-way channels that carry `(epoch, step, latent)` from a part to the next, and count every byte.
 
+A training batch may travel in several micro-batches, each a latent with a header of its own.
 A link has a sending and a receiving end and no way back:
 
     part k --send--> [up to depth batches] --thread--> wire --thread--> [up to depth batches] --receive--> part k+1
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from pipeflow.config import LinkConfig
 from pipeflow.errors import first_line
-from pipeflow.links.channel import KINDS, Channel, Label
+from pipeflow.links.channel import KINDS, Channel, Label, describe
 from pipeflow.links.wire import Event, Header, Wire
 from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.timeline import RECEIVE, SEND, WAIT, Timeline
@@ -54,12 +55,12 @@ class Link:
     waited = 0.0
     """Seconds that the computing thread has waited here."""
 
-    def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
+    def send(self, kind: str, epoch: int, step: int, latent: Tensor, micro_batch: int = 0) -> None:
         """Hands on a detached latent, [batch, *shape]."""
         raise AssertionError(f"{self.channel}: this end only receives")
 
-    def receive(self, kind: str, epoch: int, step: int) -> Tensor:
-        """The latent of this batch, [batch, *shape], float32."""
+    def receive(self, kind: str, epoch: int, step: int, micro_batch: int = 0) -> Tensor:
+        """The latent of this batch, or micro-batch of it: [batch, *shape], float32."""
         raise AssertionError(f"{self.channel}: this end only sends")
 
     def stop(self, epoch: int, step: int) -> None:
@@ -77,15 +78,16 @@ class LocalLink(Link):
         self._traffic = traffic
         self._waiting: deque[tuple[Label, Tensor]] = deque()
 
-    def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
-        payload = self.channel.encode(kind, epoch, step, latent)
+    def send(self, kind: str, epoch: int, step: int, latent: Tensor, micro_batch: int = 0) -> None:
+        label = (kind, epoch, step, micro_batch)
+        payload = self.channel.encode(label, latent)
         self._traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
-        self._waiting.append(((kind, epoch, step), payload))
+        self._waiting.append((label, payload))
 
-    def receive(self, kind: str, epoch: int, step: int) -> Tensor:
+    def receive(self, kind: str, epoch: int, step: int, micro_batch: int = 0) -> Tensor:
         label, payload = self._waiting.popleft()
-        self.channel.check_label(label, (kind, epoch, step))
-        return self.channel.decode(kind, epoch, step, payload)
+        self.channel.check_label(label, (kind, epoch, step, micro_batch))
+        return self.channel.decode(label, payload)
 
 
 @dataclass(eq=False)
@@ -107,6 +109,11 @@ class LinkEnd(Link, ABC):
         self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         for work in (self._begin, self._finish):
             threading.Thread(target=self._run, args=(work,), name=str(self.channel), daemon=True).start()
+
+    @property
+    def num_asked_ahead(self) -> int:
+        """Headers that the receiving end asks for ahead."""
+        return self.config.depth * self.channel.micro_batches
 
     @abstractmethod
     def _begin(self) -> None:
@@ -132,7 +139,7 @@ class LinkEnd(Link, ABC):
         """
         timeout, source = self.config.timeout_s, "link.timeout_s"
         self._num_asked[kind] += 1
-        if self._num_asked[kind] <= _START_BATCHES and timeout < _START_SECONDS:
+        if self._num_asked[kind] <= _START_BATCHES * self.channel.messages(kind) and timeout < _START_SECONDS:
             timeout, source = _START_SECONDS, "at the start"
         text = f"{self.channel}: {late} for {timeout:g} s ({source}) while worker {self.alarm.rank} {doing}."
         start = time.perf_counter()
@@ -158,28 +165,30 @@ class SendingEnd(LinkEnd):
     late_at_end = "did not take what was left at the end of the link"
 
     def __post_init__(self) -> None:
-        # An entry for each batch that has not gone yet.
-        self._room: queue.Queue[None] = queue.Queue(self.config.depth)
+        # An entry for each latent that has not gone yet.
+        self._room: dict[str, queue.Queue[None]]
+        self._room = {kind: queue.Queue(self.config.depth * self.channel.messages(kind)) for kind in KINDS}
         self._outbox: queue.Queue[tuple[Header, Tensor | None, Event | None] | None] = queue.Queue()
-        self._going: queue.Queue[tuple[int, Callable[[], object]] | None] = queue.Queue()
+        self._going: queue.Queue[tuple[Header, Callable[[], object]] | None] = queue.Queue()
         super().__post_init__()
 
-    def send(self, kind: str, epoch: int, step: int, latent: Tensor) -> None:
+    def send(self, kind: str, epoch: int, step: int, latent: Tensor, micro_batch: int = 0) -> None:
         """Hands on a detached latent, [batch, *shape]; waits while `depth` batches are on their way."""
-        payload = self.channel.encode(kind, epoch, step, latent)
+        label = (kind, epoch, step, micro_batch)
+        payload = self.channel.encode(label, latent)
         self.traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
-        item = ((KINDS.index(kind), epoch, step, len(latent)), payload, self.wire.record_event())
+        item = ((KINDS.index(kind), epoch, step, micro_batch, len(latent)), payload, self.wire.record_event())
         self._wait(
-            lambda seconds: self._room.put(None, timeout=seconds),
+            lambda seconds: self._room[kind].put(None, timeout=seconds),
             kind,
             span=f"for room, {step}",
-            doing=f"waited to send the {kind} of epoch {epoch}, step {step}",
+            doing=f"waited to send the {describe(label)}",
             late=f"worker {self.wire.peer} took nothing",
         )
         self._outbox.put(item)
 
     def stop(self, epoch: int, step: int) -> None:
-        self._outbox.put(((_STOP, epoch, step, 0), None, None))
+        self._outbox.put(((_STOP, epoch, step, 0, 0), None, None))
 
     def close(self) -> None:
         self._outbox.put(None)
@@ -193,17 +202,17 @@ class SendingEnd(LinkEnd):
                 computed.synchronize()
             self._send_header(header)
             if payload is not None:
-                self._going.put((header[2], self.wire.send(payload)))
-        for _ in range(self.config.depth):  # as many as the other end has asked for
-            self._send_header((_CLOSE, 0, 0, 0))
+                self._going.put((header, self.wire.send(payload)))
+        for _ in range(self.num_asked_ahead):
+            self._send_header((_CLOSE, 0, 0, 0, 0))
         self._going.put(None)
 
     def _finish(self) -> None:
         while (item := self._going.get()) is not None:
-            step, wait_until_gone = item
+            (kind, _, step, *_), wait_until_gone = item
             with self.timeline.span(SEND, f"send {step}"):
                 wait_until_gone()
-            self._room.get()
+            self._room[KINDS[kind]].get()
 
     def _send_header(self, header: Header) -> None:
         self.wire.send_header(header)
@@ -216,46 +225,47 @@ class ReceivingEnd(LinkEnd):
     late_at_end = "did not end the link"
 
     def __post_init__(self) -> None:
-        self._room = threading.Semaphore(self.config.depth)
+        self._room = {kind: threading.Semaphore(self.config.depth * self.channel.messages(kind)) for kind in KINDS}
         self._coming: queue.Queue[tuple[Label, Callable[[], tuple[Tensor, Event | None]]] | Stopped | None]
         self._coming = queue.Queue()
         self._inbox: queue.Queue[tuple[Label, Tensor, Event | None] | Stopped] = queue.Queue()
         super().__post_init__()
 
-    def receive(self, kind: str, epoch: int, step: int) -> Tensor:
-        """The latent of this batch, [batch, *shape], float32.
+    def receive(self, kind: str, epoch: int, step: int, micro_batch: int = 0) -> Tensor:
+        """The latent of this batch, or micro-batch of it: [batch, *shape], float32.
 
         Raises WorkerError when another comes, or none in time, and Stopped when none will come.
         """
+        expected = (kind, epoch, step, micro_batch)
         item = self._wait(
             lambda seconds: self._inbox.get(timeout=seconds),
             kind,
             span=f"for {step}",
-            doing=f"waited for the {kind} of epoch {epoch}, step {step}",
+            doing=f"waited for the {describe(expected)}",
             late=f"nothing came from worker {self.wire.peer}",
         )
         if isinstance(item, Stopped):
             raise item
         label, payload, arrived = item
-        self._room.release()
-        self.channel.check_label(label, (kind, epoch, step))
+        self._room[label[0]].release()
+        self.channel.check_label(label, expected)
         self.wire.use_after(payload, arrived)
-        return self.channel.decode(kind, epoch, step, payload)
+        return self.channel.decode(label, payload)
 
     def _begin(self) -> None:
-        asked = deque(self.wire.receive_header() for _ in range(self.config.depth))
+        asked = deque(self.wire.receive_header() for _ in range(self.num_asked_ahead))
         while True:
-            kind, epoch, step, batch = asked.popleft()()
+            kind, epoch, step, micro_batch, num_images = asked.popleft()()
             if kind == _CLOSE:
                 break
             if kind == _STOP:
                 self._coming.put(Stopped(step))
             else:
-                self._room.acquire()
+                self._room[KINDS[kind]].acquire()
                 codec = self.channel.codec(KINDS[kind])
                 # The payload before the next header: it is what the other end waits to send.
-                receiving = self.wire.receive(codec.payload_shape(batch), codec.dtype)
-                self._coming.put(((KINDS[kind], epoch, step), receiving))
+                receiving = self.wire.receive(codec.payload_shape(num_images), codec.dtype)
+                self._coming.put(((KINDS[kind], epoch, step, micro_batch), receiving))
             asked.append(self.wire.receive_header())
         for wait_for_header in asked:
             wait_for_header()

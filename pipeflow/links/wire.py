@@ -12,8 +12,8 @@ from pipeflow.flow.layers import Shape
 _HEADER, _PAYLOAD = 1, 2
 """Tags, so that a payload is not taken for a header that has been asked for."""
 
-Header: TypeAlias = tuple[int, int, int, int]
-"""Kind, epoch, step and number of images."""
+Header: TypeAlias = tuple[int, int, int, int, int]
+"""Kind, epoch, step, micro-batch and number of images."""
 Event: TypeAlias = torch.cuda.Event
 
 
@@ -37,13 +37,13 @@ class Wire:
 
     def receive_header(self) -> Callable[[], Header]:
         """Asks for a header."""
-        header = torch.empty(4, dtype=torch.int64)
+        header = torch.empty(5, dtype=torch.int64)
         receiving = _begin_receive(header, self.peer, self.group, _HEADER)
 
         def finish() -> Header:
             receiving.wait()
-            kind, epoch, step, batch = header.tolist()
-            return kind, epoch, step, batch
+            kind, epoch, step, micro_batch, num_images = header.tolist()
+            return kind, epoch, step, micro_batch, num_images
 
         return finish
 

@@ -59,7 +59,8 @@ class Plan:
     def forward_bytes(self) -> list[int]:
         """Bytes over each link in all of training."""
         batch_size, dtype = self.config.optim.batch_size, self.config.link.dtype
-        by_phase = [traffic.phase_link_bytes(phase, self.parts, batch_size, dtype) for phase in self.phases]
+        messages = traffic.latent_messages(self.config)
+        by_phase = [traffic.phase_link_bytes(phase, self.parts, batch_size, dtype, messages) for phase in self.phases]
         return [sum(link) for link in zip(*by_phase)]
 
     @property

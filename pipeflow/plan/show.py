@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeflow.plan.plan import Plan
-from pipeflow.plan.traffic import latent_bytes, phase_link_bytes, training_share
+from pipeflow.plan.traffic import latent_bytes, latent_messages, phase_link_bytes, training_share
 from pipeflow.training.schedule import Phase, training_macs
 from pipeflow.units import bytes_text, count_text, macs_text, megabytes_text
 
@@ -51,7 +51,7 @@ def _parts_table(plan: Plan) -> Table:
         2, "part", "layers", "parameters", "multiply-adds\nan image", "latent\nout", "bytes a batch,\nan epoch"
     )
     for part, cost in zip(plan.parts, costs):
-        latent = latent_bytes(part, batch_size, dtype)
+        latent = latent_bytes(part, batch_size, dtype, latent_messages(plan.config))
         table.add_row(
             str(part.index),
             Text("\nto ".join(dict.fromkeys([part.names[0], part.names[-1]]))),
@@ -103,7 +103,8 @@ def _sum(total: int, terms: Sequence[str], of_terms: str = "") -> str:
 def _phase_row(plan: Plan, phase: Phase) -> list[str]:
     parts = [part.index for part in plan.parts]
     running = [part for part in parts if not phase.is_local or phase.count_running(part) > 0]
-    link_bytes = phase_link_bytes(phase, plan.parts, plan.config.optim.batch_size, plan.config.link.dtype)
+    config, messages = plan.config, latent_messages(plan.config)
+    link_bytes = phase_link_bytes(phase, plan.parts, config.optim.batch_size, config.link.dtype, messages)
     return [
         str(phase.epoch),
         phase.mode,

@@ -7,21 +7,31 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
+from pipeflow.config import Config
 from pipeflow.flow import Part
 from pipeflow.links.codec import make_codec
 from pipeflow.training.schedule import Phase, training_macs
 
 
-def latent_bytes(part: Part, batch: int, dtype: str) -> int:
-    """Bytes of a part's latents for a batch of this many images, in a type of `link.dtype`."""
-    return make_codec(dtype, part.output_shape).num_bytes(batch)
+def latent_bytes(part: Part, batch: int, dtype: str, messages: int = 1) -> int:
+    """Bytes of a part's latents for a batch of this many images, in a type of `link.dtype`.
+
+    messages: the latents in which the batch travels. Their number changes only what each has beside the values.
+    """
+    codec = make_codec(dtype, part.output_shape)
+    return codec.num_bytes(batch) + (messages - 1) * codec.num_bytes(0)
 
 
-def phase_link_bytes(phase: Phase, parts: Sequence[Part], batch_size: int, dtype: str) -> list[int]:
-    """Bytes over each link in a phase's training."""
+def latent_messages(config: Config) -> int:
+    """The latents in which a training batch travels: one for each micro-batch of each replica's share."""
+    return config.parts.replicas * config.memory.micro_batches
+
+
+def phase_link_bytes(phase: Phase, parts: Sequence[Part], batch_size: int, dtype: str, messages: int = 1) -> list[int]:
+    """Bytes over each link in a phase's training. messages: as for `latent_bytes`."""
     if not phase.is_local:
         return [0] * (len(parts) - 1)
-    return [latent_bytes(part, batch_size, dtype) * phase.count_sent(part.index) for part in parts[:-1]]
+    return [latent_bytes(part, batch_size, dtype, messages) * phase.count_sent(part.index) for part in parts[:-1]]
 
 
 def eval_link_bytes(parts: Sequence[Part], num_images: int) -> list[int]:

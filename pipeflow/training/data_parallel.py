@@ -9,6 +9,7 @@ Neighbouring ranks are replicas of one part. Launchers give neighbouring ranks t
 what replicas send: so they stay inside it, where there are as many GPUs, and between machines go latents alone.
 """
 
+import contextlib
 import inspect
 import warnings
 from typing import Any
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
 from pipeflow.flow.layers import Shape
+from pipeflow.flow.part import PartOutput
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.workers.alarm import Alarm
 from pipeflow.workers.replicas import Replicas
@@ -43,10 +45,12 @@ class DataParallelTrainer(PartTrainer):
         # Buffers never change here. torch 2.15 renamed the option that keeps them from being sent in every forward.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
         no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        self._module = DistributedDataParallel(self.part, process_group=replicas.group, init_sync=False, **no_buffers)
+        wrapped = DistributedDataParallel(self.part, process_group=replicas.group, init_sync=False, **no_buffers)
+        self._module = self._wrapped = wrapped
         # Two of a 1x1 kernel's four strides say nothing, and DDP takes their difference for another layout.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        self._settle_buckets((share.stop - share.start, *self.part.input_shape), device)
+        largest = -(-(share.stop - share.start) // config.memory.micro_batches)
+        self._settle_buckets((largest, *self.part.input_shape), device)
         num_values = sum(parameter.numel() for parameter in self.part.parameters())
         # A ring all-reduce sends 2 (n - 1) / n of the gradients from each of n workers; the first counts for all.
         self._ring_bytes = 2 * (replicas.size - 1) * num_values * 4 if replicas.is_first else 0
@@ -62,6 +66,14 @@ class DataParallelTrainer(PartTrainer):
         """
         torch.autograd.backward(self.part.loss(self._module(torch.zeros(shape, device=device))))
         self.optimizer.zero_grad(set_to_none=True)
+
+    def forward(self, latent: Tensor, is_last: bool = True) -> tuple[PartOutput, Tensor]:
+        # Gradients travel once a batch, with those of its last micro-batch.
+        with contextlib.nullcontext() if is_last else self._wrapped.no_sync():
+            return super().forward(latent)
+
+    def accumulate(self, loss: Tensor) -> None:
+        super().accumulate(loss * self._weight)
 
     def update(self, loss: Tensor) -> None:
         others = [rank for rank in self._replicas.ranks if rank != self._replicas.rank]

@@ -33,19 +33,44 @@ class Losses:
         self.max_error = max_error
         self.latest: dict[str, float] = {}
         self._on_gpu = device.type == "cuda"
+        self._begun: dict[str, Tensor] = {}
         self._waiting: dict[str, list[tuple[int, Tensor]]] = {}
         self._copied: dict[str, tuple[list[int], Tensor, torch.cuda.Event | None]] = {}
         self._read = {part: list(losses) for part, losses in (before or {}).items()}
 
-    def add(self, part: str, step: int, loss: Tensor, error: Tensor | None = None) -> None:
-        """Adds a loss. Raises TrainingStopped where it, or on a GPU an earlier one, is no number or beyond all bounds.
+    def add(
+        self,
+        part: str,
+        step: int,
+        loss: Tensor,
+        error: Tensor | None = None,
+        weight: float = 1.0,
+        is_last: bool = True,
+    ) -> None:
+        """Adds the loss of a batch, or of a micro-batch, whose batch is whole with the last.
 
-        error: the error of the backward before this batch, where it is known.
+        Raises TrainingStopped where it, or on a GPU the loss of an earlier batch, is no number or beyond all bounds.
+
+        Args:
+            error: the error of the backward before this one, where it is known; the largest counts.
+            weight: the micro-batch's share of the batch.
+            is_last: whether no other micro-batch of this batch comes.
         """
-        pair = torch.stack([loss.detach(), loss.new_zeros(()) if error is None else error.to(loss.dtype)])
+        loss = loss.detach()
+        pair = torch.stack([loss * weight, loss.new_zeros(()) if error is None else error.to(loss.dtype)])
+        if part in self._begun:
+            before = self._begun.pop(part)
+            pair = torch.stack([before[0] + pair[0], torch.maximum(before[1], pair[1])])
         if not self._on_gpu:
+            self.check(part, step, float(loss), float(pair[1]))
+        if not is_last:
+            self._begun[part] = pair
+        elif self._on_gpu:
+            self._add_waiting(part, step, pair)
+        else:
             self._look(part, [step], [pair.tolist()])
-            return
+
+    def _add_waiting(self, part: str, step: int, pair: Tensor) -> None:
         waiting = self._waiting.setdefault(part, [])
         waiting.append((step, pair))
         if len(waiting) >= _READ_LOSSES_EVERY:

@@ -24,7 +24,7 @@ from pipeflow.training.image_feed import ImageFeed
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
-from pipeflow.workers.replicas import Replicas
+from pipeflow.workers.replicas import Replicas, share_of
 from pipeflow.workers.world import World
 
 
@@ -160,6 +160,7 @@ class Stages:
             self._images,
             world.device,
             config.optim.batch_size,
+            self._micro_batches(),
             world.alarm,
             world.timeline,
             config.memory.max_error,
@@ -169,6 +170,11 @@ class Stages:
             parts = [trainer.part.index for trainer in trainers]
             world.monitor.status = lambda: {**worker.progress, "parts": parts, "sent": world.traffic.training}
         return worker
+
+    def _micro_batches(self) -> list[slice]:
+        """The images of each micro-batch, among those that this worker has of a batch."""
+        share, num = self.replicas.share(self.config.optim.batch_size), self.config.memory.micro_batches
+        return [share_of(share.stop - share.start, num, number) for number in range(num)]
 
     def _hand_to_replicas(self, kind: str | None = None) -> None:
         """The first replica's state goes to the others. kind: under which it is counted."""

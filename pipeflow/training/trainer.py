@@ -27,7 +27,10 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: Config, lr: float
 
 
 class PartTrainer:
-    """Updates one part. `forward`, hand the latent on, then `update`: the latent leaves before the backward begins."""
+    """Updates one part. `forward`, hand the latent on, then `update`: the latent leaves before the backward begins.
+
+    A batch may come in micro-batches, each forward before the next: `accumulate` for all but the last, which updates.
+    """
 
     def __init__(self, part: Part, device: torch.device, config: Config, lr: float, num_updates: int):
         """num_updates: the part's updates in this stage, over which the rate decays."""
@@ -40,9 +43,13 @@ class PartTrainer:
         self._parameters = part.global_parameters()
         self.optimizer = make_optimizer(list(self._parameters.values()), config, lr)
         self.averages: dict[str, Tensor] = {}
+        self._is_accumulating = False
 
-    def forward(self, latent: Tensor) -> tuple[PartOutput, Tensor]:
-        """Runs the part with gradients, for an update; its output and its loss."""
+    def forward(self, latent: Tensor, is_last: bool = True) -> tuple[PartOutput, Tensor]:
+        """Runs the part with gradients, for an update; its output and its loss.
+
+        is_last: whether the update comes next, and no other micro-batch of the same batch.
+        """
         output = self._module(latent)
         return output, self.part.loss(output)
 
@@ -51,8 +58,13 @@ class PartTrainer:
         """Runs the part without gradients: it is frozen in this turn, or is evaluated."""
         return self.part(latent)
 
+    def accumulate(self, loss: Tensor) -> None:
+        """Backward of a micro-batch. loss: the last `forward`'s, times the share that it has in the batch's."""
+        self._backward(loss)
+        self._is_accumulating = True
+
     def update(self, loss: Tensor) -> None:
-        """Backward, clip, step, average. loss: the one that the last `forward` gave."""
+        """Backward, clip, step, average. loss: as for `accumulate`, whose gradients count for this update."""
         rate = learning_rate(self.lr, self.updates, self.num_updates, self.optim.warmup_steps, self.optim.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -61,9 +73,14 @@ class PartTrainer:
         if self.averages:
             self._average()
 
-    def _step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+    def _backward(self, loss: Tensor) -> None:
+        if not self._is_accumulating:
+            self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+
+    def _step(self, loss: Tensor) -> None:
+        self._backward(loss)
+        self._is_accumulating = False
         if self.optim.clip_norm > 0:
             nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm)
         self.optimizer.step()

@@ -2,6 +2,7 @@
 
     for each batch:   get the latent  ->  part  ->  send the new latent on  ->  backward and update, if it is its turn
 
+With `memory.micro_batches` all but the update is done for one slice of the batch after the other.
 A worker knows its own parts and the links at their ends, nothing of the others: with all parts it is a single GPU.
 """
 
@@ -49,6 +50,7 @@ class Worker:
         images: ImageFeed | None,
         device: torch.device,
         batch_size: int,
+        micro_batches: Sequence[slice],
         alarm: Alarm,
         timeline: Timeline,
         max_error: float = math.inf,
@@ -56,6 +58,7 @@ class Worker:
     ):
         """links: by the index of the part in front. max_error: `memory.max_error`, for parts that recover activations.
 
+        micro_batches: the images of each, among those that this worker has of a batch.
         is_preempted: whether the run is to stop before the next batch.
         """
         self.trainers = trainers
@@ -65,11 +68,12 @@ class Worker:
         """The state that the display shows. It is replaced in every step and never changed: other threads read it."""
         self._device = device
         self._batch_size = batch_size
+        self._micro_batches = micro_batches
         self._alarm = alarm
         self._timeline = timeline
         self._max_error = max_error
         self._is_preempted = is_preempted
-        self._last_batches: dict[PartTrainer, Tensor] = {}
+        self._last_latents: dict[PartTrainer, Tensor] = {}
 
     def initialize(self, layers: bool, heads: Sequence[str]) -> None:
         """Data-dependent initialisation: one batch goes through all parts, each initialises itself on what arrives.
@@ -78,7 +82,9 @@ class Worker:
         """
         for trainer in self.trainers:
             part = trainer.part
-            latent = self._incoming(part.index, INITIAL, 0, 0)
+            latent = (
+                self.links[part.index - 1].receive(INITIAL, 0, 0) if part.index else self._own_images(INITIAL, 0, 0)
+            )
             latent = part.initialize(latent, layers, part.head_name in heads)
             self._send_on(part.index, INITIAL, 0, 0, latent)
 
@@ -154,45 +160,64 @@ class Worker:
         return sum(link.waited for link in self.links.values())
 
     def _check_last_updates(self, phase: Phase, losses: Losses) -> None:
-        """Recomputes the loss of the last batch: losses are checked before each update, damage by the last goes unseen."""
-        for trainer, latent in self._last_batches.items():
+        """Recomputes the last loss: losses are checked before each update, damage by the last goes unseen."""
+        for trainer, latent in self._last_latents.items():
             loss = trainer.part.loss(trainer.run(latent))
             error = trainer.part.reconstruction_error
             losses.check(str(trainer.part.index), phase.steps, float(loss), 0.0 if error is None else float(error))
-        self._last_batches = {}
+        self._last_latents = {}
 
     def _train_batch(self, phase: Phase, step: int, losses: Losses) -> None:
-        training = phase.training(step)
-        last = max(training)
-        for trainer in self.trainers:
-            part = trainer.part
-            if part.index > last:
-                return
-            latent = self._incoming(part.index, TRAINING, phase.epoch, step)
-            if part.index not in training:
-                with self._timeline.span(COMPUTE, f"part {part.index} forward {step}"):
-                    latent = part.outgoing(trainer.run(latent))
-                self._send_on(part.index, TRAINING, phase.epoch, step, latent)
-                continue
-            with self._timeline.span(COMPUTE, f"part {part.index} forward {step}"):
-                output, loss = trainer.forward(latent)
-                # The check comes before the latent leaves: a NaN stops here instead of travelling on.
-                shown = loss + 8 if part.index == 0 else loss
-                losses.add(str(part.index), step, shown, part.reconstruction_error)
-            if part.index < last:
-                self._send_on(part.index, TRAINING, phase.epoch, step, part.outgoing(output))
-            with self._timeline.span(COMPUTE, f"update part {part.index}, {step}"):
-                trainer.update(loss)
-            self._last_batches[trainer] = latent
+        last, images = max(phase.training(step)), None
+        for number, chosen in enumerate(self._micro_batches):
+            for trainer in self.trainers:
+                index = trainer.part.index
+                if index > last:
+                    break
+                if index > 0:
+                    latent = self.links[index - 1].receive(TRAINING, phase.epoch, step, number)
+                else:
+                    images = self._own_images(TRAINING, phase.epoch, step) if images is None else images
+                    latent = images[chosen]
+                if index in phase.training(step):
+                    self._train_part(trainer, latent, phase, step, number, losses)
+                    continue
+                with self._timeline.span(COMPUTE, f"part {index} forward {self._position(step, number)}"):
+                    latent = trainer.part.outgoing(trainer.run(latent))
+                self._send_on(index, TRAINING, phase.epoch, step, latent, number)
 
-    def _incoming(self, index: int, kind: str, epoch: int, step: int) -> Tensor:
-        if index > 0:
-            return self.links[index - 1].receive(kind, epoch, step)
+    def _train_part(
+        self, trainer: PartTrainer, latent: Tensor, phase: Phase, step: int, number: int, losses: Losses
+    ) -> None:
+        """Forward, handing on and backward of a micro-batch, and after the last one the update."""
+        part, position = trainer.part, self._position(step, number)
+        is_last = number == len(self._micro_batches) - 1
+        with self._timeline.span(COMPUTE, f"part {part.index} forward {position}"):
+            output, loss = trainer.forward(latent, is_last)
+            # The check comes before the latent leaves: a NaN stops here instead of travelling on.
+            shown = loss + 8 if part.index == 0 else loss
+            weight = len(latent) / self._micro_batches[-1].stop
+            losses.add(str(part.index), step, shown, part.reconstruction_error, weight, is_last)
+        if part.index < max(phase.training(step)):
+            self._send_on(part.index, TRAINING, phase.epoch, step, part.outgoing(output), number)
+        if not is_last:
+            with self._timeline.span(COMPUTE, f"part {part.index} backward {position}"):
+                trainer.accumulate(loss * weight)
+            return
+        with self._timeline.span(COMPUTE, f"update part {part.index}, {step}"):
+            trainer.update(loss * weight)
+        self._last_latents[trainer] = latent
+
+    def _position(self, step: int, number: int) -> str:
+        """A batch, and which of its micro-batches if there are several: `12.3`."""
+        return f"{step}.{number}" if len(self._micro_batches) > 1 else str(step)
+
+    def _own_images(self, kind: str, epoch: int, step: int) -> Tensor:
         assert self.images is not None, "the worker of the first part has images"
         images = self.images.initial() if kind == INITIAL else self.images.train(epoch, step)
         return images.to(self._device, non_blocking=True)
 
-    def _send_on(self, index: int, kind: str, epoch: int, step: int, latent: Tensor) -> None:
+    def _send_on(self, index: int, kind: str, epoch: int, step: int, latent: Tensor, micro_batch: int = 0) -> None:
         """Sends a latent to the next part, where there is one."""
         if index in self.links:
-            self.links[index].send(kind, epoch, step, latent)
+            self.links[index].send(kind, epoch, step, latent, micro_batch)

@@ -36,6 +36,14 @@ END_TO_END = {"schedule": {"mode": "end_to_end"}}
             "parts.split: 'across' cuts in the middle of a block.*num_steps 1.*blocks or balanced",
         ),
         ({"parts": {"split": "halves"}}, "parts.split: expected blocks, across, balanced.*'halves'"),
+        (
+            {"memory": {"micro_batches": 65}},
+            r"micro_batches: a batch of 64 images \(optim.batch_size\) cannot be cut into 65 slices: set .* to 64 or less",
+        ),
+        (
+            {"memory": {"micro_batches": 33}, "parts": {"replicas": 2}},
+            r"64 images \(optim.batch_size\) shared by 2 workers \(parts.replicas\) cannot.* 33 slices: .* 32 or less",
+        ),
         ({"optim": {"part_lr": [1, 2]}}, "optim.part_lr: 2 rates.*for 3 parts"),
         ({"optim": {"part_lr": "1e-3"}}, r"optim.part_lr: 1 rate \(0.001\)"),
         ({"parts": {"replicas": 2}, "optim": {"batch_size": 1}}, "replicas: 2 workers cannot share a batch of 1 "),

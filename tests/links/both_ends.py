@@ -3,6 +3,7 @@
 Prints 'NAME passed on rank R'.
 """
 
+import itertools
 import os
 import threading
 import time
@@ -25,12 +26,12 @@ DEPTH = 3
 CPU = torch.device("cpu")
 
 
-def end(rank: int, timeout: float = 60.0) -> LinkEnd:
+def end(rank: int, timeout: float = 60.0, channel: Channel = CHANNEL) -> LinkEnd:
     """A sending end on rank 0, a receiving one on rank 1."""
     wire = make_wire(dist.new_group([0, 1], backend="gloo"), None, 1 - rank, CPU)
     kind = SendingEnd if rank == 0 else ReceivingEnd
     config, timeline = LinkConfig(depth=DEPTH, timeout_s=timeout), Timeline(TimelineConfig(), CPU)
-    return kind(CHANNEL, wire, config, Traffic(), Alarm(rank), timeline)
+    return kind(channel, wire, config, Traffic(), Alarm(rank), timeline)
 
 
 def latent(step: int) -> torch.Tensor:
@@ -69,9 +70,45 @@ def order(rank: int) -> None:
         assert torch.equal(link.receive(EVALUATION, 1, 0), latent(2) / 3)
     link.close()
     values = sum(latent(step).numel() for step in range(40))
-    control = (41 + DEPTH) * 32  # with the headers that close the link
+    control = (41 + DEPTH) * 40  # with the headers that close the link
     counts = {"latents": 2 * values, "eval": 4 * latent(2).numel(), "control": control} if rank == 0 else {}
     assert {kind: count for kind, _, _, count in link.traffic.drain()} == counts, "nothing ever goes back"
+
+
+def micro_batches(rank: int) -> None:
+    """Room is for `depth` batches in however many micro-batches, and for as many evaluated ones, which travel whole."""
+    link = end(rank, channel=Channel(0, (2, 3), "bfloat16", micro_batches=4))
+    sent: list[tuple] = []
+
+    def run() -> None:
+        for step, micro_batch in itertools.product(range(2 * DEPTH + 1), range(4)):
+            link.send(TRAINING, 1, step, latent(step), micro_batch)
+            sent.append((step, micro_batch))
+        for step in range(2 * DEPTH + 1):
+            link.send(EVALUATION, 1, step, latent(step))
+            sent.append((step,))
+
+    if rank == 0:
+        thread = threading.Thread(target=run)
+        thread.start()
+        for room in (2 * DEPTH * 4, (2 * DEPTH + 1) * 4 + 2 * DEPTH):
+            while len(sent) < room:  # so far it must come without anything more being received
+                time.sleep(0.01)
+            thread.join(0.5)
+            assert thread.is_alive() and len(sent) == room, sent
+            dist.barrier()
+            dist.barrier()
+        thread.join()
+    else:
+        dist.barrier()
+        for step, micro_batch in itertools.product(range(2 * DEPTH + 1), range(4)):
+            assert torch.equal(link.receive(TRAINING, 1, step, micro_batch), latent(step))
+        dist.barrier()
+        dist.barrier()
+        for step in range(2 * DEPTH + 1):
+            assert torch.equal(link.receive(EVALUATION, 1, step), latent(step))
+        dist.barrier()
+    link.close()
 
 
 def late(rank: int) -> None:

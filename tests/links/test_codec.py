@@ -1,5 +1,7 @@
 """Latents through a link as dithered bytes, whose error is uniform noise; tests of the link have the casts."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from pipeflow.links.channel import TRAINING, Channel
 from pipeflow.links.codec import make_codec
 
 SHAPE = (3, 8, 8)
+LABEL = (TRAINING, 0, 0, 0)
 SCALES = torch.tensor([0.1, 1.0, 30.0]).view(3, 1, 1)
 
 
@@ -16,11 +19,11 @@ def latents(batch: int = 200, shape=SHAPE) -> torch.Tensor:
 
 
 def through(channel: Channel, latent: torch.Tensor) -> torch.Tensor:
-    payload = channel.encode(TRAINING, 0, 0, latent)
+    payload = channel.encode(LABEL, latent)
     codec = channel.codec(TRAINING)
     assert tuple(payload.shape) == codec.payload_shape(len(latent)) and payload.dtype == codec.dtype
     assert payload.nbytes == codec.num_bytes(len(latent)) and payload.is_contiguous()
-    return channel.decode(TRAINING, 0, 0, payload)
+    return channel.decode(LABEL, payload)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 8, 8)])
@@ -45,13 +48,17 @@ def test_the_error_is_uniform_over_a_step_of_each_channel_and_independent_of_the
         assert abs(torch.corrcoef(torch.stack([scaled, where]))[0, 1]) < 0.03
 
 
-def test_both_ends_draw_one_dither_and_another_for_each_seed_batch_and_link():
+def test_both_ends_draw_one_dither_and_another_for_each_seed_batch_micro_batch_replica_and_link():
     latent, channel = latents(4), Channel(0, SHAPE, "int8", seed=3)
     first = through(channel, latent)
     assert torch.equal(first, through(channel, latent))
-    payload = channel.encode(TRAINING, 0, 0, latent)
-    for decoding, step in [(channel, 1), (Channel(1, SHAPE, "int8", 3), 0), (Channel(0, SHAPE, "int8", 4), 0)]:
-        assert not torch.equal(first, decoding.decode(TRAINING, 0, step, payload))
+    payload = channel.encode(LABEL, latent)
+    others = [Channel(1, SHAPE, "int8", 3), Channel(0, SHAPE, "int8", 4), Channel(0, SHAPE, "int8", 3, replica=1)]
+    ends = [(each, LABEL) for each in others]
+    ends += [(each, (TRAINING, 0, 0, 1)) for each in (channel, others[-1])] + [(channel, (TRAINING, 0, 1, 0))]
+    decoded = [first, *(decoding.decode(label, payload) for decoding, label in ends)]
+    for one, other in itertools.combinations(decoded, 2):
+        assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e-30, 1e30])

@@ -29,9 +29,18 @@ def test_another_step_than_expected_is_an_error_that_names_both():
         link.receive(TRAINING, 0, 2)
 
 
+def test_a_micro_batch_is_named():
+    link = LocalLink(Channel(2, (3, 4, 4), micro_batches=4), Traffic())
+    for micro_batch in (0, 2):
+        link.send(TRAINING, 0, 1, torch.zeros(1, 3, 4, 4), micro_batch)
+    assert len(link.receive(TRAINING, 0, 1)) == 1
+    with pytest.raises(WorkerError, match=r"step 1, micro-batch 1, but the latents of epoch 0, step 1, micro-batch 2"):
+        link.receive(TRAINING, 0, 1, 1)
+
+
 def test_between_processes(launch):
     """One after the other in the same two processes; the last one loses one of them."""
-    programs = ["order", "late", "lost"]
+    programs = ["order", "micro_batches", "late", "lost"]
     process = launch(2, *programs, entry="tests.links.both_ends:main")
     output = finish(process)
     assert process.returncode == 0, output

@@ -64,6 +64,34 @@ def test_recovered_activations_that_are_no_number_stop_it_at_the_end_of_the_phas
         losses.means()
 
 
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_a_batch_in_micro_batches_has_their_weighted_mean_and_their_largest_error(device):
+    losses = Losses(0, device, max_error=0.5)
+    for step, error in enumerate([0.1, 0.4]):
+        losses.add("0", step, torch.tensor(4.0), torch.tensor(error), 0.25, is_last=False)
+        losses.add("1", step, torch.tensor(7.0))
+        losses.add("0", step, torch.tensor(8.0), torch.tensor(0.1), 0.75)
+    assert losses.values() == {"0": [7.0, 7.0], "1": [7.0, 7.0]}
+    with pytest.raises(TrainingStopped, match=r"off by 6.0e-01 in epoch 0, before step 2"):
+        losses.add("0", 2, torch.tensor(4.0), torch.tensor(0.6), 0.25, is_last=False)
+        losses.add("0", 2, torch.tensor(8.0), torch.tensor(0.1), 0.75)
+        losses.values()
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.5 * LARGEST_LOSS])
+def test_a_micro_batch_stops_the_run_before_the_next(value):
+    """On the CPU: its mean with the others might be a number below all bounds."""
+    losses = Losses(7, CPU)
+    losses.add("1", 12, torch.tensor(2.0), None, 1 / 16, is_last=False)
+    with pytest.raises(TrainingStopped, match="part 1 became .* in epoch 7, step 12"):
+        losses.add("1", 12, torch.tensor(value), None, 1 / 16, is_last=False)
+    on_gpu = Losses(7, GPU)
+    on_gpu.add("1", 12, torch.tensor(math.nan), None, 1 / 2, is_last=False)
+    on_gpu.add("1", 12, torch.tensor(2.0), None, 1 / 2)
+    with pytest.raises(TrainingStopped, match="part 1 became nan .* in epoch 7, step 12"):
+        on_gpu.values()
+
+
 def test_latest():
     on_cpu, on_gpu = Losses(0, CPU), Losses(0, GPU)
     for step in range(33):

@@ -12,8 +12,9 @@ _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
 def predict_end_to_end(scenario: Scenario) -> Prediction:
     """The whole flow on one worker."""
     batch_size, machines = scenario.batch_size, scenario.machines
-    work = scenario.work(scenario.counts.whole)
-    step = work.forward(batch_size) + work.backward(batch_size) + work.update
+    work, num_micro = scenario.work(scenario.counts.whole), scenario.micro_batches(batch_size)
+    images = batch_size / num_micro
+    step = num_micro * (work.forward(images) + work.backward(images)) + work.update
     step += machines.image_seconds * batch_size
     return _prediction(scenario, "end_to_end", batch_size, 1, scenario.steps() * step * machines.alone, idle=0.0)
 
@@ -38,32 +39,40 @@ def finetune_seconds(scenario: Scenario) -> float:
 
 
 def _predict(scenario: Scenario, system: str, batch_size: int, workers: int) -> Prediction:
-    images = -(-batch_size // workers)
-    work = scenario.work(scenario.counts.whole)
+    share = -(-batch_size // workers)
+    work, num_micro = scenario.work(scenario.counts.whole), scenario.micro_batches(share)
+    images = share / num_micro
     drawn = scenario.machines.image_seconds * batch_size
-    compute = drawn + work.forward(images) + work.backward(images) + work.update
-    step = drawn + seconds_until_reduced(scenario, scenario.counts.whole, images, workers) + work.update
+    before = drawn + (num_micro - 1) * (work.forward(images) + work.backward(images))
+    compute = before + work.forward(images) + work.backward(images) + work.update
+    step = before + seconds_until_reduced(scenario, scenario.counts.whole, images, workers) + work.update
     return _prediction(scenario, system, batch_size, workers, scenario.steps(batch_size) * step, 1 - compute / step)
 
 
 def _prediction(
     scenario: Scenario, system: str, batch_size: int, workers: int, seconds: float, idle: float
 ) -> Prediction:
-    whole = scenario.counts.whole
+    whole, share = scenario.counts.whole, -(-batch_size // workers)
+    num_micro = scenario.micro_batches(share)
+    kept = scenario.counts.activations.of(whole).at(-(-share // num_micro))
     return scenario.predict(
         system,
         Cut("", [whole]),
         seconds=seconds,
         sent=scenario.counts.gradient_bytes(workers, scenario.steps(batch_size)),
-        memory=scenario.memory([whole], scenario.counts.activations.of(whole).at(-(-batch_size // workers)), 0),
+        memory=scenario.memory([whole], kept, 0),
         idle=idle,
         workers=workers,
+        micro_batches=num_micro if num_micro > 1 else None,
         batch_size=batch_size,
     )
 
 
 def seconds_until_reduced(scenario: Scenario, part: Part, images: float, workers: int) -> float:
-    """Seconds from a step's begin until all its gradients are averaged: each bucket when its layers' backward is done."""
+    """Seconds from a step's begin until all its gradients are averaged: each bucket when its layers' backward is done.
+
+    images: of the step; with micro-batches those of the last, whose backward sends the gradients.
+    """
     machines = scenario.machines
     hops = 2 * (workers - 1)
     time, reduced, limit = scenario.work(part).forward(images), 0.0, _FIRST_BUCKET

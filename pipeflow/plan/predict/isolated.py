@@ -35,9 +35,9 @@ class IsolatedParts:
         seconds = sum(seconds for seconds, _ in by_turn.values()) / len(turns)
         busy = sum(busy for _, busy in by_turn.values()) / len(turns)
         phases = [self._phase(turn) for turn in turns]
-        sent = sum(self._link_bytes(phase, parts, owners) for phase in phases) / len(turns)
+        sent = sum(self._link_bytes(phase, parts, owners, replicas) for phase in phases) / len(turns)
         sent += sum(replica_bytes(phase, parts, replicas) for phase in phases) / len(turns)
-        num_owners = max(owners) + 1
+        num_owners, num_micro = max(owners) + 1, scenario.micro_batches(scenario.batch_size / replicas)
         return scenario.predict(
             mode,
             Cut(f"{cut.name} x {replicas}" if replicas > 1 else cut.name, parts),
@@ -47,6 +47,7 @@ class IsolatedParts:
             idle=1 - busy / (num_owners * seconds),
             workers=num_owners * replicas,
             replicas=replicas,
+            micro_batches=num_micro if num_micro > 1 else None,
             run_seconds=self._run_seconds(mode, parts, owners, {turn: each[0] for turn, each in by_turn.items()}),
         )
 
@@ -63,24 +64,29 @@ class IsolatedParts:
         if key not in self._epochs:
             scenario, costs = self._scenario, self._costs(cut.parts, owners, replicas)
             handling, depth = scenario.machines.handling_seconds, scenario.config.link.depth
+            num_micro = scenario.micro_batches(scenario.batch_size / replicas)
             # A full link is waited for every `depth` batches. Where cores are shared, the filling matters as well.
             period = (2 + (scenario.machines.alone < 1) * len(cut.parts)) * depth
-            self._epochs[key] = scenario.epoch(lambda num: local_programs(costs, turn, num, handling), depth, period)
+            self._epochs[key] = scenario.epoch(
+                lambda num: local_programs(costs, turn, num, handling, num_micro), depth * num_micro, period
+            )
         return self._epochs[key]
 
     def _costs(self, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> list[PartCosts]:
-        scenario = self._scenario
-        images, dtype = scenario.batch_size / replicas, scenario.config.link.dtype
+        """Seconds and bytes of a micro-batch."""
+        scenario, dtype = self._scenario, self._scenario.config.link.dtype
+        images = scenario.batch_size / replicas
+        images /= scenario.micro_batches(images)
         costs = []
         for part, owner in zip(parts, owners):
             work = scenario.work(part)
             # The first replica draws the whole batch, and each makes the noise of all of it.
             drawn = scenario.machines.image_seconds * images * replicas if part is parts[0] else 0
-            forward, backward = work.forward(images), work.backward(images)
+            forward, backward, reducing = work.forward(images), work.backward(images), 0.0
             if replicas > 1:
-                backward = seconds_until_reduced(scenario, part, images, replicas) - forward
+                reducing = seconds_until_reduced(scenario, part, images, replicas) - forward - backward
             sent = latent_bytes(part, max(1, round(images)), dtype) if part is not parts[-1] else 0
-            costs.append(PartCosts(drawn + forward, backward, work.update, sent, owner))
+            costs.append(PartCosts(drawn + forward, backward, work.update, sent, owner, reducing))
         return costs
 
     def _phase(self, turn: Turn) -> Phase:
@@ -88,23 +94,25 @@ class IsolatedParts:
         steps = self._scenario.steps()
         return Phase(epoch=0, mode="concurrent", steps=steps, turns=(turn,), turn_steps=steps)
 
-    def _link_bytes(self, phase: Phase, parts: Sequence[Part], owners: Sequence[int]) -> int:
+    def _link_bytes(self, phase: Phase, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> int:
         """Bytes over all links between workers in a phase."""
-        scenario = self._scenario
-        counts = phase_link_bytes(phase, parts, scenario.batch_size, scenario.config.link.dtype)
+        scenario, batch_size = self._scenario, self._scenario.batch_size
+        messages = replicas * scenario.micro_batches(batch_size / replicas)
+        counts = phase_link_bytes(phase, parts, batch_size, scenario.config.link.dtype, messages)
         return sum(count for count, owner, other in zip(counts, owners, owners[1:]) if owner != other)
 
     def _memory(self, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> float:
         """Bytes of the fullest worker: one part's activations at a time, and `link.depth` batches at each end of a link."""
         scenario = self._scenario
         link, batch = scenario.config.link, math.ceil(scenario.batch_size / replicas)
+        num_images = math.ceil(batch / scenario.micro_batches(batch))
         fullest = 0.0
         for worker in range(max(owners) + 1):
             own = [part for part, owner in zip(parts, owners) if owner == worker]
             first, last = own[0].index, own[-1].index
             waiting = link.depth * latent_bytes(parts[first - 1], batch, link.dtype) if first else 0
             waiting += link.depth * latent_bytes(parts[last], batch, link.dtype) if last < len(parts) - 1 else 0
-            kept = max(scenario.counts.activations.of(part).at(batch) for part in own)
+            kept = max(scenario.counts.activations.of(part).at(num_images) for part in own)
             fullest = max(fullest, scenario.memory(own, kept, waiting))
         return fullest
 

@@ -23,6 +23,7 @@ class Prediction:
     """Workers that have something to do."""
     batch_size: int
     micro_batches: int | None
+    """Slices in which a batch is taken; None where it is taken whole."""
     seconds: float
     """Seconds of an epoch's training."""
     bytes: float

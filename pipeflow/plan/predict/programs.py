@@ -8,6 +8,7 @@ With two parts, and two micro-batches for the pipelines (F forward, B backward, 
 1F1B does each backward as soon as it can, so that worker k of K holds at most K - k micro-batches.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class PartCosts:
     """Bytes of the latent; 0 for the last part."""
     owner: int = 0
     """Worker that holds the part."""
+    reducing: float = 0.0
+    """Seconds that averaging gradients with other workers adds to the backward before an update."""
 
 
 Handling = Callable[[float], float]
@@ -33,28 +36,33 @@ Handling = Callable[[float], float]
 
 
 def local_programs(
-    parts: Sequence[PartCosts], training: Collection[int], num_batches: int, handling: Handling
+    parts: Sequence[PartCosts], training: Collection[int], num_batches: int, handling: Handling, num_micro: int = 1
 ) -> list[list[Operation]]:
     """Isolated parts: each hands its latent on, then trains if it is its turn; nothing comes back.
 
-    training: the parts whose turn it is; those behind the last of them do not run.
+    Args:
+        parts: seconds and bytes of one of the `num_micro` micro-batches in which each batch is taken.
+        training: the parts whose turn it is; those behind the last of them do not run.
     """
     programs: list[list[Operation]] = [[] for _ in range(max(part.owner for part in parts) + 1)]
     last = max(training)
-    for batch in range(num_batches):
+    for batch, micro in itertools.product(range(num_batches), range(num_micro)):
+        name = f"{batch}.{micro}" if num_micro > 1 else str(batch)
         for index, part in enumerate(parts[: last + 1]):
             seconds = part.forward
             receives: tuple[Awaited, ...] = ()
             sends: tuple[Message, ...] = ()
             if index > 0 and (before := parts[index - 1]).owner != part.owner:
                 seconds += handling(before.sent)
-                receives = (Awaited(before.owner, f"{index - 1}.{batch}"),)
+                receives = (Awaited(before.owner, f"{index - 1}.{name}"),)
             if index < last and (after := parts[index + 1]).owner != part.owner:
                 seconds += handling(part.sent)
-                sends = (Message(after.owner, f"{index}.{batch}", part.sent),)
-            programs[part.owner].append(Operation(f"F{batch}", seconds, receives, sends))
-            if index in training:
-                programs[part.owner].append(Operation(f"BU{batch}", part.backward + part.update))
+                sends = (Message(after.owner, f"{index}.{name}", part.sent),)
+            programs[part.owner].append(Operation(f"F{name}", seconds, receives, sends))
+            if index in training and micro < num_micro - 1:
+                programs[part.owner].append(Operation(f"B{name}", part.backward))
+            elif index in training:
+                programs[part.owner].append(Operation(f"BU{name}", part.backward + part.reducing + part.update))
     return programs
 
 

@@ -69,6 +69,10 @@ class Scenario:
         """Batches in an epoch, at the scenario's own batch size if none is given."""
         return max(1, self.plan.num_train // (batch_size or self.batch_size))
 
+    def micro_batches(self, num_images: float) -> int:
+        """Slices in which a worker of ours takes so many images of a batch: `memory.micro_batches`, or one an image."""
+        return max(1, min(self.config.memory.micro_batches, int(num_images)))
+
     def work(self, part: Part) -> Work:
         """Seconds of a part's layers."""
         return Work([self.layers[name] for name in part.names])
