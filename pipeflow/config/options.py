@@ -235,7 +235,7 @@ class LinkConfig:
         "type in which training latents travel",
         {"float32": "as they are", "bfloat16": "half the bytes", "int8": "a quarter: a range a channel, and dither"},
     )
-    depth: int = option(4, "batches, in whatever slices, that may wait at each end of a link", at_least=1)
+    depth: int = option(4, "batches, or micro-batches of them, that may wait at each end of a link", at_least=1)
     timeout_s: float = option(300.0, "seconds without a latent after which a worker gives up", above=0)
 
 

@@ -3,7 +3,7 @@
 A training batch may travel in several micro-batches, each a latent with a header of its own.
 A link has a sending and a receiving end and no way back:
 
-    part k --send--> [up to depth batches] --thread--> wire --thread--> [up to depth batches] --receive--> part k+1
+    part k --send--> [up to depth latents] --thread--> wire --thread--> [up to depth latents] --receive--> part k+1
 
 Both ends work in threads of their own, so that batches travel while the parts compute, and a part that waits hears of a
 stop. Each latent is announced by a header on the CPU; the payload is received only once its header is there, so a waiting
@@ -110,11 +110,6 @@ class LinkEnd(Link, ABC):
         for work in (self._begin, self._finish):
             threading.Thread(target=self._run, args=(work,), name=str(self.channel), daemon=True).start()
 
-    @property
-    def num_asked_ahead(self) -> int:
-        """Headers that the receiving end asks for ahead."""
-        return self.config.depth * self.channel.micro_batches
-
     @abstractmethod
     def _begin(self) -> None:
         """The work of the first thread."""
@@ -166,20 +161,19 @@ class SendingEnd(LinkEnd):
 
     def __post_init__(self) -> None:
         # An entry for each latent that has not gone yet.
-        self._room: dict[str, queue.Queue[None]]
-        self._room = {kind: queue.Queue(self.config.depth * self.channel.messages(kind)) for kind in KINDS}
+        self._room: queue.Queue[None] = queue.Queue(self.config.depth)
         self._outbox: queue.Queue[tuple[Header, Tensor | None, Event | None] | None] = queue.Queue()
-        self._going: queue.Queue[tuple[Header, Callable[[], object]] | None] = queue.Queue()
+        self._going: queue.Queue[tuple[int, Callable[[], object]] | None] = queue.Queue()
         super().__post_init__()
 
     def send(self, kind: str, epoch: int, step: int, latent: Tensor, micro_batch: int = 0) -> None:
-        """Hands on a detached latent, [batch, *shape]; waits while `depth` batches are on their way."""
+        """Hands on a detached latent, [batch, *shape]; waits while `depth` latents are on their way."""
         label = (kind, epoch, step, micro_batch)
         payload = self.channel.encode(label, latent)
         self.traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
         item = ((KINDS.index(kind), epoch, step, micro_batch, len(latent)), payload, self.wire.record_event())
         self._wait(
-            lambda seconds: self._room[kind].put(None, timeout=seconds),
+            lambda seconds: self._room.put(None, timeout=seconds),
             kind,
             span=f"for room, {step}",
             doing=f"waited to send the {describe(label)}",
@@ -202,17 +196,17 @@ class SendingEnd(LinkEnd):
                 computed.synchronize()
             self._send_header(header)
             if payload is not None:
-                self._going.put((header, self.wire.send(payload)))
-        for _ in range(self.num_asked_ahead):
+                self._going.put((header[2], self.wire.send(payload)))
+        for _ in range(self.config.depth):  # as many as the other end has asked for
             self._send_header((_CLOSE, 0, 0, 0, 0))
         self._going.put(None)
 
     def _finish(self) -> None:
         while (item := self._going.get()) is not None:
-            (kind, _, step, *_), wait_until_gone = item
+            step, wait_until_gone = item
             with self.timeline.span(SEND, f"send {step}"):
                 wait_until_gone()
-            self._room[KINDS[kind]].get()
+            self._room.get()
 
     def _send_header(self, header: Header) -> None:
         self.wire.send_header(header)
@@ -225,7 +219,7 @@ class ReceivingEnd(LinkEnd):
     late_at_end = "did not end the link"
 
     def __post_init__(self) -> None:
-        self._room = {kind: threading.Semaphore(self.config.depth * self.channel.messages(kind)) for kind in KINDS}
+        self._room = threading.Semaphore(self.config.depth)
         self._coming: queue.Queue[tuple[Label, Callable[[], tuple[Tensor, Event | None]]] | Stopped | None]
         self._coming = queue.Queue()
         self._inbox: queue.Queue[tuple[Label, Tensor, Event | None] | Stopped] = queue.Queue()
@@ -247,13 +241,13 @@ class ReceivingEnd(LinkEnd):
         if isinstance(item, Stopped):
             raise item
         label, payload, arrived = item
-        self._room[label[0]].release()
+        self._room.release()
         self.channel.check_label(label, expected)
         self.wire.use_after(payload, arrived)
         return self.channel.decode(label, payload)
 
     def _begin(self) -> None:
-        asked = deque(self.wire.receive_header() for _ in range(self.num_asked_ahead))
+        asked = deque(self.wire.receive_header() for _ in range(self.config.depth))
         while True:
             kind, epoch, step, micro_batch, num_images = asked.popleft()()
             if kind == _CLOSE:
@@ -261,7 +255,7 @@ class ReceivingEnd(LinkEnd):
             if kind == _STOP:
                 self._coming.put(Stopped(step))
             else:
-                self._room[KINDS[kind]].acquire()
+                self._room.acquire()
                 codec = self.channel.codec(KINDS[kind])
                 # The payload before the next header: it is what the other end waits to send.
                 receiving = self.wire.receive(codec.payload_shape(num_images), codec.dtype)

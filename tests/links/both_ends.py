@@ -3,7 +3,6 @@
 Prints 'NAME passed on rank R'.
 """
 
-import itertools
 import os
 import threading
 import time
@@ -75,52 +74,21 @@ def order(rank: int) -> None:
     assert {kind: count for kind, _, _, count in link.traffic.drain()} == counts, "nothing ever goes back"
 
 
-def micro_batches(rank: int) -> None:
-    """Room is for `depth` batches in however many micro-batches, and for as many evaluated ones, which travel whole."""
-    link = end(rank, channel=Channel(0, (2, 3), "bfloat16", micro_batches=4))
-    sent: list[tuple] = []
-
-    def run() -> None:
-        for step, micro_batch in itertools.product(range(2 * DEPTH + 1), range(4)):
-            link.send(TRAINING, 1, step, latent(step), micro_batch)
-            sent.append((step, micro_batch))
-        for step in range(2 * DEPTH + 1):
-            link.send(EVALUATION, 1, step, latent(step))
-            sent.append((step,))
-
-    if rank == 0:
-        thread = threading.Thread(target=run)
-        thread.start()
-        for room in (2 * DEPTH * 4, (2 * DEPTH + 1) * 4 + 2 * DEPTH):
-            while len(sent) < room:  # so far it must come without anything more being received
-                time.sleep(0.01)
-            thread.join(0.5)
-            assert thread.is_alive() and len(sent) == room, sent
-            dist.barrier()
-            dist.barrier()
-        thread.join()
-    else:
-        dist.barrier()
-        for step, micro_batch in itertools.product(range(2 * DEPTH + 1), range(4)):
-            assert torch.equal(link.receive(TRAINING, 1, step, micro_batch), latent(step))
-        dist.barrier()
-        dist.barrier()
-        for step in range(2 * DEPTH + 1):
-            assert torch.equal(link.receive(EVALUATION, 1, step), latent(step))
-        dist.barrier()
-    link.close()
-
-
 def late(rank: int) -> None:
-    """A latent that does not come in time names the link, the worker and what was waited for; the first may take longer."""
-    link = end(rank, timeout=0.5)
-    if rank == 0:
-        time.sleep(1.0)
-        for step in (7, 8):
-            link.send(TRAINING, 2, step, latent(step))
-    else:
-        for step in (7, 8):
-            link.receive(TRAINING, 2, step)
+    """A latent that does not come in time names the link, the worker and what was waited for.
+
+    Those of the first two batches may take longer, each micro-batch of them.
+    """
+    link = end(rank, 0.5, Channel(0, (2, 3), "bfloat16", micro_batches=2))
+    for step in (7, 8):
+        if rank == 0:
+            time.sleep(1.0)
+        for micro_batch in (0, 1):
+            if rank == 0:
+                link.send(TRAINING, 2, step, latent(step), micro_batch)
+            else:
+                assert torch.equal(link.receive(TRAINING, 2, step, micro_batch), latent(step))
+    if rank == 1:
         with pytest.raises(WorkerError) as caught:
             link.receive(TRAINING, 2, 9)
         assert all(text in str(caught.value) for text in ("link 0", "worker 0", "0.5 s", "epoch 2, step 9"))

@@ -40,7 +40,7 @@ def test_a_micro_batch_is_named():
 
 def test_between_processes(launch):
     """One after the other in the same two processes; the last one loses one of them."""
-    programs = ["order", "micro_batches", "late", "lost"]
+    programs = ["order", "late", "lost"]
     process = launch(2, *programs, entry="tests.links.both_ends:main")
     output = finish(process)
     assert process.returncode == 0, output

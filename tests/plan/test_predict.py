@@ -96,6 +96,33 @@ def test_replicas_share_the_batch_and_send_their_gradients(small, predictor_of):
     assert all(each.replicas == 1 for each in Predictor(small, Machines(workers=3)).all() if each.parts > 1)
 
 
+def test_micro_batches_need_the_activations_of_one_and_take_as_long_where_messages_cost_nothing(small, predictor_of):
+    sliced = plan_of(memory={"micro_batches": 16}, link={"dtype": "int8"})
+    whole, ours = predictor_of(6), Predictor(sliced, predictor_of(6).machines)
+    for cut, same in zip(whole.cuts(), ours.cuts()):
+        for replicas in (1, 2):
+            plain, several = whole.local("concurrent", cut, replicas), ours.local("concurrent", same, replicas)
+            assert plain.seconds * 0.9 < several.seconds < plain.seconds * 1.000001
+            assert (plain.micro_batches, several.micro_batches) == (None, 16)
+            (phase,) = Schedule(small.config, len(cut.parts), 20).phases()[:1]
+            sent = sum(phase_link_bytes(phase, same.parts, 64, "int8", 16 * replicas))
+            assert several.bytes == sent + replica_bytes(phase, same.parts, replicas)
+    one_f_one_b = ours.pipeline_at("1f1b", ours.cuts()[0], 16)
+    assert ours.local("concurrent", ours.cuts()[0]).memory < one_f_one_b.memory < 0.5 * plain_memory(whole)
+    for plain, several in zip([whole.end_to_end(), *whole.data_parallel()], [ours.end_to_end(), *ours.data_parallel()]):
+        assert several.seconds == pytest.approx(plain.seconds) and several.memory < plain.memory / 2
+    handling = [
+        Predictor(plan, Machines(workers=3, flops=2e9, bandwidth=1e18, message_seconds=0.01))
+        for plan in (small, sliced)
+    ]
+    more = [each.local("concurrent", each.cuts()[0]).seconds for each in handling]
+    assert more[1] - more[0] > 0.9 * 20 * 15 * 0.01, "15 messages more a batch"
+
+
+def plain_memory(predictor: Predictor) -> float:
+    return predictor.local("concurrent", predictor.cuts()[0]).memory
+
+
 def test_a_pipeline_takes_its_best_number_of_micro_batches_and_sends_both_ways(small, predictor_of):
     predictor, costly = (predictor_of(3, pass_seconds=seconds) for seconds in (0.0, 1.0))
     cut = predictor.cuts()[0]

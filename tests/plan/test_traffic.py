@@ -18,6 +18,8 @@ def test_bytes_of_a_latent_and_in_an_evaluation_they_are_float32(parts):
     assert latent_bytes(parts[0], 10, "float32") == 3072 * 10 * 4
     assert latent_bytes(parts[1], 10, "bfloat16") == 1536 * 10 * 2
     assert latent_bytes(parts[1], 10, "int8") == 1536 * 10 + 24 * 8
+    assert latent_bytes(parts[1], 10, "int8", messages=4) == 1536 * 10 + 4 * 24 * 8
+    assert latent_bytes(parts[1], 10, "bfloat16", messages=4) == 1536 * 10 * 2
     assert eval_link_bytes(parts, 100) == [3072 * 100 * 4, 1536 * 100 * 4]
 
 

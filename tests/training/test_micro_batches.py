@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipeflow import train
 from pipeflow.config import Config
 from pipeflow.errors import Preempted
-from pipeflow.flow import Part
+from pipeflow.flow import Part, glow, split_flow
 from pipeflow.plan.plan import make_plan
 from pipeflow.plan.traffic import replica_bytes
+from pipeflow.training.data_parallel import DataParallelTrainer
+from pipeflow.workers.alarm import Alarm
+from pipeflow.workers.replicas import Replicas
+from pipeflow.workers.traffic import Traffic
 from tests.small_runs import assert_same_tensors, checkpoint_tensors, learned, small_config, train_in_turn
 
 CLOSE = 1e-6
@@ -137,6 +142,33 @@ def replicated(folder: Path, num: int, replicas: int) -> Config:
         finetune={"parallel": "ddp"},
         memory={"micro_batches": num},
     )
+
+
+def test_gradients_travel_with_the_last_micro_batch_alone():
+    """Sent with each they would come to the same sum, at as many times the bytes."""
+    config = Config.from_dict({"optim": {"batch_size": 8}, "memory": {"micro_batches": 4}})
+    (part,) = split_flow(glow((3, 8, 8), 1, 2, 4), [])
+    trainer = DataParallelTrainer(part, torch.device("cpu"), config, 1e-3, 1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        trainer.join(Replicas((0,), 0, dist.group.WORLD), config, torch.device("cpu"), Traffic(), Alarm())
+        sent: list[torch.Tensor] = []
+        trainer._wrapped.register_comm_hook(sent, keep)
+        for number in range(4):
+            _, loss = trainer.forward(torch.rand(2, 3, 8, 8), is_last=number == 3)
+            (trainer.update if number == 3 else trainer.accumulate)(loss / 4)
+        (gradients,) = sent
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(gradients.sort().values, torch.cat([p.grad.flatten() for p in part.parameters()]).sort().values)
+
+
+def keep(sent: list[torch.Tensor], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """A hook of torch's data parallelism that notes what there is to send."""
+    sent.append(bucket.buffer().clone())
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
 
 
 def test_replicas_and_data_parallel_workers_average_gradients_once_a_batch(shared, tmp_path):

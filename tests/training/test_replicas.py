@@ -125,14 +125,15 @@ def assert_close(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "workers, replicas, name", [(4, 2, "concurrent"), (3, 3, "concurrent"), (4, 2, "alternate_steps")]
+    "workers, replicas, name", [(4, 2, "concurrent"), (3, 3, "concurrent"), (4, 2, "alternate_steps"), (3, 3, "int8")]
 )
 def test_bytes_are_those_of_the_parts_and_of_the_rings(runs, workers, replicas, name):
     """Links carry together what one carries alone; each update of a part sends its gradients around its own ring."""
     shared, alone = (
         json.loads((folder / name / "summary.json").read_text()) for folder in (runs[workers, replicas], runs[1, 1])
     )
-    assert shared["bytes"]["forward"] == alone["bytes"]["forward"]
+    if name != "int8":  # each replica's share has its own ranges, which the plan knows
+        assert shared["bytes"]["forward"] == alone["bytes"]["forward"]
     assert shared["bytes"]["backward"] == [0, 0]
     assert shared["bytes"]["eval"] == alone["bytes"]["eval"]
     sent = shared["bytes"]["replicas"]

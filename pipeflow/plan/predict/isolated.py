@@ -68,7 +68,7 @@ class IsolatedParts:
             # A full link is waited for every `depth` batches. Where cores are shared, the filling matters as well.
             period = (2 + (scenario.machines.alone < 1) * len(cut.parts)) * depth
             self._epochs[key] = scenario.epoch(
-                lambda num: local_programs(costs, turn, num, handling, num_micro), depth * num_micro, period
+                lambda num: local_programs(costs, turn, num, handling, num_micro), depth, period
             )
         return self._epochs[key]
 
@@ -102,16 +102,16 @@ class IsolatedParts:
         return sum(count for count, owner, other in zip(counts, owners, owners[1:]) if owner != other)
 
     def _memory(self, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> float:
-        """Bytes of the fullest worker: one part's activations at a time, and `link.depth` batches at each end of a link."""
-        scenario = self._scenario
-        link, batch = scenario.config.link, math.ceil(scenario.batch_size / replicas)
-        num_images = math.ceil(batch / scenario.micro_batches(batch))
+        """Bytes of the fullest worker: one part's activations at a time, and `link.depth` latents at each end of a link."""
+        scenario, link = self._scenario, self._scenario.config.link
+        share = math.ceil(scenario.batch_size / replicas)
+        num_images = math.ceil(share / scenario.micro_batches(share))
         fullest = 0.0
         for worker in range(max(owners) + 1):
             own = [part for part, owner in zip(parts, owners) if owner == worker]
             first, last = own[0].index, own[-1].index
-            waiting = link.depth * latent_bytes(parts[first - 1], batch, link.dtype) if first else 0
-            waiting += link.depth * latent_bytes(parts[last], batch, link.dtype) if last < len(parts) - 1 else 0
+            waiting = link.depth * latent_bytes(parts[first - 1], num_images, link.dtype) if first else 0
+            waiting += link.depth * latent_bytes(parts[last], num_images, link.dtype) if last < len(parts) - 1 else 0
             kept = max(scenario.counts.activations.of(part).at(num_images) for part in own)
             fullest = max(fullest, scenario.memory(own, kept, waiting))
         return fullest
