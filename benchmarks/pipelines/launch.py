@@ -78,7 +78,7 @@ class _Watch:
     def __init__(self, out: Path, pids: Sequence[int]):
         self._log, self._out, self._pids = out / "run" / "metrics.jsonl", out, pids
         self._ends: list[dict[str, int]] = []
-        self._peaks = [0] * len(pids)
+        self._peaks: list[list[int]] = []
 
     def look(self) -> None:
         """Cheap: reads the log's lines again."""
@@ -86,11 +86,12 @@ class _Watch:
         ended = sum('"event": "epoch"' in line or '"event":"epoch"' in line for line in text.splitlines())
         if ended > len(self._ends):
             self._ends += [interface_bytes()] * (ended - len(self._ends))
-            self._peaks = [peak_memory(pid) for pid in self._pids]
+            self._peaks += [[peak_memory(pid) for pid in self._pids]] * (ended - len(self._peaks))
 
     def write(self) -> None:
         """Writes the counts for `systems.read`."""
-        seen: dict = {"peak_memory": self._peaks}
+        seen: dict = {"peak_memory": self._peaks[-1] if self._peaks else [0] * len(self._pids)}
+        seen["peak_by_epoch"] = self._peaks
         if len(self._ends) > 1:
             first, last = self._ends[0], self._ends[-1]
             seen["interface_bytes"] = {

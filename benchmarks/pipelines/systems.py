@@ -136,6 +136,8 @@ class Result:
     peak_memory: list[int] | None = None
     """Largest resident memory of each worker up to the end of the measured part, in bytes. Of a pipeflow run that nobody
     watched, what its summary has."""
+    peak_by_epoch: list[list[int]] | None = None
+    """The same at the end of each epoch, of a pipeflow run that was watched."""
     interface_bytes: dict[str, float] | None = None
     """Sent by each network interface that worker 0 sees, in an epoch."""
     losses: list[float] | None = None
@@ -189,6 +191,7 @@ def _read_run(system: System, out: Path) -> Result:
         sent_backward=sum(summary["bytes"]["backward"]) / len(all_epochs),
         idle=idle,
         peak_memory=seen.get("peak_memory", summary["memory"]["peak"]),
+        peak_by_epoch=seen.get("peak_by_epoch"),
         interface_bytes=seen.get("interface_bytes"),
         losses=[epoch["train_loss"]["flow"] for epoch in timed] if system.family == "single" else None,
         test_bpd=summary["test_bpd"],
