@@ -139,6 +139,7 @@ def replicated(folder: Path, num: int, replicas: int) -> Config:
     return small_config(
         folder,
         parts={"split": "across", "num": 2, "replicas": replicas},
+        optim={"batch_size": 30, "ema": 0.9},
         finetune={"parallel": "ddp"},
         memory={"micro_batches": num},
     )
@@ -172,7 +173,7 @@ def keep(sent: list[torch.Tensor], bucket: dist.GradBucket) -> torch.futures.Fut
 
 
 def test_replicas_and_data_parallel_workers_average_gradients_once_a_batch(shared, tmp_path):
-    """5 micro-batches of 3 or 4 images of each part's replica, and of 1 or 2 at the end: 8 images a worker."""
+    """5 micro-batches of 3 images of each part's replica; after the gather of 1 or 2, of the 7 or 8 of each worker."""
     train(replicated(tmp_path / "alone", 1, 1))
     whole, several = parameters(tmp_path / "alone"), parameters(shared / "5")
     assert (several - whole).norm() < 1e-5 * whole.norm(), "three epochs of three updates"
