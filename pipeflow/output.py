@@ -21,6 +21,10 @@ def say(text: str) -> None:
             print(text, file=stderr, flush=True)
 
 
+cleanups: list[Callable[[], None]] = []
+"""Called by `end_with`, for what would otherwise be left behind on the disk."""
+
+
 def end_with(code: int, message: str = "", quiet: bool = False) -> NoReturn:
     """Says the message, if any, and ends the process now, from any thread. quiet: tells it to the launcher only."""
     try:
@@ -30,6 +34,9 @@ def end_with(code: int, message: str = "", quiet: bool = False) -> NoReturn:
             tell_launcher(message)
         if message and not quiet:
             say(message)
+        for clean in [*cleanups]:
+            with contextlib.suppress(OSError):
+                clean()
     finally:
         os._exit(code)
 

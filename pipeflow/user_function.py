@@ -1,5 +1,6 @@
 """A user's own function, which the configuration names as `module:function`."""
 
+import functools
 import importlib
 import inspect
 import os
@@ -37,7 +38,21 @@ def load_function(option: str, name: str) -> Callable[..., Any]:
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"{option}: {name}: {module} has no function {function_name!r}.")
-    return function
+    return _named(option, name, function)
+
+
+def _named(option: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose errors say at the end of their traceback that the user named it."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            error.add_note(f"{option}: {name} raised this error.")
+            raise
+
+    return call
 
 
 def needs_no_arguments(function: Callable[..., Any]) -> bool:

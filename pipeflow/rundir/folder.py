@@ -7,6 +7,7 @@ run.lock  run.launch
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
+from pipeflow.output import cleanups
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.lock import RunLock
 from pipeflow.rundir.model import MODEL_FILE
@@ -25,6 +27,10 @@ from pipeflow.safe_files import in_full
 
 _LAUNCH = "run.launch"
 """The file that names the launch which began the run anew (`run.resume never`): its own restarts go on with the run."""
+
+
+_OPENED = ("config.yaml", "metrics.jsonl")
+"""Files that are there before a run has begun."""
 
 
 class RunFolder:
@@ -40,6 +46,9 @@ class RunFolder:
         self._made: list[Path] = []
         """Folders that were not there before, the deepest first."""
         self._aside: Path | None = None
+        self._is_new = False
+        self.has_begun = False
+        """Whether the run in the folder has been initialised. Until then an end leaves no trace of it."""
 
     def open(self) -> tuple[Manifest | None, list[str]]:
         """Makes the folder ready; returns the manifest to resume from (None: a fresh run), and notes for the user.
@@ -47,6 +56,7 @@ class RunFolder:
         From here until `close` no other run can open it. Raises CheckpointError where another run is in it, where it
         cannot be written, holds a run that these options do not continue, or `run.resume must` finds nothing to resume.
         """
+        cleanups.append(self.close)
         try:
             return self._open()
         except BaseException:
@@ -55,14 +65,17 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets other runs open the folder. A run that has not begun leaves no trace of itself."""
-        if self._lock.is_held and not self._holds_run():
+        if self._lock.is_held and self._is_new and not self.has_begun:
             self._undo()
         self._lock.release()
+        with contextlib.suppress(ValueError):
+            cleanups.remove(self.close)
 
     def _undo(self) -> None:
         """Takes away what opening the folder made, and puts back what it moved aside."""
-        for name in (_LAUNCH, self._lock.path.name):
+        for name in (*_OPENED, _LAUNCH, self._lock.path.name):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         with contextlib.suppress(OSError):  # something else is in it
             for folder in self._made:
                 folder.rmdir()
@@ -80,6 +93,7 @@ class RunFolder:
                 notes += self._make_and_lock()
             if _launch():
                 (self.path / _LAUNCH).write_text(_launch())
+        self._is_new = not any((self.path / name).exists() for name in (*_OPENED, "checkpoints"))
         self.checkpoints.clean()
         manifest, complaints = self.checkpoints.newest()
         if manifest is None and complaints:

@@ -188,6 +188,8 @@ class Totals(Record):
     macs: Count
     initial_bpd: Finite
     exit_bpd: tuple[Number, ...] | None
+    wire: bool = False
+    """Whether bytes went from one worker to another at some time."""
 
 
 class File(Record):

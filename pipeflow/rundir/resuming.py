@@ -92,7 +92,7 @@ def check_epochs(path: Path, manifest: Manifest, config: Config) -> None:
             f"{local_begun} or more."
         )
     if manifest.stage == "whole" and config.num_local_epochs > local:
-        more = config.num_epochs - local
+        more = max(config.num_epochs, begun + 1) - local
         fix = f"--schedule.local_epochs {local} --schedule.finetune_epochs {more}"
         if local == 0:
             fix = "--schedule.mode end_to_end"

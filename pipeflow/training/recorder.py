@@ -67,7 +67,7 @@ class Recorder:
         self.has_ended = self.is_main and folder.has_ended(manifest)
         """Whether the run had ended before this process began."""
         self._fingerprint = fingerprint
-        self._totals = RunningTotals(None if manifest is None else manifest.state)
+        self._totals = RunningTotals(None if manifest is None else manifest.state, self._travels)
         self._sent_before = self._totals.shown_bytes
         self._draft: EpochDraft | None = None
         self._resources = contextlib.ExitStack()
@@ -120,6 +120,7 @@ class Recorder:
     def started(self, result: Evaluated) -> None:
         """The flow is initialised and evaluated; nothing is trained yet."""
         self._totals.initial_bpd = result.test_bpd
+        self.folder.has_begun = True
         self.log.event(
             "start",
             initial_bpd=result.test_bpd,
@@ -258,7 +259,7 @@ class Recorder:
         exits = f" (exits before the gather {listed})" if listed else ""
         self.say(
             f"done: test {summary.test_bpd:.3f} bits/dim on all test images{exits}, "
-            f"{traffic_text(summary.bytes.total, self._travels)}, results in {self.folder.path}"
+            f"{traffic_text(summary.bytes.total, self._totals.wire)}, results in {self.folder.path}"
         )
         return summary
 
@@ -280,7 +281,7 @@ class Recorder:
             seconds=totals.run_seconds(),
             bytes=totals.run_bytes(num_links=len(self.parts) - 1),
             memory=Memory(before=tuple(before for before, _ in memory), peak=tuple(peak for _, peak in memory)),
-            wire=self._travels,
+            wire=totals.wire,
             world_size=world.size,
             replicas=self.config.parts.replicas,
             backend=world.backend if world.size > 1 else "none",

@@ -224,13 +224,9 @@ class Run:
             self.checkpoint(inside.phase.epoch, position_of(inside, losses, self.stages))
         self._wait_for_checkpoint()
         self.control.share("saved", "the checkpoint")  # nobody leaves before the checkpoint is whole
-        notice = self.world.notice
-        # Without a sender this worker was stopped before it was told by whom, and another one says it.
-        by = f" ({notice.signal} at worker {notice.from_rank})" if notice else ""
-        return Preempted(
-            f"{'interrupted' if notice.signal == 'SIGINT' else 'preempted'}{by}: nothing that was trained is lost, "
-            f"{self.folder.checkpoints.last_good()}. {parent.how_to_resume()}"
-        )
+        saved = f"nothing that was trained is lost, {self.folder.checkpoints.last_good()}"
+        saved = saved if any(self._saved) else "nothing was trained yet"
+        return Preempted(f"{self.world.notice}: {saved}. {parent.how_to_resume()}")
 
     def _stopped(self, reason: str) -> TrainingStopped:
         self.saver.close()  # the checkpoint that is being written may be the last good one

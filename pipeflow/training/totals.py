@@ -86,8 +86,9 @@ class EpochDraft:
 class RunningTotals:
     """Seconds, bytes and multiply-adds of a run, and the bits/dim that its summary repeats."""
 
-    def __init__(self, before: Totals | None):
-        """before: totals of the checkpoint that the run goes on from."""
+    def __init__(self, before: Totals | None, travels: bool):
+        """before: totals of the checkpoint that the run goes on from. travels: whether there are several workers now."""
+        self.wire = travels or (before is not None and before.wire)
         self.seconds: dict[str, float] = dataclasses.asdict(RunSeconds() if before is None else before.seconds)
         self.macs = 0 if before is None else before.macs
         self.initial_bpd = 0.0 if before is None else before.initial_bpd
@@ -128,6 +129,7 @@ class RunningTotals:
             bytes=dict(self._bytes),
             macs=self.macs,
             initial_bpd=self.initial_bpd,
+            wire=self.wire,
             exit_bpd=self.exit_bpd,
         )
 

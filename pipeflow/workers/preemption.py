@@ -38,6 +38,10 @@ class _Deadline(NamedTuple):
     message: Callable[[], str] = str
 
 
+STOP = "stop()"
+"""Stands for a signal where the caller of `train` asked the run to leave."""
+
+
 class Notice:
     """Whether the run was asked to leave, by a signal or by another worker."""
 
@@ -46,7 +50,7 @@ class Notice:
         self.from_rank: int | None = None
         """The worker that got the signal first, as far as this one knows; None without a notice."""
         self.signal = ""
-        """Name of that signal."""
+        """Name of that signal, or `STOP`."""
         self.is_asked: Callable[[], bool] = lambda: False
         """Whether the caller of `train` asks the run to leave. Must not wait."""
         self.is_of_a_loss: Callable[[], bool] = lambda: False
@@ -60,15 +64,21 @@ class Notice:
 
     def __bool__(self) -> bool:
         if self.from_rank is None and self.is_asked():
-            self.give(self.rank, "SIGINT")
+            self.give(self.rank, STOP)
         return self.from_rank is not None
+
+    def __str__(self) -> str:
+        """The notice at the begin of a message: `interrupted (SIGINT at worker 0)`."""
+        kind = "interrupted" if self.signal in ("SIGINT", STOP) else "preempted"
+        # Without a sender this worker was stopped before it was told by whom, and another one says it.
+        return kind if self.from_rank is None else f"{kind} ({self.signal} at worker {self.from_rank})"
 
     def give(self, from_rank: int, name: str) -> None:
         """Asks the run to leave. name: of the signal that `from_rank` got."""
         if self.from_rank is None:
             self.signal, self._given_at, self.from_rank = name, time.monotonic(), from_rank
             # Nobody kills a process that was interrupted by hand: it takes the time it needs.
-            if self._grace is not None and not (name == "SIGINT" and "RANK" not in os.environ):
+            if self._grace is not None and not (name in ("SIGINT", STOP) and "RANK" not in os.environ):
                 self._events.put(self._grace)
 
     @contextmanager

@@ -78,7 +78,10 @@ def join_workers(config: Config) -> Iterator["World"]:
     except Exception as error:
         if not is_broken_connection(error):
             # A bug, of pipeflow or of a function that was given: its traceback is shown here, and the others leave quietly.
-            world.fail(WorkerError(f"worker {world.rank} failed: {type(error).__name__}: {first_line(error)}"))
+            told = WorkerError(f"worker {world.rank} failed: {type(error).__name__}: {first_line(error)}")
+            world.fail(told)
+            if told.reported:  # all of them may have met it
+                raise told from None
             raise
         loss = world.cause_of(error)
         world.fail(loss)

@@ -51,6 +51,34 @@ def test_whoever_calls_train_can_stop_it_inside_an_epoch(tmp_path):
         train(small_config(tmp_path / "run"), report=told.append, stop=lambda: bool(told) and next(asked) == 1)
 
 
+def test_stopped_before_anything_is_trained_it_leaves_nothing(tmp_path):
+    with pytest.raises(Preempted, match=r"interrupted \(stop\(\) at worker 0\): nothing was trained yet"):
+        train(small_config(tmp_path / "run"), stop=lambda: True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_while_the_run_is_opened_leaves_nothing(launch, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import threading\ndef data(options):\n    print('asked', flush=True)\n    threading.Event().wait()\n"
+    )
+    config = small_config(tmp_path / "deep/run", data={"name": "mine:data"})
+    process = launch(None, *options(config), cwd=tmp_path)
+    read_until(process, lambda line: line == "asked\n")
+    assert (tmp_path / "deep/run/run.lock").exists()
+    os.kill(process.workers[0], signal.SIGINT)
+    (said,) = finish(process).splitlines()
+    assert said.startswith("interrupted: ended at once") and not (tmp_path / "deep").exists()
+
+
+def test_an_error_of_the_user_s_function_names_it_once_and_leaves_nothing(launch, tmp_path):
+    (tmp_path / "mine.py").write_text("def layers(config, shape):\n    return 1 / 0\n")
+    config = small_config(tmp_path / "run", model={"name": "mine:layers"}, parts={"split": "balanced", "num": 2})
+    process = launch(2, *options(config), cwd=tmp_path)
+    output = finish(process)
+    assert output.count("Traceback") == 1 and "model.name: mine:layers raised this error." in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_ctrl_c_ends_at_once(launch, tmp_path):
     """While the disk does not take the checkpoint that the first one waits for."""
     config = small_config(tmp_path / "run", schedule=LONG)
