@@ -12,10 +12,6 @@ results.md and the figures into --out. `--report` writes the latter two anew fro
 """
 
 import argparse
-import contextlib
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,21 +21,19 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.links.hosts import Hosts, HostsError, check_links, clean, link_in_words, make_hosts
+from benchmarks.links.hosts import HostsError, check_links, clean, link_in_words, make_hosts
+from benchmarks.links.processes import bytes_between, run_in_hosts
 from benchmarks.links.report import write_report
 from benchmarks.links.systems import PIPEFLOW, RIVALS, System, make_systems
-from benchmarks.machine import command_line, describe_machine
+from benchmarks.results_file import ResultsFile
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+PROGRAM = "benchmarks.links.run"
 WARMUP, MIN_STEPS, MIN_STEPS_PIPEFLOW, MAX_STEPS = 3, 4, 8, 60
 """Batches before a rival is measured; fewest and most that are measured. A pipe of pipeflow fills and empties once."""
-PORT = "29400"
 RUN_LIMIT = 400.0
 """Seconds after which a run is given up."""
 _LOOK_EVERY = 0.01
-_LAST_WORDS_SECONDS = 2.0
-"""Seconds that each worker gets to end by itself where one has failed."""
 
 Rate = float | None
 
@@ -120,10 +114,12 @@ def measure(job: Job, steps: int, num_workers: int, base: dict) -> dict:
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(configuration(job, steps, num_workers, base)))
         command = job.system.command(config, steps, WARMUP, folder)
-        samples, begun_at = _run(hosts, command, folder, job.system)
+        samples, begun_at = run_in_hosts(
+            hosts, command, folder, RUN_LIMIT, _LOOK_EVERY, lambda: job.system.has_begun(folder, num_workers)
+        )
         result = job.system.read(folder, num_workers)
     began = begun_at if begun_at is not None else result["began"]
-    sent, received = _between(samples, began, began + result["seconds"])
+    sent, received = bytes_between(samples, began, began + result["seconds"])
     return {
         "label": job.system.label,
         "system": job.system.name,
@@ -142,79 +138,7 @@ def measure(job: Job, steps: int, num_workers: int, base: dict) -> dict:
     }
 
 
-Sample = tuple[float, list[int], list[int]]
-"""Time, bytes sent and bytes received by each host until then."""
-
-
-def _run(hosts: Hosts, command: Sequence[str], folder: Path, system: System) -> tuple[list[Sample], float | None]:
-    """One process in each host, to the end: the hosts' counters all along, and when the measured part began."""
-    num = len(hosts.names)
-    outputs = [folder / f"output{rank}.txt" for rank in range(num)]
-    common = {
-        "WORLD_SIZE": str(num), "LOCAL_RANK": "0", "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": PORT,
-        "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-    }  # fmt: skip
-    processes = [
-        hosts.start(rank, command, output, {**common, "RANK": str(rank)}) for rank, output in enumerate(outputs)
-    ]
-    samples: list[Sample] = []
-    began = None
-    deadline = time.time() + RUN_LIMIT
-    while any(process.poll() is None for process in processes):
-        if began is None and system.has_begun(folder, num):
-            began = time.time()
-        samples.append((time.time(), hosts.sent(), hosts.received()))
-        failed = [rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
-        if failed or time.time() > deadline:
-            for process in processes:  # the others may have something to say
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_LAST_WORDS_SECONDS)
-            hosts.stop()
-            what = f"worker {failed[0]} failed" if failed else f"it did not end within {RUN_LIMIT:g} s"
-            last = "\n".join(f"worker {rank}: {output.read_text()[-1500:]}" for rank, output in enumerate(outputs))
-            raise RuntimeError(f"{what}:\n{last}")
-        time.sleep(_LOOK_EVERY)
-    samples.append((time.time(), hosts.sent(), hosts.received()))
-    return samples, began
-
-
-def _between(samples: Sequence[Sample], began: float, ended: float) -> tuple[list[int], list[int]]:
-    """Bytes sent and received by each host in that time: what is measured begins and ends in silence."""
-    first = next(sample for sample in reversed(samples) if sample[0] <= began or sample is samples[0])
-    last = next(sample for sample in samples if sample[0] >= ended or sample is samples[-1])
-    return tuple([after - before for before, after in zip(first[way], last[way])] for way in (1, 2))
-
-
-class Results:
-    """results.json, written after each measurement."""
-
-    def __init__(self, path: Path, settings: dict):
-        self.path = path
-        self.values = {
-            "machine": describe_machine(),
-            "command": command_line("benchmarks.links.run"),
-            "settings": settings,
-            "links": {},
-            "runs": {},
-        }
-        if path.exists():
-            self.values = json.loads(path.read_text())
-            if self.values["settings"] != settings:
-                raise ValueError(
-                    f"{path} was measured with {self.values['settings']}, now asked for is {settings}: choose another "
-                    f"--out, or remove the file."
-                )
-
-    def add(self, kind: str, key: str, value: dict) -> None:
-        """Adds one, and saves."""
-        self.values[kind][key] = value
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(self.values, indent=1) + "\n")
-        new.replace(self.path)
-
-
-def _check_all_links(jobs: Sequence[Job], results: Results) -> Iterator[str]:
+def _check_all_links(jobs: Sequence[Job], results: ResultsFile) -> Iterator[str]:
     for rate, delay in dict.fromkeys((job.rate, job.delay) for job in jobs):
         key = f"{'none' if rate is None else f'{rate:g}'} | {delay:g}"
         if key not in results.values["links"]:
@@ -259,7 +183,7 @@ def main() -> int:
         base = yaml.safe_load(arguments.config.read_text()) if arguments.config else {}
         arguments.out.mkdir(parents=True, exist_ok=True)
         settings = {"workers": arguments.workers, "config": base, "seconds": arguments.seconds}
-        results = Results(arguments.out / "results.json", settings)
+        results = ResultsFile(arguments.out / "results.json", PROGRAM, settings, ("links", "runs"))
         failed = [] if arguments.report else measure_all(make_jobs(arguments), results, arguments, base)
         write_report(results.values, arguments.out)
     except (HostsError, ValueError, OSError) as error:
@@ -268,7 +192,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def measure_all(jobs: list[Job], results: Results, arguments: argparse.Namespace, base: dict) -> list[Job]:
+def measure_all(jobs: list[Job], results: ResultsFile, arguments: argparse.Namespace, base: dict) -> list[Job]:
     """Every job that results.json does not have; those that failed, which have been said."""
     clean()
     for line in _check_all_links(jobs, results):

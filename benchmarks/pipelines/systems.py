@@ -138,6 +138,11 @@ class Result:
     watched, what its summary has."""
     peak_by_epoch: list[list[int]] | None = None
     """The same at the end of each epoch, of a pipeflow run that was watched."""
+    run_seconds: float | None = None
+    """Of a baseline: seconds of all its steps, the warm-up included."""
+    run_forward: int | None = None
+    run_backward: int | None = None
+    """Of a baseline: bytes sent in all its steps."""
     interface_bytes: dict[str, float] | None = None
     """Sent by each network interface that worker 0 sees, in an epoch."""
     losses: list[float] | None = None
@@ -166,6 +171,9 @@ def _read_ranks(out: Path, world_size: int) -> Result:
         sent_backward=sum(each["sent_backward_bytes"] for each in ranks),
         idle=[1 - each["busy_seconds"] / each["seconds"] for each in ranks] if has_busy else None,
         peak_memory=[each["peak_memory"] for each in ranks],
+        run_seconds=max(each["run_seconds"] for each in ranks),
+        run_forward=sum(each["run_forward_bytes"] for each in ranks),
+        run_backward=sum(each["run_backward_bytes"] for each in ranks),
         interface_bytes=first["interface_bytes"],
         losses=[fmean(values) for values in zip(*losses)],
         test_bpd=first.get("test_bpd"),

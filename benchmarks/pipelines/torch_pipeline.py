@@ -14,7 +14,8 @@ later: a whole backward runs in the slot for inputs, nothing in the slot for wei
 the same.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from pipeflow.data import Batches
 from pipeflow.flow import Flow, Part, cut_names, split_flow
 from pipeflow.flow.flow import PRIOR
 from pipeflow.training.trainer import make_optimizer
+from pipeflow.use.likelihood import exit_bits_per_dim, sum_over_batches
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class TorchPipeline:
         rank, owners = dist.get_rank(), kind.owners(dist.get_world_size())
         parts = split_flow(flow, cut_names(flow, config.parts.split, len(owners)))
         mine = [part.to(device) for part, owner in zip(parts, owners) if owner == rank]
+        self._mine, self._batch_size = mine, config.optim.batch_size
+        self._num_dims = math.prod(parts[0].input_shape)
         self._initialize(mine, owners, config.optim.batch_size)
         modules = [Stage(part, wire) for part in mine]
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
@@ -190,3 +194,34 @@ class TorchPipeline:
         with self.clock.span("update"):
             self.optimizer.step()
         return torch.stack([loss.detach() for loss in losses]).mean() if self._is_last else None
+
+    def prepare_evaluation(self) -> None:
+        """Every stage is where it was trained."""
+
+    def evaluate(self) -> float:
+        """Bits/dim of all test images, on every worker; latents go forward as float32. One stage a worker."""
+        num_images = torch.tensor(0 if self._batches is None else len(self._batches.data.test), device=self._device)
+        dist.broadcast(num_images, 0)
+        (part,), rank, last = self._mine, dist.get_rank(), dist.get_world_size() - 1
+
+        def hand_on(_: int, step: int, latent: Tensor) -> Tensor:
+            if rank < last:
+                dist.send(latent.contiguous(), rank + 1)
+            return latent
+
+        sums = sum_over_batches([part], self._test_batches(part, int(num_images)), hand_on)
+        mine = torch.tensor(sums[part.index], dtype=torch.float64, device=self._device)
+        everyone = [torch.empty_like(mine) for _ in range(last + 1)]
+        dist.all_gather(everyone, mine)
+        return exit_bits_per_dim([each.tolist() for each in everyone], int(num_images), self._num_dims)[-1]
+
+    def _test_batches(self, part: Part, num_images: int) -> Iterator[Tensor]:
+        """What the stage takes of the test images: they themselves, or latents from the worker before."""
+        if self._batches is not None:
+            yield from (images.to(self._device) for images in self._batches.test_batches(None, self._batch_size))
+            return
+        for start in range(0, num_images, self._batch_size):
+            size = min(self._batch_size, num_images - start)
+            latent = torch.empty((size, *part.input_shape), device=self._device)
+            dist.recv(latent, dist.get_rank() - 1)
+            yield latent

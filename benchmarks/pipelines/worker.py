@@ -48,14 +48,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, required=True, help="measured steps")
     parser.add_argument("--warmup", type=int, default=5, help="steps before; PowerSGD and local SGD begin behind them")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--evaluate", action="store_true", help="test bits/dim at the end, of ddp and local_sgd")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="test bits/dim at the end, where each worker has one stage or all"
+    )
     parser.add_argument("--timeline", type=Path, help="FILE.json: compute spans, written to FILE.rank<R>.json")
     parser.add_argument("--timeline-steps", type=int, default=3, help="measured steps in the timeline, from the first")
     options = parser.parse_args(arguments)
     if options.compress not in COMPRESSIONS[options.system]:
         parser.error(f"--compress {options.compress}: {options.system} has {', '.join(COMPRESSIONS[options.system])}")
-    if options.evaluate and options.system in KINDS:
-        parser.error(f"--evaluate: {options.system} leaves the flow spread over the workers; use ddp or local_sgd")
+    if options.evaluate and options.system in KINDS and KINDS[options.system].stages_per_worker > 1:
+        parser.error(f"--evaluate: {options.system} has several stages a worker; use gpipe, 1f1b, ddp or local_sgd")
     if options.steps < 1 or options.warmup < 2:
         parser.error("--steps must be 1 or more and --warmup 2 or more: torch settles buckets and shapes before")
     return options
@@ -105,9 +107,12 @@ def build(
 def train(system: TorchPipeline | DataParallel, options: argparse.Namespace, config: Config, per_epoch: int) -> dict:
     """Warm-up and measured steps; what was measured."""
     losses, num_updates = [], options.warmup + options.steps
+    first = _all_here()
+    system.sent.reset()
     for index in range(num_updates):
         if index == options.warmup:
             start, began, interfaces = _all_here(), time.time(), interface_bytes()
+            before = system.sent.forward, system.sent.backward
             system.clock.reset()
             system.sent.reset()
         rate = learning_rate(config.optim.lr, index, num_updates, config.optim.warmup_steps, config.optim.decay)
@@ -116,7 +121,8 @@ def train(system: TorchPipeline | DataParallel, options: argparse.Namespace, con
             losses.append(loss)
         if index == options.warmup + options.timeline_steps - 1 and options.timeline:
             _write_timeline(options.timeline, system.clock.spans)
-    seconds, after = _all_here() - start, interface_bytes()
+    end, after = _all_here(), interface_bytes()
+    seconds = end - start
     images, epochs = options.steps * config.optim.batch_size, options.steps / per_epoch
     return {
         "rank": dist.get_rank(),
@@ -130,6 +136,9 @@ def train(system: TorchPipeline | DataParallel, options: argparse.Namespace, con
         "sent_forward_bytes": system.sent.forward / epochs,
         "sent_backward_bytes": system.sent.backward / epochs,
         "interface_bytes": {name: (after[name] - count) / epochs for name, count in interfaces.items()},
+        "run_seconds": end - first,
+        "run_forward_bytes": before[0] + system.sent.forward,
+        "run_backward_bytes": before[1] + system.sent.backward,
         "peak_memory": peak_memory(),
         "losses": [float(loss) for loss in losses[-10:]],
     }
@@ -161,7 +170,8 @@ def main() -> None:
         measured = train(system, options, config, steps_per_epoch)
         if options.evaluate:
             system.prepare_evaluation()
-            measured["test_bpd"] = system.evaluate() if dist.get_rank() == 0 else None
+            is_pipeline = options.system in KINDS  # in which each worker has a part of the flow
+            measured["test_bpd"] = system.evaluate() if is_pipeline or dist.get_rank() == 0 else None
     (options.out / f"rank{dist.get_rank()}.json").write_text(json.dumps(measured, indent=1) + "\n")
     dist.barrier()
     dist.destroy_process_group()

@@ -26,6 +26,7 @@ BATCH_SIZE, MICRO_BATCHES, STEPS, WARMUP = 8, 4, 4, 2
 PIPELINES = ["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
 RUNS = {
     **{name: ("--system", name) for name in PIPELINES},
+    "gpipe": ("--system", "gpipe", "--evaluate"),
     "1f1b_bf16": ("--system", "1f1b", "--compress", "bf16"),
     "ddp": ("--system", "ddp", "--evaluate"),
     "ddp_bf16": ("--system", "ddp", "--compress", "bf16"),
@@ -159,6 +160,18 @@ def test_power_sgd_compresses_in_the_measured_steps(out):
     plain, compressed = found(out, "ddp"), found(out, "ddp_powersgd")
     assert 0 < compressed[0]["sent_backward_bytes"] < 0.6 * plain[0]["sent_backward_bytes"]
     assert compressed[0]["losses"][-1] == pytest.approx(plain[0]["losses"][-1], abs=0.1)
+
+
+def test_a_pipeline_evaluates_the_flow_that_is_spread_over_its_workers(out):
+    # It trains what DDP trains: the same images, updates and rates; bfloat16 is on the wire of neither.
+    bpd = [rank["test_bpd"] for rank in found(out, "gpipe")]
+    assert bpd[0] == bpd[1] == pytest.approx(found(out, "ddp")[0]["test_bpd"], abs=1e-4)
+
+
+def test_a_whole_run_has_its_warm_up_in_it(out):
+    for rank in found(out, "ddp"):
+        assert rank["run_backward_bytes"] == rank["sent_backward_bytes"] * (STEPS + WARMUP) / STEPS
+        assert rank["run_seconds"] > rank["seconds"]
 
 
 def test_local_sgd_ends_with_one_model(out):
