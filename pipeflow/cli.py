@@ -5,6 +5,7 @@ Each command imports what it needs when it is called: `pipeflow --help` waits fo
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -84,6 +85,7 @@ Options of a run, with their defaults in brackets:
     add("--phases", action="store_true", help="one line for each epoch")
     add(
         "--machines",
+        type=os.path.expanduser,
         metavar="FILE",
         help="predict seconds, bytes and memory of every schedule and rival on these machines",
     )
@@ -93,8 +95,8 @@ Options of a run, with their defaults in brackets:
     add("--flops", metavar="NUMBER", help="a worker's sustained FLOP/s: 50e12, '50 TFLOP/s'")
     add("--memory", metavar="SIZE", help="a worker's: '80 GB' (default: no limit)")
     probe = "measure this machine with --workers processes, and write FILE (default machines.yaml)"
-    add("--probe", metavar="FILE", nargs="?", const="machines.yaml", help=probe)
-    add("--json", metavar="FILE", help="predictions for programs ('-': standard output)")
+    add("--probe", type=os.path.expanduser, metavar="FILE", nargs="?", const="machines.yaml", help=probe)
+    add("--json", type=os.path.expanduser, metavar="FILE", help="predictions for programs ('-': standard output)")
     add("--plot", type=_png, metavar="FILE.png", help="seconds an epoch against the speed of the links")
 
     run = "folder of a run, ended or not, a checkpoint in it, or a model.safetensors"
@@ -102,39 +104,60 @@ Options of a run, with their defaults in brackets:
     devices = {"choices": ("auto", "cpu", "cuda"), "default": "auto", "help": "auto (default): a GPU if there is one"}
 
     add = command("sample", "draw samples of a trained flow into a PNG", _sample)
-    add("run", metavar="RUN", help=run)
+    add("run", type=os.path.expanduser, metavar="RUN", help=run)
     add("--num", type=_at_least(1, int), default=64, help="images (default 64)")
     add("--temperature", type=_at_least(0, float), default=0.7, help="scale of the noise (default 0.7)")
     add("--seed", type=_at_least(0, int), default=0, help="of the noise (default 0)")
-    add("--out", type=_png, metavar="FILE.png", help="default samples_t0.7_seed0.png in the run folder")
+    add(
+        "--out",
+        type=_png,
+        metavar="FILE.png",
+        help="default samples_t0.7_seed0.png, in RUN or, if RUN is no run folder, here",
+    )
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
 
     add = command("evaluate", "compute test bits/dim of a trained flow again, on all test images of its run", _evaluate)
-    add("run", metavar="RUN", help=run)
-    add("--data", metavar="PATH", help="folder or zip where the run's images are now (default: where they were)")
+    add("run", type=os.path.expanduser, metavar="RUN", help=run)
+    add(
+        "--data",
+        type=os.path.expanduser,
+        metavar="PATH",
+        help="folder or zip where the run's images are now (default: where they were)",
+    )
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
 
     add = command("encode", "write the latents of images, also those factored out", _encode)
-    add("run", metavar="RUN", help=run)
-    add("images", metavar="IMAGE", nargs="+", help="file of an image: PNG, JPEG, BMP or WebP")
-    add("--out", metavar="FILE.safetensors", required=True, help="pipeflow.Latents.load reads it")
+    add("run", type=os.path.expanduser, metavar="RUN", help=run)
+    add("images", type=os.path.expanduser, metavar="IMAGE", nargs="+", help="file of an image: PNG, JPEG, BMP or WebP")
+    add(
+        "--out",
+        type=os.path.expanduser,
+        metavar="FILE.safetensors",
+        required=True,
+        help="pipeflow.Latents.load reads it",
+    )
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
 
     add = command("interpolate", "draw the way from one image to another through latents", _interpolate)
-    add("run", metavar="RUN", help=run)
-    add("a", metavar="A.png", help="file of the first image")
-    add("b", metavar="B.png", help="file of the last image")
+    add("run", type=os.path.expanduser, metavar="RUN", help=run)
+    add("a", type=os.path.expanduser, metavar="A.png", help="file of the first image")
+    add("b", type=os.path.expanduser, metavar="B.png", help="file of the last image")
     add("--num", type=_at_least(2, int), default=8, help="images, with the first and the last (default 8)")
     add("--out", type=_png, metavar="FILE.png", required=True, help="images side by side")
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
 
     add = command("report", "compare runs in a table, and draw figures of them", _report)
-    add("run_dirs", metavar="RUN", nargs="+", help="folder of a run, ended or not")
-    add("--out", metavar="DIR", help="folder for the figures (default: the run's own, for several the current one)")
+    add("run_dirs", type=os.path.expanduser, metavar="RUN", nargs="+", help="folder of a run, ended or not")
+    add(
+        "--out",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="folder for the figures (default: the run's own, for several the current one)",
+    )
     return parser
 
 
@@ -201,7 +224,7 @@ def _at_least(least: Number, kind: Callable[[str], Number]) -> Callable[[str], N
 def _png(text: str) -> str:
     if not text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"expected a file name that ends in .png, got {text!r}")
-    return text
+    return os.path.expanduser(text)
 
 
 if __name__ == "__main__":

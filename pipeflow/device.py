@@ -30,8 +30,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         local_rank: rank of this worker among those of its machine, which share the GPUs in turn.
 
     Raises:
-        ConfigError: the name is cuda, but there is no GPU.
+        ConfigError: there is no device of this name.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: {name!r}: expected auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "run.device, or --device: cuda, but torch finds no GPU here: use auto or cpu, or check the driver."

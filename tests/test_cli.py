@@ -57,8 +57,8 @@ def test_a_command_line_that_cannot_be_is_exit_code_2(capsys, arguments):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("sample", "nowhere"), "nowhere (nowhere, relative to the current folder) is not a run folder"),
-        (("evaluate", "nowhere"), "nowhere (nowhere, relative to the current folder) is not a run folder"),
+        (("sample", "nowhere"), "nowhere (nowhere, relative to the current folder): give a run folder"),
+        (("evaluate", "nowhere"), "nowhere (nowhere, relative to the current folder): give a run folder"),
         (("report", "nowhere"), "nowhere (nowhere, relative to the current folder) is not the folder of a run"),
         (("plan", "--optim.lt", "1"), "did you mean 'optim.lr'"),
         (("plan", "--config", "nowhere.yaml"), "nowhere.yaml"),

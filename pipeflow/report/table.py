@@ -81,6 +81,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, consol
     if alone:
         which = f" of {', '.join(alone)}" if len(alone) < len(runs) else ""
         console.print(f"MB{which}: would travel between workers, but all parts were in one process", highlight=False)
+    console.print("MB all: evaluations, initial latents, control and gradients too", highlight=False)
     try:
         if len(runs) == 1:
             paths = plots(next(iter(read)), out)

@@ -59,6 +59,8 @@ def read_weights(path: Path) -> Weights:
     try:
         with open_file(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if "shape" not in metadata:
+                raise ValueError("it is a safetensors file, but not one of a flow that pipeflow has written")
             shape = check_shape(parse_json(metadata.get("shape", "null")))
             settings = parse_json(metadata.get("config", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}

@@ -64,6 +64,8 @@ def open_flow(path: str | Path, given: GivenFlow = None) -> SavedFlow:
     where `given` is no flow or one for other images.
     """
     path = Path(path).expanduser()  # as run.dir is
+    if not path.exists():
+        raise CheckpointError(f"there is no {in_full(path)}: give a run folder, a checkpoint in it, or a {MODEL_FILE}.")
     if (path / MANIFEST_FILE).exists():
         return _from_checkpoint(path, read_manifest(path), given)
     if not path.is_dir() and path.suffix == ".safetensors":
@@ -168,6 +170,10 @@ def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> 
         _check_fits(weights.tensors, flow)
         flow.load_state_dict(weights.tensors, assign=is_glow)
     except (ValueError, RuntimeError) as error:
+        if given is not None:
+            raise CheckpointError(
+                f"{source} is of another flow than the one that is given or built: {error}."
+            ) from None
         raise damaged(source, error) from None
     return flow
 

@@ -95,17 +95,23 @@ def _load_images(path: str | Path, saved: SavedFlow, data: ImageData | str | Pat
                 f"{path}: {why}: give them, as evaluate(path, data=ImageData(train, test, name)) in Python, or as --data "
                 f"PATH on the command line, a folder or zip with train/ and test/."
             )
-        images = load_data(options)
+        try:
+            images = load_data(options)
+        except DataError as error:
+            raise DataError(
+                f"{path}: the run's images are not where they were, or others than they were. Say where they are now with "
+                f"--data PATH. {error}"
+            ) from None
     if images.shape != saved.flow.shape:
         raise DataError(
             f"{path}: its flow takes images of shape {list(saved.flow.shape)}, but those of {images.name} have "
             f"{list(images.shape)}: they are not the run's. Say where those are with --data PATH."
         )
     if saved.data is not None and images.fingerprint != saved.data:
+        which = images.name if data is None or isinstance(data, ImageData) else data
         raise DataError(
-            f"{path}: the images of {images.name} are others than those of the run (their contents differ), so that "
-            f"bits/dim would not compare. Say where the run's are with --data PATH; bits/dim of any images are "
-            f"pipeflow.load_flow(path).bits_per_dim(images)."
+            f"{path}: these images ({which}) are others than those of the run (their contents differ), so that bits/dim "
+            f"would not compare. Say where the run's are with --data PATH; bits/dim of any images are pipeflow.load_flow(path).bits_per_dim(images)."
         )
     return images
 

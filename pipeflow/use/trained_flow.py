@@ -1,5 +1,6 @@
 """A trained flow as one uses it: likelihoods, latents, samples and interpolations, in one process without a trainer."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,6 +57,11 @@ class TrainedFlow:
         """Shape of one image."""
         return self.flow.shape
 
+    def __repr__(self) -> str:
+        numbers = sum(parameter.numel() for parameter in self.flow.parameters())
+        about = f"images {list(self.shape)}, {numbers:,} parameters"
+        return f"<TrainedFlow of {self.source} on {self.device.type}: {about}>"
+
     @torch.no_grad()
     def log_prob(self, x: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
         """log p(x) of dequantized images in nats: [num], float64.
@@ -103,6 +109,8 @@ class TrainedFlow:
 
         Raises DataError for latents of another flow, NoInverse where a layer has no inverse.
         """
+        if not isinstance(latents, Latents):
+            raise DataError(f"decode takes what encode gives, Latents, not {type(latents).__name__}.")
         expected = self.flow.shapes[-1], sum(layer.num_taken_out for _, layer in self.flow.named_layers())
         found = tuple(latents.last.shape[1:]), len(latents.taken_out)
         if found != expected:
@@ -120,10 +128,15 @@ class TrainedFlow:
     def sample(self, num: int, temperature: float = 0.7, seed: int = 0, batch_size: int = BATCH_SIZE) -> Tensor:
         """Samples, uint8, [num, *shape]; see `draw_samples`.
 
-        With the run's seed the first 64 are those of its `samples.png`. temperature: scale of the noise, >= 0.
+        With the run's seed and batches of 64 the first 64 are those of its `samples.png`; another `batch_size` draws other
+        samples. temperature: scale of the noise, >= 0.
 
-        Raises NoInverse where a layer has no inverse or the prior no samples.
+        Raises DataError where num or temperature cannot be, NoInverse where a layer has no inverse or the prior no samples.
         """
+        if num < 1 or not 0 <= temperature < math.inf:
+            raise DataError(
+                f"num: {num}, temperature: {temperature}: give 1 or more samples, of a temperature from 0 on."
+            )
         return draw_samples(self.flow, num, temperature, seed, batch_size)
 
     def interpolate(self, a: Tensor, b: Tensor, num: int = 8, batch_size: int = BATCH_SIZE) -> Tensor:
