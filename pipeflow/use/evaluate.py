@@ -111,7 +111,8 @@ def _load_images(path: str | Path, saved: SavedFlow, data: ImageData | str | Pat
         which = images.name if data is None or isinstance(data, ImageData) else data
         raise DataError(
             f"{path}: these images ({which}) are others than those of the run (their contents differ), so that bits/dim "
-            f"would not compare. Say where the run's are with --data PATH; bits/dim of any images are pipeflow.load_flow(path).bits_per_dim(images)."
+            f"would not compare. Say where the run's are with --data PATH; bits/dim of any images are "
+            f"pipeflow.load_flow(path).bits_per_dim(images)."
         )
     return images
 
