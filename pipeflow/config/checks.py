@@ -35,12 +35,25 @@ def check(config: "Config") -> None:
     _check_parts(config)
     if config.num_parts is not None:
         check_part_rates(config, config.num_parts)
-    if config.parts.replicas > 1 and config.num_local_epochs == 0:
+    if config.parts.replicas > 1 and not config.needs_parts:
         raise ConfigError(
             f"parts.replicas: {config.parts.replicas}, but no part trains by itself (schedule.mode {config.schedule.mode}, "
-            f"schedule.local_epochs {config.schedule.local_epochs}): set it to 1, and finetune.parallel to ddp."
+            f"schedule.local_epochs {config.schedule.local_epochs}): set it to 1, and finetune.parallel to ddp, or "
+            f"to pipeline."
         )
+    _check_pipeline(config)
     _check_share(config, "parts.replicas", config.parts.replicas)
+
+
+def _check_pipeline(config: "Config") -> None:
+    """Raises ConfigError where a batch cannot go through a pipeline in slices of equal size."""
+    replicas, slices, batch_size = config.parts.replicas, config.finetune.micro_batches, config.optim.batch_size
+    if config.is_pipelined and batch_size % (replicas * slices):
+        shared = f" of each of {replicas} replicas (parts.replicas)" if replicas > 1 else ""
+        raise ConfigError(
+            f"finetune.micro_batches: {slices} slices{shared} cannot share a batch of {count_text(batch_size, 'image')} "
+            f"(optim.batch_size) evenly: choose a batch size that is a multiple of {replicas * slices}, or other slices."
+        )
 
 
 def _check_bounds(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
@@ -75,7 +88,7 @@ def _check_parts(config: "Config") -> None:
     split, num, num_blocks = config.parts.split, config.parts.num, config.model.num_blocks
     if isinstance(split, str) and split not in ("blocks", "across", "balanced"):
         raise ConfigError(f"parts.split: expected blocks, across, balanced or names of layers, got {brief(split)}.")
-    if config.num_local_epochs == 0:  # no part will train by itself
+    if not config.needs_parts:
         return
     if num is not None and config.num_parts not in (None, num):
         raise ConfigError(
@@ -142,6 +155,12 @@ def check_world_size(config: "Config", world_size: int, num_parts: int | None) -
     check_part_rates(config, num_parts)
     if is_ddp and config.num_local_epochs == 0:
         return
+    places, slices = world_size // replicas, config.finetune.micro_batches
+    if config.is_pipelined and config.finetune.schedule == "1f1b" and 1 < places <= num_parts and slices < places:
+        raise ConfigError(
+            f"finetune.micro_batches: {slices} for a pipeline of {places} workers: 1f1b needs as many slices of a batch as "
+            f"there are workers. Set it to {places} or more, or finetune.schedule to gpipe."
+        )
     most = num_parts * replicas
     if world_size > most:
         raise ConfigError(

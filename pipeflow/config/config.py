@@ -60,6 +60,16 @@ class Config:
         return 0 if self.schedule.mode == "end_to_end" else self.schedule.local_epochs
 
     @property
+    def is_pipelined(self) -> bool:
+        """Whether end-to-end epochs run as a pipeline, where there are workers for one."""
+        return self.finetune.parallel == "pipeline" and self.num_epochs > self.num_local_epochs
+
+    @property
+    def needs_parts(self) -> bool:
+        """Whether anything trains in parts."""
+        return self.num_local_epochs > 0 or self.is_pipelined
+
+    @property
     def num_parts(self) -> int | None:
         """Parts, where the options alone tell; None for a split by blocks of a flow other than Glow."""
         split, num, model = self.parts.split, self.parts.num, self.model

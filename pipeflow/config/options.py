@@ -262,12 +262,27 @@ class MemoryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """The end-to-end epochs, after the gather and in end_to_end."""
+    """The end-to-end epochs, after the local ones and in end_to_end."""
 
-    parallel: Literal["single", "ddp"] = option(
+    parallel: Literal["single", "ddp", "pipeline"] = option(
         "single",
         "who trains",
-        {"single": "rank 0's device, while the other workers wait", "ddp": "all workers, each on its share of a batch"},
+        {
+            "single": "rank 0's device, while the other workers wait",
+            "ddp": "all workers, each on its share of a batch",
+            "pipeline": "all workers, each the parts that it holds: nothing is gathered, gradients go back over the links",
+        },
+    )
+    schedule: Literal["gpipe", "1f1b"] = option(
+        "1f1b",
+        "pipeline: order of forwards and backwards",
+        {"gpipe": "all forwards, then all backwards", "1f1b": "each backward as soon as it can be: less memory"},
+    )
+    micro_batches: int = option(4, "pipeline: slices in which a batch goes through the workers", at_least=1)
+    gradient_dtype: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "pipeline: type in which gradients go back",
+        {"float32": "as they are", "bfloat16": "half the bytes"},
     )
     lr: float | None = option(None, "learning rate (null: optim.lr)", above=0)
 

@@ -18,21 +18,28 @@ from pipeflow.flow.balance import balance
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.heads import HEADS
 from pipeflow.flow.part import Part
+from pipeflow.flow.priors import NoHead, Prior
 from pipeflow.units import count_text
 
 
-def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", activations: str = "keep") -> list[Part]:
+def split_flow(flow: Flow, cuts: Sequence[str], head: str | None = "gaussian", activations: str = "keep") -> list[Part]:
     """The flow's parts, cut before each of the named layers; without cuts, one part that is the whole flow.
 
-    head: kind of the heads, see `HEADS`.
+    head: kind of the heads, see `HEADS`; None for parts that train together, of which only the last has the flow's prior.
     activations: see `Part`.
 
     Raises ConfigError for a cut that cannot be made.
     """
     _check_cuts(flow, cuts)
     bounds = [0, *(flow.names.index(cut) for cut in cuts), len(flow.names)]
+
+    def make_head(index: int, last: int) -> Prior | None:
+        if index == len(cuts):
+            return None
+        return NoHead() if head is None else HEADS[head](flow.shapes[last])
+
     return [
-        Part(flow, index, first, last, None if index == len(cuts) else HEADS[head](flow.shapes[last]), activations)
+        Part(flow, index, first, last, make_head(index, last), activations)
         for index, (first, last) in enumerate(zip(bounds, bounds[1:]))
     ]
 
@@ -40,7 +47,7 @@ def split_flow(flow: Flow, cuts: Sequence[str], head: str = "gaussian", activati
 def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = None) -> list[str]:
     """The cuts that `parts` asks for, fewer where a balanced split names no number and the flow is too short.
 
-    A run without local epochs needs none, and does without those that cannot be made.
+    A run that trains the whole flow alone needs none, and does without those that cannot be made.
 
     costs: see `cut_names`.
 
@@ -52,7 +59,7 @@ def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = 
     try:
         return cut_names(flow, split, num, costs)
     except ConfigError:
-        if config.num_local_epochs > 0:
+        if config.needs_parts:
             raise
         return []
 

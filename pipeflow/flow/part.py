@@ -13,7 +13,7 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow.flow import PRIOR, Flow
 from pipeflow.flow.inverting import run_inverting
 from pipeflow.flow.layers import Layer, check_outputs, run_layers
-from pipeflow.flow.priors import Prior
+from pipeflow.flow.priors import NoHead, Prior
 
 
 class PartOutput(NamedTuple):
@@ -31,7 +31,8 @@ class Part(nn.Module):
     """Layers `first` to `last` (exclusive) of a flow, with a head. The layers are the flow's own, not copies.
 
     index: position of the part among the flow's parts.
-    head: the local prior of the part's latent; None for the part that ends the flow, whose head is the flow's prior.
+    head: the local prior of the part's latent, or NoHead; None for the part that ends the flow, whose head is the flow's
+        prior.
     activations: what the forward keeps for the backward. `keep`: all activations; `recompute`: the layers' inputs, with
         the same numbers; `invert`: the part's input and output, from which inverses recompute the rest up to rounding.
 
@@ -47,6 +48,7 @@ class Part(nn.Module):
         self.layers = nn.ModuleList(layer for _, layer in list(flow.named_layers())[first:last])
         self.head = flow.prior if head is None else head
         self.head_name = PRIOR if head is None else f"heads.{flow.names[last]}"
+        self._has_head = not isinstance(head, NoHead)
         self.input_shape, self.output_shape = flow.shapes[first], flow.shapes[last]
         self._layer_shapes = flow.shapes[first:last]
         self.nats_per_bit_per_dim = flow.num_dims * math.log(2)
@@ -123,12 +125,13 @@ class Part(nn.Module):
         return sum(layer.multiply_adds(shape) for (_, layer), shape in zip(self.named_layers(), self._layer_shapes))
 
     def owners(self) -> list[str]:
-        """Names of the modules that the part trains: its layers, and its head last."""
-        return [*self.names, self.head_name]
+        """Names of the modules that the part trains: its layers, and its head last if it has one."""
+        return [*self.names, *[self.head_name] * self._has_head]
 
     def _named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         yield from self.named_layers()
-        yield self.head_name, self.head
+        if self._has_head:
+            yield self.head_name, self.head
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by names that do not depend on the cuts: the flow's names, and `heads.<cut>.*`."""

@@ -54,6 +54,13 @@ class GaussianPrior(Prior):
         return mean + torch.exp(log_scale) * temperature * noise
 
 
+class NoHead(Prior):
+    """Stands where a part has no head, because the parts behind it train with it: adds nothing."""
+
+    def log_prob(self, latent: Tensor) -> Tensor:
+        return latent.new_zeros(len(latent))
+
+
 class StandardPrior(Prior):
     """N(0, I), without parameters."""
 

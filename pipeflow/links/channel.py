@@ -8,10 +8,12 @@ from torch import Tensor
 from pipeflow.data.random import generator
 from pipeflow.errors import WorkerError
 from pipeflow.flow.layers import Shape
-from pipeflow.links.codec import Codec, make_codec
+from pipeflow.links.codec import Codec, WithDensity, make_codec
 
 TRAINING, EVALUATION, INITIAL = "latents", "eval", "initial"
-KINDS = (TRAINING, EVALUATION, INITIAL)
+FORWARD, BACKWARD = "pipeline latents", "latent gradients"
+"""A pipeline's: latents with the log-density so far of their images, and the gradients of these latents."""
+KINDS = (TRAINING, EVALUATION, INITIAL, FORWARD, BACKWARD)
 
 Label = tuple[str, int, int, int]
 """Kind, epoch and step of a latent, and the number of its micro-batch: 0 where a batch travels whole."""
@@ -39,25 +41,54 @@ class Channel:
     """Index of the replicas at its ends; each share of a batch has its own dither."""
     micro_batches: int = 1
     """Slices in which a training batch travels, each with its own dither; all others travel whole."""
+    pipeline_slices: int = 1
+    """Slices in which a batch goes through a pipeline, forward and back."""
+    is_backward: bool = False
+    """Whether it carries gradients of latents, from part `index + 1` to part `index`."""
+
+    @property
+    def source(self) -> int:
+        """The part that sends."""
+        return self.index + self.is_backward
+
+    @property
+    def target(self) -> int:
+        """The part that receives."""
+        return self.index + (not self.is_backward)
 
     def messages(self, kind: str) -> int:
         """Latents in which a batch of this kind travels."""
-        return self.micro_batches if kind == TRAINING else 1
+        return {TRAINING: self.micro_batches, FORWARD: self.pipeline_slices, BACKWARD: self.pipeline_slices}.get(
+            kind, 1
+        )
 
-    def codec(self, kind: str) -> Codec:
+    def codec(self, kind: str) -> Codec | WithDensity:
+        """What says how a payload of this kind is laid out."""
+        return WithDensity(self._latents(kind)) if kind == FORWARD else self._latents(kind)
+
+    def _latents(self, kind: str) -> Codec:
         """The codec of latents of this kind."""
-        return make_codec(self.dtype if kind == TRAINING else "float32", self.shape)
+        return make_codec("float32" if kind in (EVALUATION, INITIAL) else self.dtype, self.shape)
 
     def encode(self, label: Label, latent: Tensor) -> Tensor:
         """The payload for a detached latent, [batch, *shape]."""
         assert not latent.requires_grad, "a latent on a link must be detached"
-        codec = self.codec(label[0])
+        codec = self._latents(label[0])
         return codec.encode(latent, self._dither(codec, label, latent.device))
+
+    def encode_with_density(self, label: Label, latent: Tensor, log_density: Tensor) -> Tensor:
+        """The payload of a pipeline, for a detached latent and the log-density so far, [batch], float64."""
+        return WithDensity(self._latents(label[0])).join(log_density, self.encode(label, latent))
 
     def decode(self, label: Label, payload: Tensor) -> Tensor:
         """The latent that the next part gets, [batch, *shape], float32."""
-        codec = self.codec(label[0])
+        codec = self._latents(label[0])
         return codec.decode(payload, self._dither(codec, label, payload.device))
+
+    def decode_with_density(self, label: Label, payload: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """The latent that the next part gets and the log-density so far. batch: number of images."""
+        log_density, latents = WithDensity(self._latents(label[0])).split(payload, batch)
+        return self.decode(label, latents), log_density
 
     def check_label(self, label: Label, expected: Label) -> None:
         """Raises WorkerError where another latent came than the one expected."""
@@ -77,4 +108,4 @@ class Channel:
 
     def __str__(self) -> str:
         replica = f", replica {self.replica}" if self.replica else ""
-        return f"link {self.index} (part {self.index} to part {self.index + 1}{replica})"
+        return f"link {self.index} (part {self.source} to part {self.target}{replica})"

@@ -24,6 +24,9 @@ from pipeflow.flow.layers import Shape
 _RANGE_BYTES = 2 * 4
 """Bytes of a channel's `low` and `step`, float32."""
 
+DENSITY_BYTES = 8
+"""Bytes of an image's log-density, float64."""
+
 
 class Codec(ABC):
     """A way to write latents of one shape."""
@@ -97,6 +100,33 @@ class DitheredBytes(Codec):
     def _dither(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         assert generator is not None, "both ends draw the dither from generators of their own"
         return torch.rand(like.shape, generator=generator, device=like.device)
+
+
+class WithDensity:
+    """The payload of a pipeline: the log-density so far of each image, float64, and behind it the latents."""
+
+    dtype = torch.uint8
+
+    def __init__(self, latents: Codec):
+        self._latents = latents
+
+    def payload_shape(self, batch: int) -> Shape:
+        """Shape of the payload of a batch."""
+        return (self.num_bytes(batch),)
+
+    def num_bytes(self, batch: int) -> int:
+        """Bytes of the payload of a batch."""
+        return DENSITY_BYTES * batch + self._latents.num_bytes(batch)
+
+    def join(self, log_density: Tensor, latents: Tensor) -> Tensor:
+        """The payload. log_density: [batch], float64; latents: the latents' own payload."""
+        return torch.cat([log_density.view(torch.uint8), latents.flatten().view(torch.uint8)])
+
+    def split(self, payload: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """The log-density and the latents' own payload."""
+        density, latents = payload[: DENSITY_BYTES * batch], payload[DENSITY_BYTES * batch :]
+        shape = self._latents.payload_shape(batch)
+        return density.view(torch.float64), latents.view(self._latents.dtype).view(shape)
 
 
 def make_codec(name: str, shape: Shape) -> Codec:

@@ -22,10 +22,12 @@ def connect(world: World, parts: Sequence[Part], owners: Sequence[int], config: 
         config: the run.
     """
     links: dict[int, Link] = {}
-    replica = world.rank % world.num_replicas
+    replica, slices = world.rank % world.num_replicas, config.finetune.micro_batches
     for part, source, target in zip(parts, owners, owners[1:]):
         micro_batches = config.memory.micro_batches
-        channel = Channel(part.index, part.output_shape, config.link.dtype, config.run.seed, replica, micro_batches)
+        channel = Channel(
+            part.index, part.output_shape, config.link.dtype, config.run.seed, replica, micro_batches, slices
+        )
         if source != target:
             for each in range(world.num_replicas):
                 ranks = (source * world.num_replicas + each, target * world.num_replicas + each)
@@ -37,7 +39,29 @@ def connect(world: World, parts: Sequence[Part], owners: Sequence[int], config: 
     return links
 
 
-def _connect_ranks(world: World, channel: Channel, ranks: tuple[int, int], config: Config) -> Link | None:
+def connect_back(
+    world: World, parts: Sequence[Part], owners: Sequence[int], config: Config
+) -> dict[int, SendingEnd | ReceivingEnd]:
+    """This worker's ends of the links on which a pipeline's gradients go back, as `connect` has those that go forward."""
+    links = {}
+    replica, slices = world.rank % world.num_replicas, config.finetune.micro_batches
+    for part, target, source in zip(parts, owners, owners[1:]):
+        if source != target:
+            channel = Channel(
+                part.index, part.output_shape, config.finetune.gradient_dtype, config.run.seed, replica,
+                pipeline_slices=slices, is_backward=True,
+            )  # fmt: skip
+            for each in range(world.num_replicas):
+                ranks = (source * world.num_replicas + each, target * world.num_replicas + each)
+                link = _connect_ranks(world, channel, ranks, config)
+                if link is not None:
+                    links[part.index] = link
+    return links
+
+
+def _connect_ranks(
+    world: World, channel: Channel, ranks: tuple[int, int], config: Config
+) -> SendingEnd | ReceivingEnd | None:
     """This worker's end of the link from the first rank to the second, or None where it is neither."""
     group = world.new_group(ranks, "gloo")
     nccl = world.new_group(ranks, "nccl") if world.backend == "nccl" else None

@@ -81,7 +81,7 @@ class LocalLink(Link):
     def send(self, kind: str, epoch: int, step: int, latent: Tensor, micro_batch: int = 0) -> None:
         label = (kind, epoch, step, micro_batch)
         payload = self.channel.encode(label, latent)
-        self._traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
+        self._traffic.add(kind, self.channel.source, self.channel.target, payload.nbytes)
         self._waiting.append((label, payload))
 
     def receive(self, kind: str, epoch: int, step: int, micro_batch: int = 0) -> Tensor:
@@ -169,9 +169,13 @@ class SendingEnd(LinkEnd):
     def send(self, kind: str, epoch: int, step: int, latent: Tensor, micro_batch: int = 0) -> None:
         """Hands on a detached latent, [batch, *shape]; waits while `depth` latents are on their way."""
         label = (kind, epoch, step, micro_batch)
-        payload = self.channel.encode(label, latent)
-        self.traffic.add(kind, self.channel.index, self.channel.index + 1, payload.nbytes)
-        item = ((KINDS.index(kind), epoch, step, micro_batch, len(latent)), payload, self.wire.record_event())
+        self.send_payload(label, self.channel.encode(label, latent), len(latent))
+
+    def send_payload(self, label: Label, payload: Tensor, num_images: int) -> None:
+        """Hands on what the channel has encoded."""
+        kind, epoch, step, micro_batch = label
+        self.traffic.add(kind, self.channel.source, self.channel.target, payload.nbytes)
+        item = ((KINDS.index(kind), epoch, step, micro_batch, num_images), payload, self.wire.record_event())
         self._wait(
             lambda seconds: self._room.put(None, timeout=seconds),
             kind,
@@ -230,7 +234,12 @@ class ReceivingEnd(LinkEnd):
 
         Raises WorkerError when another comes, or none in time, and Stopped when none will come.
         """
-        expected = (kind, epoch, step, micro_batch)
+        label = (kind, epoch, step, micro_batch)
+        return self.channel.decode(label, self.receive_payload(label))
+
+    def receive_payload(self, expected: Label) -> Tensor:
+        """What the channel decodes. Raises as `receive` does."""
+        kind, _, step, _ = expected
         item = self._wait(
             lambda seconds: self._inbox.get(timeout=seconds),
             kind,
@@ -244,7 +253,7 @@ class ReceivingEnd(LinkEnd):
         self._room.release()
         self.channel.check_label(label, expected)
         self.wire.use_after(payload, arrived)
-        return self.channel.decode(label, payload)
+        return payload
 
     def _begin(self) -> None:
         asked = deque(self.wire.receive_header() for _ in range(self.config.depth))

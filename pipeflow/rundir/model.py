@@ -34,14 +34,18 @@ class Weights:
 def save_flow(flow: Flow, run_dir: str | Path, config: Config) -> None:
     """Writes the flow into a run folder, in a file that can be moved anywhere and loaded there."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
+    write_tensors(Path(run_dir) / MODEL_FILE, tensors, model_metadata(flow, config))
+
+
+def model_metadata(flow: Flow, config: Config) -> dict[str, str]:
+    """The text that a model file tells its flow by."""
     settings = config.to_dict()
     built_by = {
         "model": settings["model"],
         "precision": {key: settings["precision"][key] for key in ("step", "coupling")},
         "run": {"seed": config.run.seed},
     }
-    metadata = {"shape": json.dumps(list(flow.shape)), "config": json.dumps(built_by)}
-    write_tensors(Path(run_dir) / MODEL_FILE, tensors, metadata)
+    return {"shape": json.dumps(list(flow.shape)), "config": json.dumps(built_by)}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -119,14 +119,16 @@ def _summary_so_far(name: str, start: Start, events: list[Event]) -> Summary:
     gathers = [event for event in events if isinstance(event, Gather)]
     evaluated = [record.test_bpd for record in epochs if record.test_bpd is not None]
     exits = [record.exit_bpd for record in epochs if record.exit_bpd]
-    links: Counter[tuple[int, int]] = Counter()
+    links: Counter[int] = Counter()
+    back: Counter[int] = Counter()
     for record in epochs:
-        links.update({(source, target): count for source, target, count in record.bytes.latents})
+        links.update({source: count for source, _, count in record.bytes.latents})
+        back.update({target: count for _, target, count in record.bytes.backward})
     gathered: Counter[GatherKind] = Counter({"parameters": 0, "optimizer": 0})
     for gather in gathers:
         gathered.update(gather.bytes)
     evaluation = sum(record.bytes.eval for record in epochs)
-    finetune = sum(record.training_bytes for record in epochs if not record.is_local)
+    finetune = sum(record.bytes.gradients + record.bytes.images for record in epochs if not record.is_local)
     control = sum(record.bytes.control for record in epochs)
     return Summary(
         name=name,
@@ -140,12 +142,12 @@ def _summary_so_far(name: str, start: Start, events: list[Event]) -> Summary:
         seconds=RunSeconds(gather=sum(gather.seconds for gather in gathers)),
         bytes=RunBytes(
             forward=tuple(links[link] for link in sorted(links)),
-            backward=(0,) * len(links),
+            backward=tuple(back[link] for link in sorted(links)),
             eval=evaluation,
             gather=gathered,
             finetune=finetune,
             control=control,
-            total=links.total() + gathered.total() + evaluation + finetune + control,
+            total=links.total() + back.total() + gathered.total() + evaluation + finetune + control,
         ),
         wire=None if start.world_size is None else start.world_size > 1,
     )

@@ -26,6 +26,8 @@ class EpochBytes(Record):
 
     latents: tuple[tuple[Count, Count, Count], ...]
     """For each link: source part, target part, bytes of training's latents."""
+    backward: tuple[tuple[Count, Count, Count], ...] = ()
+    """For each link of a pipeline: source part, target part, bytes of the latents' gradients that went back."""
     eval: Count
     gradients: Count
     images: Count = 0
@@ -66,7 +68,8 @@ class Epoch(Record):
     @property
     def training_bytes(self) -> int:
         """Bytes of latents, gradients and, in runs of 0.1, images. Evaluation and control are not training's."""
-        return sum(count for _, _, count in self.bytes.latents) + self.bytes.gradients + self.bytes.images
+        links = sum(count for _, _, count in [*self.bytes.latents, *self.bytes.backward])
+        return links + self.bytes.gradients + self.bytes.images
 
 
 class RunSeconds(Record):
@@ -89,7 +92,7 @@ class ReplicaBytes(Record):
 
 
 class RunBytes(Record):
-    """Bytes of a whole run. forward, backward: latents of training by link."""
+    """Bytes of a whole run. forward: latents of training by link; backward: their gradients, which a pipeline sends."""
 
     forward: tuple[Count, ...]
     backward: tuple[Count, ...]
@@ -184,7 +187,7 @@ class Totals(Record):
 
     seconds: RunSeconds
     bytes: Mapping[Text, Count]
-    """Bytes by kind, those of latents also by link: `latents/0`."""
+    """Bytes by kind, those of links by link too: `latents/0`, and of a pipeline `pipeline/0` and `backward/0`."""
     macs: Count
     initial_bpd: Finite
     exit_bpd: tuple[Number, ...] | None

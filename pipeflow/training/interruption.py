@@ -59,7 +59,7 @@ def resume_inside(manifest: Manifest | None, stages: Stages) -> GoesOn:
     cuts = tuple(part.names[0] for part in stages.parts[1:])
     if (manifest.cuts, manifest.stage, position.replicas) != (cuts, stages.name, replicas.size):
         return GoesOn(position.step, carried=position.carried)
-    held = {str(trainer.part.index) for trainer in stages.worker.trainers}
+    held = stages.own_losses
     mine = [losses for rank, losses in enumerate(position.losses) if rank % replicas.size == replicas.index]
     losses = {part: values for each in mine for part, values in each.items() if part in held}
     return GoesOn(position.step, losses, position.carried)

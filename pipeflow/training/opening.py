@@ -119,7 +119,7 @@ def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | No
         raise ConfigError(
             f"optim.part_lr: {count_text(len(rates), 'rate')} for {count_text(len(parts), 'part')}: give one for each part."
         )
-    if world.num_places > len(parts) and config.num_local_epochs > 0:
+    if world.num_places > len(parts) and config.needs_parts:
         most = len(parts) * world.num_replicas
         raise ConfigError(
             f"{world.size} workers for {count_text(len(parts), 'part')}: start at most {count_text(most, 'worker')}."
@@ -153,5 +153,10 @@ def first_lines(config: Config, parts: Sequence[Part], world: World, folder: Run
         )
     lines.append(f"{count_text(world.size, 'worker')} on {world.device.type}, run folder {folder.path}")
     if world.size > 1 and config.finetune.parallel == "single" and config.num_local_epochs == 0:
-        lines.append("end to end on rank 0's device: the other workers wait (finetune.parallel ddp uses them)")
+        lines.append(
+            "end to end on rank 0's device: the other workers wait (finetune.parallel ddp or pipeline uses them)"
+        )
+    if config.is_pipelined and world.num_places == 1:
+        how = "on its device" if world.size == 1 else "as in finetune.parallel ddp: each worker has it all"
+        lines.append(f"finetune.parallel pipeline: a single place in line trains the whole flow end to end, {how}")
     return lines

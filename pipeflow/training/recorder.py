@@ -202,12 +202,15 @@ class Recorder:
         self.say(f"timeline of epoch {self._current().phase.epoch}: {self.folder.path / 'timeline.json'}")
 
     @_on_rank_0
-    def gathered(self, seconds: float) -> None:
-        """The parts are on rank 0's device, which happens once in a run."""
+    def gathered(self, seconds: float, stay: bool) -> None:
+        """The parts are on rank 0's device, or stay where they are for a pipeline, which happens once in a run."""
         self._totals.seconds["gather"] += seconds
         counts = self._totals.gathered_bytes()
         self.log.event("gather", seconds=seconds, bytes=counts)
-        self.say("gathered the parts" + f": {traffic_text(sum(counts.values()), True)}" * self._travels)
+        if stay:
+            self.say("the parts stay where they are, without their heads, and train as a pipeline")
+        else:
+            self.say("gathered the parts" + f": {traffic_text(sum(counts.values()), True)}" * self._travels)
 
     @_on_rank_0
     def checkpoint(

@@ -16,9 +16,10 @@ from pipeflow.errors import NoInverse, Preempted, TrainingStopped
 from pipeflow.flow import Flow
 from pipeflow.links.link import Stopped
 from pipeflow.rundir.folder import RunFolder
-from pipeflow.rundir.model import save_flow
+from pipeflow.rundir.model import MODEL_FILE, save_flow
 from pipeflow.rundir.records import Position, Summary
 from pipeflow.rundir.resuming import check_images, ended, next_commands
+from pipeflow.training.assembling import assemble_model, sample_by_layers
 from pipeflow.training.entries import Entries
 from pipeflow.training.interruption import Inside, Interrupted, position_of, resume_inside
 from pipeflow.training.losses import Losses
@@ -114,11 +115,11 @@ class Run:
         return answer and Phase.from_json(answer)
 
     def gather(self) -> None:
-        """Brings the parts together on rank 0's device; before the first end-to-end epoch, and never again."""
+        """Brings the parts together on rank 0's device, or to train as one where they are; once in a run."""
         start = time.perf_counter()
         self.stages.gather()
         self._collect(None)
-        self.recorder.gathered(time.perf_counter() - start)
+        self.recorder.gathered(time.perf_counter() - start, self.stages.is_pipelined)
 
     def train(self, phase: Phase) -> None:
         """One pass over the data. Raises Interrupted, at the same batch on every worker."""
@@ -207,12 +208,17 @@ class Run:
         if result is not None:
             self.recorder.evaluated_at_end(result, time.perf_counter() - start)
         self._wait_for_checkpoint()
-        if self.stages.name == "local":
+        if self.stages.is_pipelined:
+            self.stages.close_links()
+        elif self.stages.name == "local":
             self.gather()
         if not self.is_main:
             return None
         with self.stages.averaged(), torch.no_grad():
-            save_flow(self.flow, self.folder.path, self.config)
+            if self.stages.is_pipelined:
+                assemble_model(self.flow, self.folder.path, self.config, self.folder.checkpoints)
+            else:
+                save_flow(self.flow, self.folder.path, self.config)
             return self.recorder.finish(memory, self._sample())
 
     # --- interruptions ------------------------------------------------------------------------------------------------
@@ -290,7 +296,11 @@ class Run:
         """Images for the grid of samples; None for a flow that has no inverse."""
         try:
             noise = generator(self.config.run.seed, "samples")
-            return to_images(self.flow.sample(64, noise, SAMPLE_TEMPERATURE))
+            if not self.stages.is_pipelined:
+                return to_images(self.flow.sample(64, noise, SAMPLE_TEMPERATURE))
+            held = [owner for trainer in self.stages.worker.trainers for owner in trainer.part.owners()]
+            model, device = self.folder.path / MODEL_FILE, self.world.device
+            return to_images(sample_by_layers(self.flow, held, model, device, 64, noise, SAMPLE_TEMPERATURE))
         except NoInverse as error:
             self.recorder.say(f"no samples: {error}")
             return None

@@ -189,11 +189,16 @@ def training_macs(phase: Phase, parts: Sequence[Part], batch_size: int) -> int:
 def epoch_cost(config: Config, phase: Phase, parts: Sequence[Part], num_workers: int) -> float:
     """A number that a phase's seconds grow with: the multiply-adds an image of the busiest of all workers."""
     macs = [training_macs(phase, [part], 1) for part in parts]
-    if not phase.is_local:
-        return max(1, sum(macs)) / (num_workers if config.finetune.parallel == "ddp" else 1)
     replicas = config.parts.replicas
+    is_pipelined = config.is_pipelined and num_workers > replicas
+    if not phase.is_local and not is_pipelined:
+        return max(1, sum(macs)) / (1 if config.finetune.parallel == "single" else num_workers)
     owners = owners_of([max(1, part.multiply_adds()) for part in parts], num_workers // replicas)
     by_worker = Counter[int]()
     for owner, each in zip(owners, macs):
         by_worker[owner] += each
-    return max(1, *by_worker.values()) / replicas
+    cost = max(1, *by_worker.values()) / replicas
+    if not phase.is_local:  # the slices at which a worker waits for the first to come and for the last to go back
+        slices = config.finetune.micro_batches
+        cost *= (slices + len(by_worker) - 1) / slices
+    return cost

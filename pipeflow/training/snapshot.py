@@ -3,25 +3,12 @@
 The training goes on as soon as they are copied; the file is written from the copy, and needs no other.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""Names of types in the header of a safetensors file."""
+from pipeflow.rundir.tensor_file import lay_out
 
 _CHUNK_BYTES = 8 * 2**20
 """Bytes written at a time: many, so that the thread seldom asks for the interpreter, and soon handed over."""
@@ -64,29 +51,15 @@ class Snapshot:
             yield content[start : start + _CHUNK_BYTES]
 
     def _lay_out(self, tensors: Mapping[str, Tensor], on_gpu: bool) -> None:
-        """Puts the largest elements first, so that each tensor is aligned for its type whatever the others' sizes."""
-        names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-        offsets, end = {}, 0
-        for name in names:
-            offsets[name] = (end, end + tensors[name].nbytes)
-            end += tensors[name].nbytes
-        about = {
-            name: {
-                "dtype": _DTYPES[tensors[name].dtype],
-                "shape": list(tensors[name].shape),
-                "data_offsets": list(offsets[name]),
-            }
-            for name in names
-        }
-        text = json.dumps(about, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._header = len(text).to_bytes(8, "little") + text
+        layout = {name: (value.dtype, value.shape) for name, value in tensors.items()}
+        self._header, offsets = lay_out(layout)
+        end = max((end for _, end in offsets.values()), default=0)
         if end > len(self._memory):
             self._copies = {}
             self._memory = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
             self._memory = torch.empty(end, dtype=torch.uint8, pin_memory=on_gpu)
         self._size = end
         self._copies = {
-            name: self._memory[slice(*offsets[name])].view(tensors[name].dtype).view(tensors[name].shape)
-            for name in names
+            name: self._memory[slice(*place)].view(tensors[name].dtype).view(tensors[name].shape)
+            for name, place in offsets.items()
         }

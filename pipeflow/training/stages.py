@@ -1,12 +1,14 @@
-"""The two stages of a run: a worker holds its parts with their links, and after the gather the whole flow or nothing.
+"""The two stages of a run: a worker holds its parts with their links, and then the whole flow, nothing, or its parts.
 
 local   a trainer for each of its parts, links to its neighbours, the images if it has the first part
 whole   rank 0 (data-parallel: everybody) a trainer of the whole flow; the others nothing: their phases are empty
+        in a pipeline, a trainer for each of its parts without heads, links forward and back
 
 In both, workers that hold the same are replicas of each other: the first of them initialises, evaluates and saves.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeflow.config import Config
@@ -14,13 +16,14 @@ from pipeflow.data import Batches
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part, split_flow
 from pipeflow.flow.balance import owners_of
-from pipeflow.links.connect import connect
+from pipeflow.links.connect import connect, connect_back
 from pipeflow.links.link import Link
 from pipeflow.rundir.checkpoint import Checkpoints, check_tensors
 from pipeflow.rundir.records import Manifest, Stage
 from pipeflow.training.data_parallel import DataParallelTrainer
 from pipeflow.training.gather import NOTHING, State, gather, spread, state_of, without_heads
 from pipeflow.training.image_feed import ImageFeed
+from pipeflow.training.pipeline import WHOLE, Pipeline, PipelineWorker
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
@@ -56,13 +59,27 @@ class Stages:
         self.checkpoints = checkpoints
         self.manifest = manifest
         self.is_main = world.rank == 0
+        self.is_pipelined = config.finetune.parallel == "pipeline" and world.num_places > 1
+        """Whether the whole flow trains where its parts are, so that nothing is ever gathered."""
         self._images: ImageFeed | None = None
         self._load_batches = load_batches
 
     @property
     def takes_part(self) -> bool:
         """Whether this worker evaluates and saves: one of its replicas does, after the gather rank 0 for all."""
-        return self.is_main or (self.name == "local" and self.replicas.is_first)
+        return self.is_main or (self.holds_parts and self.replicas.is_first)
+
+    @property
+    def holds_parts(self) -> bool:
+        """Whether each worker has parts of its own."""
+        return self.name == "local" or self.is_pipelined
+
+    @property
+    def own_losses(self) -> list[str]:
+        """Keys of the losses that this worker takes down: its parts', in a pipeline the flow's in the last place."""
+        if self.name == "whole" and self.is_pipelined:
+            return [WHOLE] if self.world.place == self.world.num_places - 1 else []
+        return [str(trainer.part.index) for trainer in self.worker.trainers]
 
     def state(self) -> State:
         """All that this worker's trainers hold."""
@@ -84,9 +101,12 @@ class Stages:
             self._start_whole()
 
     def gather(self) -> None:
-        """From the local stage into the whole one: parts, optimizer states and averages go to rank 0."""
+        """From the local stage into the whole one: parts, optimizer states and averages go to rank 0, or stay."""
         self.close_links()
-        gathered = gather(without_heads(self.state()) if self.takes_part else NOTHING, self.world.control)
+        if self.is_pipelined:
+            gathered = without_heads(self.state())
+        else:
+            gathered = gather(without_heads(self.state()) if self.takes_part else NOTHING, self.world.control)
         self.close_images()
         # A new stage begins: warm-up and decay start over, while the optimizer's own counts go on.
         counts = {owner: [0, count[1]] for owner, count in gathered.counts.items()}
@@ -94,7 +114,7 @@ class Stages:
 
     def close_links(self) -> None:
         """Ends this worker's links; the workers at their other ends do so at the same point of the run."""
-        for link in self.worker.links.values():
+        for link in [*self.worker.links.values(), *self.worker.backward_links.values()]:
             link.close()
 
     def close_images(self) -> None:
@@ -110,9 +130,7 @@ class Stages:
                 f"start at most {len(self.parts)} workers."
             )
         self.name = "local"
-        self.replicas = world.replicas_of_parts()
-        owners = owners_of([max(1, part.multiply_adds()) for part in self.parts], world.num_places)
-        world.tell_parts(owners)
+        owners = self._spread_parts()
         rates = config.optim.part_lr or [config.optim.lr] * len(self.parts)
         trainers = [
             self._make_trainer(part, rates[part.index], self.schedule.num_updates(part.index))
@@ -124,17 +142,52 @@ class Stages:
         self._load_or_initialize()
         self._hand_to_replicas("replicas")
 
+    def _spread_parts(self) -> list[int]:
+        """Meets the replicas of this worker's parts; the place that holds each part."""
+        self.replicas = self.world.replicas_of_parts()
+        owners = owners_of([max(1, part.multiply_adds()) for part in self.parts], self.world.num_places)
+        self.world.tell_parts(owners)
+        return owners
+
+    def _start_pipeline(self, state: State | None) -> None:
+        """state: of this worker's parts; None: from the checkpoint, or initialised here."""
+        world, config = self.world, self.config
+        self.name = "whole"
+        owners = self._spread_parts()
+        cuts = [part.names[0] for part in self.parts[1:]]
+        parts = split_flow(self.flow, cuts, None, config.memory.activations)
+        trainers = [
+            PartTrainer(part, world.device, config, self._finetune_lr(), self.schedule.num_finetune_updates())
+            for part, owner in zip(parts, owners)
+            if owner == world.place
+        ]
+        links = connect(world, parts, owners, config)
+        back = connect_back(world, parts, owners, config)
+        pipeline = Pipeline(world, config, trainers, links, back, self.replicas, len(parts))
+        self.worker = self._make_worker(trainers, links, world.place == 0, pipeline)
+        if state is None:
+            self._load_or_initialize()
+            self._hand_to_replicas("replicas")
+        else:
+            _load(trainers, state)
+
+    def _finetune_lr(self) -> float:
+        lr = self.config.finetune.lr
+        return self.config.optim.lr if lr is None else lr
+
     def _start_whole(self, state: State | None = None) -> None:
         """state: what the gather brought together; None: from the checkpoint, or initialised here."""
+        if self.is_pipelined:
+            self._start_pipeline(state)
+            return
         world, config = self.world, self.config
-        is_shared = config.finetune.parallel == "ddp" and world.size > 1
+        is_shared = config.finetune.parallel != "single" and world.size > 1
         self.name = "whole"
         self.replicas = world.replicas_of_all() if is_shared else Replicas((world.rank,), world.rank)
         trainers = []
         if self.is_main or is_shared:
-            lr = config.finetune.lr if config.finetune.lr is not None else config.optim.lr
             whole = split_flow(self.flow, [], activations=config.memory.activations)[0]
-            trainers = [self._make_trainer(whole, lr, self.schedule.num_finetune_updates())]
+            trainers = [self._make_trainer(whole, self._finetune_lr(), self.schedule.num_finetune_updates())]
         self.worker = self._make_worker(trainers, {}, has_images=bool(trainers))
         if self.is_main:
             self._load_or_initialize() if state is None else _load(trainers, state)
@@ -149,12 +202,19 @@ class Stages:
         trainer.join(self.replicas, config, world.device, world.traffic, world.alarm)
         return trainer
 
-    def _make_worker(self, trainers: Sequence[PartTrainer], links: Mapping[int, Link], has_images: bool) -> Worker:
+    def _make_worker(
+        self,
+        trainers: Sequence[PartTrainer],
+        links: Mapping[int, Link],
+        has_images: bool,
+        pipeline: Pipeline | None = None,
+    ) -> Worker:
         world, config = self.world, self.config
         self._images = None
         if has_images:
             self._images = ImageFeed(self._load_batches(), world.device, world.timeline, self.replicas, world.control)
-        worker = Worker(
+        make = Worker if pipeline is None else functools.partial(PipelineWorker, pipeline)
+        worker = make(
             trainers,
             links,
             self._images,

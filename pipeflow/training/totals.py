@@ -3,10 +3,11 @@
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from pipeflow.links.channel import BACKWARD, FORWARD
 from pipeflow.rundir.records import (
     Carried,
     Epoch,
@@ -23,7 +24,7 @@ Traffic = Iterable[tuple[str, int, int, int]]
 """Bytes as `(kind, source, target, count)`."""
 
 _GATHER: tuple[GatherKind, ...] = ("parameters", "optimizer", "ema")
-_SHOWN = ("latents", "gradients", "images")
+_SHOWN = ("latents", "pipeline", "backward", "gradients", "images")
 """Kinds of bytes that the progress display adds up; images were sent in runs of 0.1."""
 
 
@@ -51,10 +52,12 @@ class EpochDraft:
         self.fields: dict[str, Any] = {"test_bpd": None, "exit_bpd": None}
         """The rest of the record, as far as it is known."""
         self._latents = [0] * (num_links if phase.is_local else 0)
+        self._backward: list[int] = []
         self._others = {"eval": 0, "gradients": 0, "images": 0, "control": 0}
         if carried is not None:
-            before = [count for _, _, count in carried.bytes.latents]  # of other links, if the cuts were others
-            self._latents = [sum(counts) for counts in zip_longest(self._latents, before, fillvalue=0)]
+            # Of other links, if the cuts were others.
+            self._latents = _sum_of(self._latents, [count for _, _, count in carried.bytes.latents])
+            self._backward = [count for _, _, count in carried.bytes.backward]
             self._others = {kind: getattr(carried.bytes, kind) for kind in self._others}
 
     def batches_per_second(self, step: int) -> float:
@@ -63,16 +66,19 @@ class EpochDraft:
 
     def add_bytes(self, kind: str, source: int, count: int) -> None:
         """Counts bytes of the epoch; other kinds belong to none."""
-        if kind == "latents":
-            self._latents[source] += count
+        if kind in ("latents", FORWARD):
+            self._latents = _sum_of(self._latents, [0] * source + [count])
+        elif kind == BACKWARD:
+            self._backward = _sum_of(self._backward, [0] * (source - 1) + [count])
         elif kind in self._others:
             self._others[kind] += count
 
     @property
     def carried(self) -> Carried:
         """Seconds and bytes until now, which the record needs if the epoch is interrupted here."""
-        links = tuple((link, link + 1, count) for link, count in enumerate(self._latents))
-        return Carried(seconds=self.seconds, bytes=EpochBytes(latents=links, **self._others))
+        forward = tuple((link, link + 1, count) for link, count in enumerate(self._latents))
+        back = tuple((link + 1, link, count) for link, count in enumerate(self._backward))
+        return Carried(seconds=self.seconds, bytes=EpochBytes(latents=forward, backward=back, **self._others))
 
     def finished(self) -> Epoch:
         """The whole record."""
@@ -102,6 +108,10 @@ class RunningTotals:
             name = kind
             if kind == "latents":  # by link, and by direction: that none goes back is counted, not assumed
                 name = f"latents/{source}" if target > source else f"backward/{target}"
+            elif kind == FORWARD:
+                name = f"pipeline/{source}"
+            elif kind == BACKWARD:
+                name = f"backward/{target}"
             elif kind == "gradients" and (draft is None or draft.phase.is_local):
                 name = "gradients/replicas"
             self._bytes[name] += count
@@ -136,10 +146,10 @@ class RunningTotals:
     def run_bytes(self, num_links: int) -> RunBytes:
         """The bytes as a summary has them. num_links: of the run as it is cut now."""
         sent = self._bytes
-        used = [int(name.split("/")[1]) + 1 for name in sent if name.startswith(("latents/", "backward/"))]
+        used = [int(name.split("/")[1]) + 1 for name in sent if name.startswith(("latents/", "pipeline/", "backward/"))]
         links = range(max(num_links, *used, 0))  # a run that was cut otherwise before had other links
         return RunBytes(
-            forward=tuple(sent[f"latents/{link}"] for link in links),
+            forward=tuple(sent[f"latents/{link}"] + sent[f"pipeline/{link}"] for link in links),
             backward=tuple(sent[f"backward/{link}"] for link in links),
             eval=sent["eval"],
             initial=sent["initial"],
@@ -151,3 +161,8 @@ class RunningTotals:
             control=sent["control"],
             total=sent.total(),
         )
+
+
+def _sum_of(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    """The counts of each link, of either or of both."""
+    return [sum(counts) for counts in zip_longest(left, right, fillvalue=0)]

@@ -65,10 +65,18 @@ class PartTrainer:
 
     def update(self, loss: Tensor) -> None:
         """Backward, clip, step, average. loss: as for `accumulate`, whose gradients count for this update."""
+        self._backward(loss)
+        self._is_accumulating = False
+        if self.optim.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm)
+        self.step()
+
+    def step(self) -> None:
+        """Steps with the gradients that are there, and averages."""
         rate = learning_rate(self.lr, self.updates, self.num_updates, self.optim.warmup_steps, self.optim.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._step(loss)
+        self.optimizer.step()
         self.updates += 1
         if self.averages:
             self._average()
@@ -77,13 +85,6 @@ class PartTrainer:
         if not self._is_accumulating:
             self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-
-    def _step(self, loss: Tensor) -> None:
-        self._backward(loss)
-        self._is_accumulating = False
-        if self.optim.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm)
-        self.optimizer.step()
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -63,6 +63,8 @@ class Worker:
         """
         self.trainers = trainers
         self.links = links
+        self.backward_links: Mapping[int, Link] = {}
+        """Ends of the links on which a pipeline's gradients go back, by the part in front."""
         self.images = images
         self.progress: dict[str, Any] = {}
         """The state that the display shows. It is replaced in every step and never changed: other threads read it."""
@@ -157,7 +159,7 @@ class Worker:
                 self.links[trainer.part.index].stop(epoch, stop.step)
 
     def _waited_at_links(self) -> float:
-        return sum(link.waited for link in self.links.values())
+        return sum(link.waited for link in [*self.links.values(), *self.backward_links.values()])
 
     def _check_last_updates(self, phase: Phase, losses: Losses) -> None:
         """Recomputes the last loss: losses are checked before each update, damage by the last goes unseen."""

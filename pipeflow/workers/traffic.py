@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 
-_TRAINING = ("latents", "gradients")
+_TRAINING = ("latents", "gradients", "pipeline latents", "latent gradients")
 
 
 class Traffic:
@@ -11,7 +11,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.training = 0
-        """Bytes of latents and gradients so far, for the progress display."""
+        """Bytes of latents and gradients, of pipelines too, so far, for the progress display."""
         self._counts: Counter[tuple[str, int, int]] = Counter()
         self._lock = threading.Lock()
 

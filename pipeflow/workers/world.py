@@ -229,6 +229,11 @@ class World:
         """All workers, which hold the whole flow. All call this together."""
         return Replicas(tuple(range(self.size)), self.rank, self._gradient_group(range(self.size)))
 
+    def pipeline_line(self) -> dist.ProcessGroup | None:
+        """The workers of this one's replica, one for each place in line. All workers call this together."""
+        lines = [range(self.size)[replica :: self.num_replicas] for replica in range(self.num_replicas)]
+        return [self._gradient_group(line) for line in lines][self.rank % self.num_replicas]
+
     def _gradient_group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
         """A group that waits no longer than links do: its workers wait for each other in every batch."""
         return self.new_group(ranks, self.backend, timedelta(seconds=self._config.link.timeout_s))

@@ -119,7 +119,7 @@ def test_end_to_end_fails_neither_for_cuts_nor_for_workers_that_it_does_not_need
     process = launch(2, f"--run.dir={tmp_path / 'run'}", "--run.figures=false", *SMALL, *epochs, "--model.num_steps=1")
     output = finish(process)
     assert process.returncode == 0 and "1 epoch, 1 part\n" in output, output
-    assert "the other workers wait (finetune.parallel ddp uses them)" in output
+    assert "the other workers wait (finetune.parallel ddp or pipeline uses them)" in output
 
 
 @pytest.mark.parametrize("arguments", [["--optim.lrr", "1"], ["--parts.num", "9"]])
