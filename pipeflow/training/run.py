@@ -5,39 +5,30 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pipeflow.config import Config
 from pipeflow.data import ImageData
-from pipeflow.data.random import generator
 from pipeflow.device import peak_memory
-from pipeflow.errors import NoInverse, Preempted, TrainingStopped
+from pipeflow.errors import Preempted, TrainingStopped
 from pipeflow.flow import Flow
 from pipeflow.links.link import Stopped
 from pipeflow.rundir.folder import RunFolder
-from pipeflow.rundir.model import MODEL_FILE, save_flow
 from pipeflow.rundir.records import Position, Summary
 from pipeflow.rundir.resuming import check_images, ended, next_commands
-from pipeflow.training.assembling import assemble_model, sample_by_layers
 from pipeflow.training.entries import Entries
 from pipeflow.training.interruption import Inside, Interrupted, position_of, resume_inside
 from pipeflow.training.losses import Losses
 from pipeflow.training.opening import Images, check_timeline, make_flow, make_parts, open_folder
 from pipeflow.training.recorder import Recorder
+from pipeflow.training.results import leave_results
 from pipeflow.training.saver import Saver
 from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
 from pipeflow.training.totals import Evaluated
 from pipeflow.units import count_text
 from pipeflow.use.likelihood import exit_bits_per_dim
-from pipeflow.use.sample import to_images
 from pipeflow.workers import parent
 from pipeflow.workers.trace import gather_spans
 from pipeflow.workers.world import World
-
-SAMPLE_TEMPERATURE = 0.7
-"""Temperature of the grid of samples that a run leaves."""
 
 
 class Run:
@@ -214,12 +205,8 @@ class Run:
             self.gather()
         if not self.is_main:
             return None
-        with self.stages.averaged(), torch.no_grad():
-            if self.stages.is_pipelined:
-                assemble_model(self.flow, self.folder.path, self.config, self.folder.checkpoints)
-            else:
-                save_flow(self.flow, self.folder.path, self.config)
-            return self.recorder.finish(memory, self._sample())
+        samples = leave_results(self.stages, self.folder, self.recorder.say)
+        return self.recorder.finish(memory, samples)
 
     # --- interruptions ------------------------------------------------------------------------------------------------
 
@@ -291,16 +278,3 @@ class Run:
             raise Interrupted
         merged = {int(part): values for each in everyone for part, values in each.items()}
         return exit_bits_per_dim([merged[part] for part in sorted(merged)], num_images, self.flow.num_dims)
-
-    def _sample(self) -> Tensor | None:
-        """Images for the grid of samples; None for a flow that has no inverse."""
-        try:
-            noise = generator(self.config.run.seed, "samples")
-            if not self.stages.is_pipelined:
-                return to_images(self.flow.sample(64, noise, SAMPLE_TEMPERATURE))
-            held = [owner for trainer in self.stages.worker.trainers for owner in trainer.part.owners()]
-            model, device = self.folder.path / MODEL_FILE, self.world.device
-            return to_images(sample_by_layers(self.flow, held, model, device, 64, noise, SAMPLE_TEMPERATURE))
-        except NoInverse as error:
-            self.recorder.say(f"no samples: {error}")
-            return None

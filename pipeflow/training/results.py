@@ -1,10 +1,10 @@
-"""The end of a run whose parts are on several workers: nothing brings the whole flow onto one device, or into memory.
+"""The results of a run: its model file and its samples.
 
-The model file is put together on the disk, tensor by tensor, from the files of the last checkpoint. Samples are drawn on
-rank 0, which loads one layer after the other.
+Where the parts are on several workers, nothing brings the whole flow onto one device. The model file is put together on the
+disk, tensor by tensor, from the files of the last checkpoint; samples are drawn on rank 0, one layer after the other.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -12,11 +12,41 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeflow.config import Config
-from pipeflow.errors import CheckpointError
+from pipeflow.data.random import generator
+from pipeflow.errors import CheckpointError, NoInverse
 from pipeflow.flow import Flow
+from pipeflow.flow.flow import PRIOR
 from pipeflow.rundir.checkpoint import Checkpoints
-from pipeflow.rundir.model import MODEL_FILE, model_metadata
+from pipeflow.rundir.folder import RunFolder
+from pipeflow.rundir.model import MODEL_FILE, model_metadata, save_flow
 from pipeflow.rundir.tensor_file import lay_out
+from pipeflow.training.stages import Stages
+from pipeflow.use.sample import to_images
+
+SAMPLE_TEMPERATURE = 0.7
+"""Temperature of the grid of samples that a run leaves."""
+
+_NUM_SAMPLES = 64
+
+
+@torch.no_grad()
+def leave_results(stages: Stages, folder: RunFolder, say: Callable[[str], None]) -> Tensor | None:
+    """Writes the model file, and draws the images of the grid: none for a flow that has no inverse."""
+    flow, config, model = stages.flow, stages.config, folder.path / MODEL_FILE
+    with stages.averaged():
+        if stages.is_pipelined:
+            assemble_model(flow, folder.path, config, folder.checkpoints)
+        else:
+            save_flow(flow, folder.path, config)
+        try:
+            noise = generator(config.run.seed, "samples")
+            if not stages.is_pipelined:
+                return to_images(flow.sample(_NUM_SAMPLES, noise, SAMPLE_TEMPERATURE))
+            held = [owner for trainer in stages.worker.trainers for owner in trainer.part.owners()]
+            return to_images(sample_by_layers(flow, held, model, stages.world.device, noise))
+        except NoInverse as error:
+            say(f"no samples: {error}")
+            return None
 
 
 def assemble_model(flow: Flow, run_dir: Path, config: Config, checkpoints: Checkpoints) -> None:
@@ -54,15 +84,12 @@ def _keys_of(path: Path) -> list[str]:
         return list(file.keys())
 
 
-@torch.no_grad()
 def sample_by_layers(
     flow: Flow,
     held: Collection[str],
     model: Path,
     device: torch.device,
-    num: int,
     noise: torch.Generator,
-    temperature: float,
 ) -> Tensor:
     """What `Flow.sample` draws, with one layer at a time on the device beside those that are there.
 
@@ -77,11 +104,11 @@ def sample_by_layers(
                 module.load_state_dict({key: file.get_tensor(f"{name}.{key}") for key in module.state_dict()})
                 module.to(device)
 
-        load("prior", flow.prior)
-        latent = flow.prior.sample(num, noise, temperature).to(device)
+        load(PRIOR, flow.prior)
+        latent = flow.prior.sample(_NUM_SAMPLES, noise, SAMPLE_TEMPERATURE).to(device)
         for name, layer in reversed(list(flow.named_layers())):
             load(name, layer)
-            latent = layer.sample_inverse(latent, noise, temperature)
+            latent = layer.sample_inverse(latent, noise, SAMPLE_TEMPERATURE)
             if name not in held:
                 layer.to("cpu")
     return latent
