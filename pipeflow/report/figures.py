@@ -96,6 +96,7 @@ def bytes_by_phase(run: Summary) -> dict[str, Counter[str]]:
             continue
         moved = record.bytes
         counts.update({f"latents {source} → {target}": count for source, target, count in moved.latents})
+        counts.update({f"gradients {source} → {target}": count for source, target, count in moved.backward})
         counts.update({"gradients": moved.gradients, "evaluation": moved.eval, "control": moved.control})
         if record.is_local:
             counts["images handed out"] += moved.images
@@ -185,9 +186,22 @@ def _bytes_by_phase(run: Summary) -> Figure:
     positions, heights = range(len(by_phase)), np.zeros(len(by_phase))
     for kind in sorted(totals, key=lambda kind: (not kind.startswith("latents"), kind)):
         bars = np.array([counts[kind] for counts in by_phase.values()]) / scale
-        color = _KIND_COLORS[kind] if kind in _KIND_COLORS else _color(int(kind.split()[1]))
+        color, hatch = _KIND_COLORS.get(kind), None
+        if color is None:  # of a link: `latents 0 → 1`, or back: `gradients 1 → 0`
+            direction, source, _, target = kind.split()
+            color, hatch = _color(min(int(source), int(target))), "///" if direction == "gradients" else None
         label = f"{kind}: {bytes_text(totals[kind])}"
-        axes.bar(positions, bars, bottom=heights, width=0.6, color=color, label=label)
+        axes.bar(
+            positions,
+            bars,
+            bottom=heights,
+            width=0.6,
+            color=color,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+            label=label,
+        )
         heights += bars
     if totals:
         for place, counts in zip(zip(positions, heights), by_phase.values()):
