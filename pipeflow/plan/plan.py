@@ -56,30 +56,49 @@ class Plan:
         return [phase for phase in self.phases if phase.is_local]
 
     @property
-    def forward_bytes(self) -> list[int]:
-        """Bytes over each link in all of training."""
+    def is_pipelined(self) -> bool:
+        """Whether end-to-end epochs run over the links, so that nothing is gathered."""
+        return self.config.finetune.parallel == "pipeline" and len(self.parts) > 1
+
+    def link_bytes(self, phase: Phase) -> list[tuple[int, int]]:
+        """Bytes over each link in a phase's training, forward and back."""
+        if not phase.is_local and self.is_pipelined:
+            return traffic.pipeline_link_bytes(phase, self.parts, self.config)
         batch_size, dtype = self.config.optim.batch_size, self.config.link.dtype
         messages = traffic.latent_messages(self.config)
-        by_phase = [traffic.phase_link_bytes(phase, self.parts, batch_size, dtype, messages) for phase in self.phases]
-        return [sum(link) for link in zip(*by_phase)]
+        forward = traffic.phase_link_bytes(phase, self.parts, batch_size, dtype, messages)
+        return [(count, 0) for count in forward]
+
+    @property
+    def forward_bytes(self) -> list[int]:
+        """Bytes over each link in all of training."""
+        return [sum(forward for forward, _ in link) for link in zip(*map(self.link_bytes, self.phases))]
+
+    @property
+    def backward_bytes(self) -> list[int]:
+        """Bytes that go back over each link in all of training."""
+        return [sum(back for _, back in link) for link in zip(*map(self.link_bytes, self.phases))]
 
     @property
     def evaluation_bytes(self) -> int:
-        """Bytes over the links in all evaluations before the gather: twice, where there are averaged weights."""
-        if not self.local_phases:
+        """Bytes over the links in all evaluations of parts: twice, where there are averaged weights."""
+        phases = self.phases if self.is_pipelined else self.local_phases
+        if not phases:
             return 0
         num_images = min(self.config.eval.num_images or self.num_test, self.num_test)
-        num_images *= 1 + sum(phase.evaluate for phase in self.local_phases)
-        once = sum(traffic.eval_link_bytes(self.parts, num_images + self.num_test))
+        num_images *= 1 + sum(phase.evaluate for phase in phases)
+        # All test images: behind the last local epoch, and at the end.
+        num_images += self.num_test * (2 if self.is_pipelined and 0 < len(self.local_phases) < len(phases) else 1)
+        once = sum(traffic.eval_link_bytes(self.parts, num_images))
         return once * (2 if self.config.optim.ema > 0 else 1)
 
     @property
     def gather_bytes(self) -> dict[str, int]:
-        """Bytes of the gather, by kind; before data-parallel epochs rank 0 also sends everything to all others."""
+        """Bytes of the gather, by kind, none before a pipeline; before data-parallel epochs rank 0 also sends it to all."""
         trained = {part for phase in self.local_phases for part in phase.trained}
         ema = self.config.optim.ema > 0
         counts: Counter[str] = Counter()
-        if self.local_phases:
+        if self.local_phases and not self.is_pipelined:
             counts.update(traffic.gather_bytes(self.parts, range(len(self.parts)), trained, ema))
         if self._is_data_parallel:
             everything = traffic.gather_bytes(self.parts, [1] * len(self.parts), trained, ema)
@@ -88,8 +107,10 @@ class Plan:
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of gradients in data-parallel epochs."""
+        """Bytes of whole gradients in end-to-end epochs: of all workers, or of the replicas of each part in a pipeline."""
         steps = sum(phase.steps for phase in self.phases if not phase.is_local)
+        if self.is_pipelined:
+            return traffic.gradient_bytes(self.parts, self.config.parts.replicas, steps)
         return traffic.gradient_bytes(self.parts, self.num_workers, steps) if self._is_data_parallel else 0
 
     @property

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeflow.plan.plan import Plan
-from pipeflow.plan.traffic import latent_bytes, latent_messages, phase_link_bytes, training_share
+from pipeflow.plan.traffic import latent_bytes, latent_messages, training_share
 from pipeflow.training.schedule import Phase, training_macs
 from pipeflow.units import bytes_text, count_text, macs_text, megabytes_text
 
@@ -33,7 +33,8 @@ def print_phases(plan: Plan, console: Console) -> None:
         table.add_row(*map(Text, _phase_row(plan, phase)))
     turns = any(f"{NO_BREAK}for{NO_BREAK}" in _turns(phase) for phase in plan.phases)
     console.print(table, "")
-    console.print("Epochs and parts count from 0." + " '2 for 50' is part 2 for 50 batches." * turns)
+    notes = [" '2 for 50' is part 2 for 50 batches."] * turns + [" '7.9+3.9' go forward and back."] * plan.is_pipelined
+    console.print("Epochs and parts count from 0." + "".join(notes))
 
 
 def _table(gap: int, *headings: str) -> Table:
@@ -83,14 +84,20 @@ def _summary(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "sent", "nothing"
         return
     by_link = list(map(bytes_text, plan.forward_bytes)) if len(parts) > 2 else []
-    yield "forward", f"{_sum(sum(plan.forward_bytes), by_link, ' by link')}, nothing backward"
+    nothing = "" if any(plan.backward_bytes) else ", nothing backward"
+    yield "forward", f"{_sum(sum(plan.forward_bytes), by_link, ' by link')}{nothing}"
+    if any(plan.backward_bytes):
+        by_link = list(map(bytes_text, plan.backward_bytes)) if len(parts) > 2 else []
+        yield "backward", f"{_sum(sum(plan.backward_bytes), by_link, ' by link')}, in the epochs of the whole flow"
     by_kind = [f"{bytes_text(count)} {kind}" for kind, count in plan.gather_bytes.items() if count]
-    yield "gather", _sum(sum(plan.gather_bytes.values()), by_kind)
+    nothing = "nothing: the parts stay where they are, and the epochs of the whole flow are a pipeline"
+    yield "gather", nothing if plan.is_pipelined else _sum(sum(plan.gather_bytes.values()), by_kind)
     if plan.replica_bytes:
         yield "replicas", f"{bytes_text(plan.replica_bytes)} to average gradients, each part's in a ring of its own"
     if plan.gradient_bytes:
-        yield "gradients", f"{bytes_text(plan.gradient_bytes)} to average them, all workers together"
-    yield "evaluation", f"{bytes_text(plan.evaluation_bytes)} before the gather"
+        whose = "the replicas of each part" if plan.is_pipelined else "all workers"
+        yield "gradients", f"{bytes_text(plan.gradient_bytes)} to average them, {whose} together"
+    yield "evaluation", f"{bytes_text(plan.evaluation_bytes)}{'' if plan.is_pipelined else ' before the gather'}"
     each = "part" if config.parts.replicas == 1 else f"of {config.parts.replicas} replicas of each part"
     yield "", f"with {plan.num_workers} workers, one for each {each}"
 
@@ -103,8 +110,8 @@ def _sum(total: int, terms: Sequence[str], of_terms: str = "") -> str:
 def _phase_row(plan: Plan, phase: Phase) -> list[str]:
     parts = [part.index for part in plan.parts]
     running = [part for part in parts if not phase.is_local or phase.count_running(part) > 0]
-    config, messages = plan.config, latent_messages(plan.config)
-    link_bytes = phase_link_bytes(phase, plan.parts, config.optim.batch_size, config.link.dtype, messages)
+    links = plan.link_bytes(phase)
+    sent = [f"{megabytes_text(forward)}{f'+{megabytes_text(back)}' if back else ''}" for forward, back in links]
     return [
         str(phase.epoch),
         phase.mode,
@@ -114,7 +121,7 @@ def _phase_row(plan: Plan, phase: Phase) -> list[str]:
         str(phase.steps),
         "yes" if phase.evaluate else "-",
         "yes" if phase.checkpoint else "-",
-        _fill(", ".join(map(megabytes_text, link_bytes)), 13) if any(link_bytes) else "-",
+        _fill(", ".join(sent), 13) if any(map(sum, links)) else "-",
     ]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeflow.config import Config
 from pipeflow.flow import Part
-from pipeflow.links.codec import make_codec
+from pipeflow.links.codec import DENSITY_BYTES, make_codec
 from pipeflow.training.schedule import Phase, training_macs
 
 
@@ -34,8 +34,24 @@ def phase_link_bytes(phase: Phase, parts: Sequence[Part], batch_size: int, dtype
     return [latent_bytes(part, batch_size, dtype, messages) * phase.count_sent(part.index) for part in parts[:-1]]
 
 
+def pipeline_latent_bytes(
+    part: Part, batch: int, dtype: str, gradient_dtype: str, messages: int = 1
+) -> tuple[int, int]:
+    """Bytes over the link behind a part for a batch in a pipeline: latents and densities forward, gradients back."""
+    forward = latent_bytes(part, batch, dtype, messages) + DENSITY_BYTES * batch
+    return forward, latent_bytes(part, batch, gradient_dtype)
+
+
+def pipeline_link_bytes(phase: Phase, parts: Sequence[Part], config: Config) -> list[tuple[int, int]]:
+    """Bytes over each link in an end-to-end phase that is a pipeline, forward and back."""
+    messages = config.parts.replicas * config.finetune.micro_batches
+    types = config.link.dtype, config.finetune.gradient_dtype
+    of_batch = [pipeline_latent_bytes(part, config.optim.batch_size, *types, messages) for part in parts[:-1]]
+    return [(phase.steps * forward, phase.steps * back) for forward, back in of_batch]
+
+
 def eval_link_bytes(parts: Sequence[Part], num_images: int) -> list[int]:
-    """Bytes over each link in one evaluation before the gather, which is in float32 whatever `link.dtype` is."""
+    """Bytes over each link in one evaluation of parts, which is in float32 whatever `link.dtype` is."""
     return [latent_bytes(part, num_images, "float32") for part in parts[:-1]]
 
 

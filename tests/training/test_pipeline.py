@@ -14,6 +14,7 @@ from PIL import Image
 from pipeflow import load_flow, train
 from pipeflow.config import Config
 from pipeflow.errors import PREEMPTED_EXIT_CODE
+from pipeflow.plan.plan import make_plan
 from pipeflow.report.figures import bytes_by_phase
 from pipeflow.rundir.reading import read_run
 from pipeflow.workers.timeline import COMPUTE, RECEIVE, SEND, WAIT
@@ -42,6 +43,10 @@ RUNS = {
     "bfloat16": {"link": {"dtype": "bfloat16"}, "finetune": {"gradient_dtype": "bfloat16"}},
     "int8": {"link": {"dtype": "int8"}},
 }
+REPLICAS = {
+    "plain": {"split": "across", "num": 3, "replicas": 2},
+    "end_to_end": {"split": "across", "num": 2, "replicas": 2},  # with a part for each place in line
+}
 FOREVER = {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 400}
 EXACT = [name for name in RUNS if name not in ("bfloat16", "int8")]
 
@@ -60,8 +65,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", "two", "three", "replicas")}
     train_in_turn(2, [config_of(folders["two"], name) for name in RUNS])
     train_in_turn(3, [config_of(folders["three"], name) for name in RUNS])
-    shared = {"split": "across", "num": 3, "replicas": 2}
-    train_in_turn(4, [config_of(folders["replicas"], name, parts=shared) for name in ("plain", "end_to_end")])
+    train_in_turn(4, [config_of(folders["replicas"], name, parts=REPLICAS[name]) for name in REPLICAS])
     for name in EXACT:
         train(config_of(folders["alone"], name, "single"))
     return folders
@@ -131,6 +135,19 @@ def test_bytes_are_counted_by_link_and_direction(runs, name):
     assert summary["bytes"]["forward"] == [before + 2 * count for before, count in zip(local, forward)]
     assert summary["bytes"]["backward"] == [2 * count for count in backward]
     assert sum(summary["bytes"]["gather"].values()) == 0
+
+
+@pytest.mark.parametrize(
+    "which, name",
+    [("three", name) for name in ("plain", "bfloat16", "int8", "end_to_end")] + [("replicas", "end_to_end")],
+)
+def test_a_plan_knows_the_bytes(runs, which, name):
+    parts = REPLICAS[name] if which == "replicas" else {"split": "across", "num": 3}
+    plan, sent = make_plan(config_of(runs[which], name, parts=parts)), read_run(runs[which] / name).summary.bytes
+    assert (plan.forward_bytes, plan.backward_bytes) == ([*sent.forward], [*sent.backward])
+    assert plan.evaluation_bytes == sent.eval
+    assert (plan.gradient_bytes, plan.replica_bytes) == (sent.finetune, sent.replicas.gradients)
+    assert sum(plan.gather_bytes.values()) == sum(sent.gather.values()) == 0
 
 
 @pytest.mark.parametrize("which, name", [("three", "plain"), ("replicas", "plain"), ("two", "end_to_end")])

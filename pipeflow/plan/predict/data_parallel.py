@@ -31,13 +31,6 @@ def predict_data_parallel(scenario: Scenario) -> list[Prediction]:
     return found
 
 
-def finetune_seconds(scenario: Scenario) -> float:
-    """Seconds of an end-to-end epoch after the gather, as `finetune.parallel` says."""
-    if scenario.config.finetune.parallel == "ddp" and scenario.machines.workers > 1:
-        return predict_data_parallel(scenario)[0].seconds
-    return predict_end_to_end(scenario).seconds
-
-
 def _predict(scenario: Scenario, system: str, batch_size: int, workers: int) -> Prediction:
     share = -(-batch_size // workers)
     work, num_micro = scenario.work(scenario.counts.whole), scenario.micro_batches(share)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 
 from pipeflow.config import Config
 from pipeflow.flow import Part
 from pipeflow.flow.balance import owners_of
 from pipeflow.plan.predict.cuts import Cut
-from pipeflow.plan.predict.data_parallel import finetune_seconds, seconds_until_reduced
+from pipeflow.plan.predict.data_parallel import seconds_until_reduced
+from pipeflow.plan.predict.finetuning import finetune_seconds
 from pipeflow.plan.predict.prediction import Prediction
 from pipeflow.plan.predict.programs import PartCosts, local_programs
 from pipeflow.plan.predict.scenario import Scenario
@@ -25,6 +25,7 @@ class IsolatedParts:
     def __init__(self, scenario: Scenario):
         self._scenario = scenario
         self._epochs: dict[tuple[tuple[str, ...], Turn, int], tuple[float, float]] = {}
+        self._finetuned: dict[tuple[tuple[str, ...], int], dict[str, float]] = {}
 
     def predict(self, mode: str, cut: Cut, replicas: int = 1) -> Prediction:
         """A schedule with `replicas` workers on each part; seconds and bytes are the mean over its turns."""
@@ -38,6 +39,9 @@ class IsolatedParts:
         sent = sum(self._link_bytes(phase, parts, owners, replicas) for phase in phases) / len(turns)
         sent += sum(replica_bytes(phase, parts, replicas) for phase in phases) / len(turns)
         num_owners, num_micro = max(owners) + 1, scenario.micro_batches(scenario.batch_size / replicas)
+        local = self._local_seconds(mode, parts, {turn: each[0] for turn, each in by_turn.items()})
+        finetune = self._finetune_seconds(parts, owners, replicas)
+        way = scenario.config.finetune.parallel
         return scenario.predict(
             mode,
             Cut(f"{cut.name} x {replicas}" if replicas > 1 else cut.name, parts),
@@ -48,7 +52,8 @@ class IsolatedParts:
             workers=num_owners * replicas,
             replicas=replicas,
             micro_batches=num_micro if num_micro > 1 else None,
-            run_seconds=self._run_seconds(mode, parts, owners, {turn: each[0] for turn, each in by_turn.items()}),
+            run_seconds=local + finetune.get(way, finetune["single"]),
+            run_seconds_by_finetune={way: local + seconds for way, seconds in finetune.items()},
         )
 
     def _owners(self, parts: Sequence[Part]) -> list[int]:
@@ -116,23 +121,22 @@ class IsolatedParts:
             fullest = max(fullest, scenario.memory(own, kept, waiting))
         return fullest
 
-    @cached_property
-    def _finetune_seconds(self) -> float:
-        return finetune_seconds(self._scenario)
+    def _finetune_seconds(self, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> dict[str, float]:
+        """Seconds of the end-to-end epochs in each way of `finetune.parallel`, the same for all schedules."""
+        key = tuple(part.names[0] for part in parts), replicas
+        if key not in self._finetuned:
+            num_epochs = self._scenario.config.schedule.finetune_epochs
+            self._finetuned[key] = finetune_seconds(self._scenario, parts, owners, replicas, num_epochs)
+        return self._finetuned[key]
 
-    def _run_seconds(
-        self, mode: str, parts: Sequence[Part], owners: Sequence[int], by_turn: dict[Turn, float]
-    ) -> float:
-        """Seconds of all epochs of this schedule with these parts, of the gather, and of fine-tuning."""
+    def _local_seconds(self, mode: str, parts: Sequence[Part], by_turn: dict[Turn, float]) -> float:
+        """Seconds of all local epochs of this schedule."""
         scenario = self._scenario
         schedule = {**scenario.config.to_dict()["schedule"], "mode": mode}
-        config = Config.from_dict({"schedule": schedule})
-        seconds = 0.0
-        for phase in Schedule(config, len(parts), scenario.steps()).phases():
-            if phase.is_local:
-                for turn, of_epoch in by_turn.items():
-                    seconds += of_epoch * phase.count_training(turn[-1]) / phase.steps
-            else:
-                seconds += self._finetune_seconds
-        gathered = sum(scenario.counts.gathered_bytes(part) for part, owner in zip(parts, owners) if owner != 0)
-        return seconds + gathered / scenario.machines.bytes_per_second
+        phases = Schedule(Config.from_dict({"schedule": schedule}), len(parts), scenario.steps()).phases()
+        return sum(
+            of_epoch * phase.count_training(turn[-1]) / phase.steps
+            for phase in phases
+            if phase.is_local
+            for turn, of_epoch in by_turn.items()
+        )

@@ -1,5 +1,6 @@
 """The record of one prediction: a way to use the machines, and what it takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MODES = ("concurrent", "alternate", "sequential")
@@ -36,6 +37,9 @@ class Prediction:
     """Largest part's share of the multiply-adds: 1 / this bounds the speed-up of parts."""
     run_seconds: float
     """Seconds of all the configured epochs, fine-tuning and the gather included."""
+    run_seconds_by_finetune: Mapping[str, float]
+    """The same in each way of `finetune.parallel` that the workers can take, and in the quickest pipeline, such as
+    `pipeline, gpipe x16`; empty where no part trains by itself."""
     fits: bool
 
     @property

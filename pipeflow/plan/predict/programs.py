@@ -29,6 +29,8 @@ class PartCosts:
     """Worker that holds the part."""
     reducing: float = 0.0
     """Seconds that averaging gradients with other workers adds to the backward before an update."""
+    returned: float | None = None
+    """Bytes of the latent's gradient, which comes back in a pipeline; None for as many as of the latent."""
 
 
 Handling = Callable[[float], float]
@@ -88,24 +90,26 @@ ORDERS = {"gpipe": gpipe_order, "1f1b": one_f_one_b_order}
 def pipeline_programs(
     kind: str, parts: Sequence[PartCosts], num_micro: int, num_batches: int, handling: Handling
 ) -> list[list[Operation]]:
-    """A pipeline that is trained end to end, a worker a part: latents forward, gradients of the same size back.
+    """A pipeline that is trained end to end, a worker a part: latents forward, their gradients back.
 
     parts: seconds and bytes of one micro-batch; all of a batch's micro-batches come before its update.
     """
     programs: list[list[Operation]] = []
     last = len(parts) - 1
+    returned = [part.sent if part.returned is None else part.returned for part in parts]
     for index, part in enumerate(parts):
         program = []
-        before = parts[index - 1].sent if index else 0.0
         for batch in range(num_batches):
             for step in ORDERS[kind](num_micro, index, len(parts)):
                 is_forward, name = step[0] == "F", f"{step[0]}{batch}.{step[1:]}"
+                of_links = [each.sent for each in parts] if is_forward else returned
+                before, behind = of_links[index - 1] if index else 0.0, of_links[index]
                 seconds = part.forward if is_forward else part.backward
                 seconds += handling(before) if index else 0.0
-                seconds += handling(part.sent) if index < last else 0.0
+                seconds += handling(behind) if index < last else 0.0
                 source, target = (index - 1, index + 1) if is_forward else (index + 1, index - 1)
                 receives = (Awaited(source, name),) if 0 <= source <= last else ()
-                sends = (Message(target, name, part.sent if is_forward else before),) if 0 <= target <= last else ()
+                sends = (Message(target, name, behind if is_forward else before),) if 0 <= target <= last else ()
                 program.append(Operation(name, seconds, receives, sends))
             program.append(Operation(f"U{batch}", part.update))
         programs.append(program)

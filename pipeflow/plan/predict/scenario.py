@@ -1,7 +1,7 @@
 """One flow at one batch size on one description of machines: what its predictions are computed from."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeflow.flow import Part
 from pipeflow.plan.plan import Plan
@@ -108,7 +108,7 @@ class Scenario:
     def predict(
         self, system: str, cut: Cut, *, seconds: float, sent: float, memory: float, idle: float, workers: int,
         replicas: int = 1, micro_batches: int | None = None, batch_size: int | None = None,
-        run_seconds: float | None = None,
+        run_seconds: float | None = None, run_seconds_by_finetune: Mapping[str, float] | None = None,
     ) -> Prediction:  # fmt: skip
         """The record of a prediction; without `run_seconds` all configured epochs take `seconds` each."""
         costs = [self.counts.multiply_adds(part) for part in cut.parts]
@@ -126,5 +126,6 @@ class Scenario:
             idle=max(0.0, idle),
             largest_part=max(costs) / max(1, sum(costs)),
             run_seconds=self.config.num_epochs * seconds if run_seconds is None else run_seconds,
+            run_seconds_by_finetune=run_seconds_by_finetune or {},
             fits=memory <= (math.inf if self.machines.memory is None else self.machines.memory),
         )

@@ -15,7 +15,8 @@ from pipeflow.units import bytes_text, seconds_text
 _NOTES = (
     "idle: share of the workers' time; largest: largest part's share of the work, which bounds the speed-up. "
     "An epoch of alternate or sequential trains one part (mean over the parts). run: all configured epochs, the gather "
-    "and fine-tuning. memory: in the local epochs, lower bound; fine-tuning on one worker needs that of end_to_end. "
+    "and fine-tuning. memory: in the local epochs, lower bound; fine-tuning on one worker needs that of end_to_end, "
+    "and as a pipeline that of gpipe or 1f1b. "
     "With run.device cpu it includes the copy that checkpoints are written from, which is otherwise in the host's memory."
 )
 
