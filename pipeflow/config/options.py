@@ -5,10 +5,10 @@ This room imports neither torch nor numpy, so that a mistyped option is reported
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import Literal
 
+from pipeflow.config.option import option
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief
 
@@ -17,18 +17,6 @@ FINETUNE = ("finetune", "end_to_end")
 
 NUM_PARTS = 3
 """Parts of a split that gives no number of its own."""
-
-T = TypeVar("T")
-
-
-def option(default: T, help: str, choices: Mapping[str, str] | None = None, **bounds: float) -> T:
-    """A field with its default, what `--help` prints of it, and its bounds.
-
-    Args:
-        choices: the values to choose from, each with what it means.
-        bounds: at_least, at_most, above, below; checked by `checks.check`, for a list on each of its values.
-    """
-    return field(default=default, metadata={"help": help, "choices": choices or {}, **bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +268,7 @@ class FinetuneConfig:
     )
     micro_batches: int = option(4, "pipeline: slices in which a batch goes through the workers", at_least=1)
     gradient_dtype: Literal["float32", "bfloat16"] = option(
-        "float32",
-        "pipeline: type in which gradients go back",
-        {"float32": "as they are", "bfloat16": "half the bytes"},
+        "float32", "pipeline: type in which gradients go back", {"float32": "as they are", "bfloat16": "half the bytes"}
     )
     lr: float | None = option(None, "learning rate (null: optim.lr)", above=0)
 

@@ -8,6 +8,8 @@ from pipeflow.config import Config
 from pipeflow.config.checks import check_batch_size
 from tests.config.errors import message_of
 
+PIPELINE = {"finetune": {"parallel": "pipeline"}}
+SLICES = {"parallel": "pipeline", "micro_batches": 7}
 DDP = {"finetune": {"parallel": "ddp"}}
 NAMES = {"parts": {"split": ["a.b"], "num": None}}
 END_TO_END = {"schedule": {"mode": "end_to_end"}}
@@ -47,7 +49,12 @@ END_TO_END = {"schedule": {"mode": "end_to_end"}}
         ({"optim": {"part_lr": [1, 2]}}, "optim.part_lr: 2 rates.*for 3 parts"),
         ({"optim": {"part_lr": "1e-3"}}, r"optim.part_lr: 1 rate \(0.001\)"),
         ({"parts": {"replicas": 2}, "optim": {"batch_size": 1}}, "replicas: 2 workers cannot share a batch of 1 "),
-        ({"parts": {"replicas": 2}, **END_TO_END}, "parts.replicas: 2.*finetune.parallel to ddp"),
+        ({"parts": {"replicas": 2}, **END_TO_END}, "parts.replicas: 2.*finetune.parallel to ddp, or to pipeline"),
+        ({"finetune": SLICES}, "finetune.micro_batches: 7 slices cannot share a batch of 64 images.*multiple of 7"),
+        ({"finetune": {**SLICES, "micro_batches": 128}}, "finetune.micro_batches: 128 slices cannot share.*64 images"),
+        ({**PIPELINE, "parts": {"replicas": 32}}, "4 slices of each of 32 replicas.*64 images.*multiple of 128"),
+        ({**PIPELINE, **END_TO_END, "parts": {"num": 5}}, "parts.num: 5 parts across blocks need 4 blocks"),
+        ({"finetune": {"gradient_dtype": "int8"}}, "finetune.gradient_dtype: expected float32 or bfloat16"),
     ],
 )
 def test_options_that_do_not_agree(sections, words):
@@ -73,6 +80,14 @@ def test_number_of_parts(split, num, num_parts):
         ({**DDP, **END_TO_END}, 64, "finetune.parallel: ddp: 65 workers cannot share a batch of 64 images"),
         ({**DDP, "schedule": {"local_epochs": 0}}, 64, "ddp: 65 workers cannot share a batch of 64 images"),
         ({**DDP, "optim": {"batch_size": 2}}, 2, "finetune.parallel: ddp.*3 workers.*2 images"),
+        (PIPELINE, 3, "4 workers for 3 parts"),
+        ({**PIPELINE, **END_TO_END}, 3, "4 workers for 3 parts"),
+        (
+            {"finetune": {"parallel": "pipeline", "micro_batches": 2}},
+            2,
+            "finetune.micro_batches: 2 for a pipeline of 3 workers.*Set it to 3 or more, or finetune.schedule to gpipe",
+        ),
+        ({"finetune": {"parallel": "pipeline", "micro_batches": 2, "schedule": "gpipe"}}, 3, "4 workers for 3 parts"),
         ({**DDP, "optim": {"batch_size": 2}, "schedule": {"finetune_epochs": 0}}, 3, "4 workers for 3 parts"),
     ],
 )
@@ -81,6 +96,11 @@ def test_more_workers_than_parts_or_images(sections, most, words):
     config.check_world_size(1)
     config.check_world_size(most)
     assert re.search(words, message_of(config.check_world_size, most + 1))
+
+
+def test_a_pipeline_asks_for_nothing_where_no_epoch_is_one():
+    Config.from_dict({"finetune": SLICES, "schedule": {"finetune_epochs": 0}}).check_world_size(3)
+    Config.from_dict({**END_TO_END, **PIPELINE, "parts": {"replicas": 2}}).check_world_size(6)
 
 
 def test_workers_are_a_multiple_of_the_replicas():
