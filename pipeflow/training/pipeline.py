@@ -175,6 +175,8 @@ class Pipeline:
         self._sum(
             squares, self._line, f"waited for the norms of update {self._trainers[0].updates} of the other workers"
         )
+        if self._world.place == 0:
+            self._world.traffic.add("control", 0, 0, 2 * (self._world.num_places - 1) * squares.nbytes)
         norm = squares.sum().sqrt().float()
         for trainer in self._trainers:
             nn.utils.clip_grads_with_norm_(trainer.part.parameters(), self._clip_norm, norm)

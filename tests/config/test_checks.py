@@ -54,7 +54,7 @@ END_TO_END = {"schedule": {"mode": "end_to_end"}}
         ({"finetune": {**SLICES, "micro_batches": 128}}, "finetune.micro_batches: 128 slices cannot share.*64 images"),
         ({**PIPELINE, "parts": {"replicas": 32}}, "4 slices of each of 32 replicas.*64 images.*multiple of 128"),
         ({**PIPELINE, **END_TO_END, "parts": {"num": 5}}, "parts.num: 5 parts across blocks need 4 blocks"),
-        ({"finetune": {"gradient_dtype": "int8"}}, "finetune.gradient_dtype: expected float32 or bfloat16"),
+        ({"finetune": {"gradient_dtype": "int8"}}, "finetune.gradient_dtype: expected one of float32, bfloat16"),
     ],
 )
 def test_options_that_do_not_agree(sections, words):
