@@ -23,7 +23,7 @@ def test_keys_have_the_order_of_the_file_and_those_without_a_value_are_left_out(
     assert list(written) == [
         "epoch", "phase", "trained", "steps", "train_loss", "test_bpd", "exit_bpd", "seconds", "images", "macs", "bytes"
     ]  # fmt: skip
-    assert list(written["bytes"]) == ["latents", "eval", "gradients", "images", "control"]
+    assert list(written["bytes"]) == ["latents", "backward", "eval", "gradients", "images", "control"]
     assert epoch(0, test_bpd=None).to_json()["test_bpd"] is None, "null says that it was not evaluated"
 
 
