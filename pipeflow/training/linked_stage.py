@@ -53,7 +53,7 @@ class Parts(nn.Module):
             added = output.contribution + output.log_head  # which is 0 for all parts but the last
             latent, total = output.latent, added if total is None else total + added
         assert total is not None, "a stage has at least one part"
-        return total if self.is_last else (latent, total)
+        return total if self.is_last else (latent.contiguous(), total)  # torch before 2.13 compares strides
 
 
 class LinkedStage(PipelineStage):
