@@ -3,6 +3,7 @@
     python -m benchmarks.faults.run --faults 200 --seed 7     # results.md and results.json, and a line for each failure
     python -m benchmarks.faults.run --trial 7-12              # one trial of it again
     python -m benchmarks.faults.run --replicas --faults 40    # with two workers on each part, into replicas/
+    python -m benchmarks.faults.run --pipeline --faults 60    # in end-to-end epochs that are a pipeline, into pipeline/
 
 A trial is one run folder: it is disturbed a few times, resumed by torchrun or by repeating the command, and must end with
 the bits of a run that nobody disturbed. Faults and moments come from the trial's name alone; how far the training is at a
@@ -79,8 +80,8 @@ class Trial:
     """Whether it ended with the bits of a run that nobody disturbed."""
 
 
-def plan(name: str, kinds: list[str], replicas: int) -> tuple[Trial, list[str], random.Random]:
-    """The faults of a trial, from its name."""
+def plan(name: str, kinds: list[str], replicas: int, pipeline: bool) -> tuple[Trial, list[str], random.Random]:
+    """The faults of a trial, from its name. pipeline: of a run that is one nearly all the time."""
     dice = random.Random(name)
     first = dice.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
     places = {
@@ -100,6 +101,9 @@ def plan(name: str, kinds: list[str], replicas: int) -> tuple[Trial, list[str], 
         chosen = [first, *dice.choices(others, [WEIGHTS[kind] for kind in others], k=FAULTS_A_TRIAL - 1)]
     mode = "long" if "two runs, one folder" in chosen else dice.choice(["concurrent", "concurrent", "alternate", "ddp"])
     workers = 2 if mode == "ddp" or place == "Ray" else dice.choice([2, 3] if replicas == 1 else [2, 4])
+    if pipeline:
+        mode = "long pipeline" if "two runs, one folder" in chosen else "pipeline"
+        workers = 2 if place == "Ray" else dice.choice([2, 3])
     restarts = 3 if place == "Ray" or (place == "torchrun" and dice.random() < 0.7) else 0
     return Trial(name, mode, workers, place, restarts, dice.random() < 0.3, replicas), chosen, dice
 
@@ -172,10 +176,11 @@ def _place(trial: Trial, folder: Path, head: RayHead | None) -> Iterator[Trainin
         yield Training(folder / "run", **how, ray=head if trial.place == "Ray" else None)
 
 
-def undisturbed_runs(folder: Path, replicas: int) -> dict[str, Path]:
+def undisturbed_runs(folder: Path, replicas: int, pipeline: bool) -> dict[str, Path]:
     """A run of each mode that nobody disturbs. Of data-parallel workers the number matters, else it does not."""
     runs = {}
-    for mode, workers in (("concurrent", replicas), ("long", replicas), ("alternate", replicas), ("ddp", 2)):
+    modes = {"concurrent": replicas, "long": replicas, "alternate": replicas, "ddp": 2}
+    for mode, workers in ({"pipeline": 2, "long pipeline": 2} if pipeline else modes).items():
         training = Training(folder / mode, mode, workers, replicas=replicas)
         training.start()
         if not training.wait_for_end(2 * HANG_SECONDS) or any(training.exit_codes):
@@ -209,10 +214,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=3, help="trials at once")
     parser.add_argument("--only", nargs="+", choices=list(KINDS), help="kinds of faults")
     parser.add_argument("--replicas", action="store_true", help="two workers on each part, instead of one")
+    parser.add_argument("--pipeline", action="store_true", help="end-to-end epochs that are a pipeline")
     parser.add_argument("--trial", help="one trial again, by its name")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     kinds = arguments.only or list(KINDS)
+    if arguments.replicas and arguments.pipeline:
+        parser.error("--replicas or --pipeline, not both")
     replicas = 2 if arguments.replicas else 1
     if os.geteuid() != 0:
         kinds = [kind for kind in kinds if kind not in (*ON_HOSTS, *ON_SMALL_DISK)]
@@ -222,7 +230,7 @@ def main() -> int:
     with contextlib.ExitStack() as resources:
         temporary = resources.enter_context(tempfile.TemporaryDirectory(prefix="pipeflow-faults-"))
         head = resources.enter_context(ray_head(2 * arguments.jobs)) if set(kinds) & set(ON_RAY) else None
-        runs = undisturbed_runs(Path(temporary), replicas)
+        runs = undisturbed_runs(Path(temporary), replicas, arguments.pipeline)
         names = iter([arguments.trial] if arguments.trial else (f"{arguments.seed}-{index}" for index in range(10**6)))
         lock, stopped = threading.Lock(), threading.Event()
 
@@ -232,7 +240,7 @@ def main() -> int:
                     name = next(names, None)
                     if name is None or sum(len(trial.faults) for trial in trials) >= arguments.faults:
                         return
-                trial, chosen, dice = plan(name, kinds, replicas)
+                trial, chosen, dice = plan(name, kinds, replicas, arguments.pipeline)
                 folder = Path(temporary) / name
                 run_trial(trial, chosen, dice, runs[trial.mode], folder, head)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -252,7 +260,8 @@ def main() -> int:
     minutes = (time.monotonic() - begin) / 60
     print(table(trials))
     if not arguments.trial and not arguments.only:
-        _write(trials, minutes, HERE / "replicas" if arguments.replicas else HERE)
+        part = "replicas" if arguments.replicas else "pipeline" if arguments.pipeline else ""
+        _write(trials, minutes, HERE / part)
     return 1 if any(trial.wrong for trial in trials) else 0
 
 
@@ -264,7 +273,7 @@ def _tell(trial: Trial, trials: list[Trial]) -> None:
         f"{trial.sittings} sittings, {trial.seconds:.0f} s",
         flush=True,
     )
-    options = "--replicas " if trial.replicas > 1 else ""
+    options = "--replicas " if trial.replicas > 1 else "--pipeline " if "pipeline" in trial.mode else ""
     for each in trial.wrong:
         print(f"WANTING (again: {options}--trial {trial.name}; {LOST / trial.name}.txt): {each}", flush=True)
 

@@ -48,6 +48,14 @@ MODES = {
     "alternate": {
         "schedule": {"mode": "alternate", "local_epochs": 30, "finetune_epochs": 6, "alternate_every": "3 steps"}
     },
+    "pipeline": {
+        "schedule": {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 20},
+        "finetune": {"parallel": "pipeline"},
+    },
+    "long pipeline": {
+        "schedule": {"mode": "concurrent", "local_epochs": 2, "finetune_epochs": 60},
+        "finetune": {"parallel": "pipeline"},
+    },
     "ddp": {
         "schedule": {"mode": "concurrent", "local_epochs": 10, "finetune_epochs": 16},
         "finetune": {"parallel": "ddp"},
