@@ -80,7 +80,9 @@ class Reporter:
         tags = {"run": Path(run_dir).name}
         self._bits_per_dim = _of_run(Gauge("pipeflow_test_bits_per_dim", "of the whole flow", ("run",)), tags)
         self._rate = _of_run(Gauge("pipeflow_images_per_second", "in training", ("run",)), tags)
-        self._sent = _of_run(Counter("pipeflow_link_bytes", "of latents in training", ("run", "link")), tags)
+        self._sent = _of_run(
+            Counter("pipeflow_link_bytes", "of latents in training, and of what goes back", ("run", "link")), tags
+        )
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Reports an event of `pipeflow.train`, which is empty on all workers but rank 0."""
@@ -113,13 +115,14 @@ def _of_run(metric: Any, tags: dict[str, str]) -> Any:
 def metrics_of(event: dict[str, Any]) -> dict[str, Any]:
     """The metrics that Ray gets for an epoch or, at the end, for the run: bits/dim, images/s, bytes by link and kind."""
     if event["event"] == "epoch":
-        latents = {f"{source}->{target}": sent for source, target, sent in event["bytes"]["latents"]}
-        others = {kind: sent for kind, sent in event["bytes"].items() if kind != "latents"}
+        moved = [*event["bytes"]["latents"], *event["bytes"]["backward"]]
         told = {name: event[name] for name in ("epoch", "phase", "trained", "train_loss", "test_bpd", "exit_bpd")}
         rate = event["images"] / event["seconds"]
     else:
-        latents = {f"{link}->{link + 1}": sent for link, sent in enumerate(event["bytes"]["forward"])}
-        others = {kind: sent for kind, sent in event["bytes"].items() if kind != "forward"}
+        moved = [(link, link + 1, sent) for link, sent in enumerate(event["bytes"]["forward"])]
+        moved += [(link + 1, link, sent) for link, sent in enumerate(event["bytes"]["backward"]) if sent]
         told = {"epoch": event["num_epochs"], **{name: event[name] for name in ("test_bpd", "exit_bpd", "seconds")}}
         rate = sum(epoch["images"] for epoch in event["epochs"]) / sum(epoch["seconds"] for epoch in event["epochs"])
-    return {"event": event["event"], **told, "images_per_second": rate, "link_bytes": latents, "bytes": others}
+    links = {f"{source}->{target}": sent for source, target, sent in moved}
+    others = {kind: sent for kind, sent in event["bytes"].items() if kind not in ("latents", "forward", "backward")}
+    return {"event": event["event"], **told, "images_per_second": rate, "link_bytes": links, "bytes": others}

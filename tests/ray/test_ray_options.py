@@ -1,5 +1,6 @@
 """The launcher for Ray without a cluster: options, where the run folder is, which errors are tried again, what is told."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,13 @@ def test_ray_is_told_bits_images_and_bytes_by_link(tmp_path):
     assert first["test_bpd"] == record["test_bpd"] and first["images_per_second"] == 96 / record["seconds"]
     assert list(end["link_bytes"].values()) == summary["bytes"]["forward"] and end["epoch"] == 3
     assert end["test_bpd"] == summary["test_bpd"] and end["bytes"]["total"] == summary["bytes"]["total"]
+
+
+def test_what_a_pipeline_sends_back_is_a_link_of_its_own(finished_run):
+    """Beside the latents, which go the other way."""
+    summary = json.loads((finished_run / "summary.json").read_text())
+    record = summary["epochs"][-1]
+    record["bytes"] |= {"latents": [[0, 1, 700]], "backward": [[1, 0, 600]]}
+    assert metrics_of({"event": "epoch", **record})["link_bytes"] == {"0->1": 700, "1->0": 600}
+    summary["bytes"] |= {"forward": [900], "backward": [800]}
+    assert metrics_of({"event": "end", **summary})["link_bytes"] == {"0->1": 900, "1->0": 800}
