@@ -35,17 +35,17 @@ class Fault:
     wrong: list[str] = field(default_factory=list)
 
 
-_DOING = r"while worker \d+ (waited (for|to send) |computed)"
+DOING = r"while worker \d+ (waited (for|to send) |computed)"
 """A pattern of what a survivor did meanwhile."""
 
 
-def _names_worker(rank: int) -> str:
+def names_worker(rank: int) -> str:
     """A message that has the worker, its part or link, and what was waited for."""
-    store = rf"|store does not answer.*worker 0 .*{_DOING}" if rank == 0 else ""
+    store = rf"|store does not answer.*worker 0 .*{DOING}" if rank == 0 else ""
     return (
-        rf"worker {rank} was lost.*(part|link \d).*{_DOING}"
-        rf"|worker {rank} was lost: its (control connection|process).*{_DOING}"  # before it had told its part
-        rf"|link \d \(part \d to part \d\).* worker {rank} .*{_DOING}"
+        rf"worker {rank} was lost.*(part|link \d).*{DOING}"
+        rf"|worker {rank} was lost: its (control connection|process).*{DOING}"  # before it had told its part
+        rf"|link \d \(part \d to part \d\).* worker {rank} .*{DOING}"
         rf"|a worker was lost, or its link.* while it waited for .*no heartbeat of .*worker {rank} \({store}"
     )
 
@@ -60,8 +60,8 @@ def kill_rank(training: Training, dice: random.Random, fault: Fault) -> None:
         return
     _workers_end(training, old, fault)
     _resumed_or_ended(training, fault)
-    _is_said(training, since, _names_worker(rank), fault, or_the_launcher=rank)
-    _is_no_preemption(training, since, fault)
+    is_said(training, since, names_worker(rank), fault, or_the_launcher=rank)
+    is_no_preemption(training, since, fault)
 
 
 def kill_launcher(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -75,7 +75,7 @@ def kill_launcher(training: Training, dice: random.Random, fault: Fault) -> None
         fault.kind = ""
         return
     if fault.moment != AT_START:  # before the workers know of each other nobody can say it
-        _is_said(training, since, rf"the launcher \(process {launcher.pid}\) is gone, {_DOING}", fault)
+        is_said(training, since, rf"the launcher \(process {launcher.pid}\) is gone, {DOING}", fault)
     fault.resumed = "by repeating"
 
 
@@ -98,8 +98,8 @@ def stop_long(training: Training, dice: random.Random, fault: Fault) -> None:
     if not ended:
         fault.wrong.append("the other workers did not notice")
     _resumed_or_ended(training, fault)
-    _is_said(training, since, _names_worker(rank), fault)
-    _is_no_preemption(training, since, fault)
+    is_said(training, since, names_worker(rank), fault)
+    is_no_preemption(training, since, fault)
 
 
 def stop_short(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -150,7 +150,7 @@ def preempt(training: Training, dice: random.Random, fault: Fault) -> None:
         fault.kind = ""
         return
     if fault.moment != AT_START:  # a run that has not begun to train just ends
-        _is_said(training, since, r"preempted \(SIGTERM at worker \d\): nothing that was trained is lost", fault)
+        is_said(training, since, r"preempted \(SIGTERM at worker \d\): nothing that was trained is lost", fault)
         if fault.noticed_s is not None and fault.noticed_s > GRACE_SECONDS:
             fault.wrong.append(f"it left after {fault.noticed_s:.0f} s, grace time is {GRACE_SECONDS:g} s")
     fault.resumed = "by repeating"
@@ -165,7 +165,7 @@ def terminate_on_ray(training: Training, dice: random.Random, fault: Fault) -> N
         return
     _workers_end(training, old, fault)
     _resumed_or_ended(training, fault)
-    _is_said(training, since, _names_worker(rank), fault, or_the_launcher=rank)
+    is_said(training, since, names_worker(rank), fault, or_the_launcher=rank)
 
 
 def damage(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -218,7 +218,7 @@ def full_disk(training: Training, dice: random.Random, fault: Fault) -> None:
     if _came_to_its_end(training, since):
         fault.kind = ""
         return
-    _is_said(training, since, rf"error: .*{re.escape(str(training.folder))}.*No space left.*Free some space", fault)
+    is_said(training, since, rf"error: .*{re.escape(str(training.folder))}.*No space left.*Free some space", fault)
     fault.resumed = "by repeating"
 
 
@@ -227,9 +227,9 @@ def cut_and_heal(training: Training, dice: random.Random, fault: Fault) -> None:
     host = dice.randrange(training.workers)
     seconds = dice.uniform(0.3, 0.35 * training.link_timeout)
     fault.target = f"host {host}, {seconds:.1f} s"
-    _link(training, host, "down")
+    set_link(training, host, "down")
     time.sleep(seconds)
-    _link(training, host, "up")
+    set_link(training, host, "up")
     _goes_on(training, fault)
 
 
@@ -238,7 +238,7 @@ def cut_for_good(training: Training, dice: random.Random, fault: Fault) -> None:
     host = dice.randrange(training.workers)
     fault.target = f"host {host}"
     since = len(training.lines)
-    _link(training, host, "down")
+    set_link(training, host, "down")
     begin = time.monotonic()
     workers = [pid for pid, rank in training.processes().items() if rank is not None]
     ended = training.wait_until(lambda: not set(workers) & set(training.processes()), HANG_SECONDS)
@@ -247,7 +247,7 @@ def cut_for_good(training: Training, dice: random.Random, fault: Fault) -> None:
         fault.wrong.append("workers did not end")
     # torchrun's own agents may wait for each other over the link that is cut: they are not pipeflow's.
     training.wait_until(lambda: not training.is_running, 5)
-    _link(training, host, "up")
+    set_link(training, host, "up")
     if not training.wait_for_end(HANG_SECONDS):
         fault.left = len(training.end())
     ends = "|".join(str(rank) for rank in range(training.workers) if host in (0, rank) or rank == 0)
@@ -255,7 +255,7 @@ def cut_for_good(training: Training, dice: random.Random, fault: Fault) -> None:
         rf"(worker ({ends}) was lost.*(part|link \d)|link \d .*worker ({ends}) |worker 0 .*or the launcher is gone).*"
     )
     gradients = r"or its link.* while it waited for .*no heartbeat of worker|while worker \d waited"
-    _is_said(training, since, rf"{about}{_DOING}|{gradients}", fault)
+    is_said(training, since, rf"{about}{DOING}|{gradients}", fault)
     fault.resumed = "by repeating"
 
 
@@ -369,7 +369,7 @@ def _goes_on(training: Training, fault: Fault) -> None:
             fault.wrong.append(f"it did not go on: {output[-400:]}")
 
 
-def _is_said(training: Training, since: int, pattern: str, fault: Fault, or_the_launcher: int | None = None) -> None:
+def is_said(training: Training, since: int, pattern: str, fault: Fault, or_the_launcher: int | None = None) -> None:
     """Whether a line names the cause.
 
     or_the_launcher: the rank that the launcher's own report may name instead: torchrun's at the start, when the workers do
@@ -386,12 +386,12 @@ def _is_said(training: Training, since: int, pattern: str, fault: Fault, or_the_
         fault.wrong.append(f"the cause was not named: {training.output(since)[-600:]}")
 
 
-def _is_no_preemption(training: Training, since: int, fault: Fault) -> None:
+def is_no_preemption(training: Training, since: int, fault: Fault) -> None:
     if any("preempted" in line for line in training.lines[since:]):
         fault.wrong.append(f"a loss was taken for a preemption: {training.output(since)[-600:]}")
 
 
-def _link(training: Training, host: int, state: str) -> None:
+def set_link(training: Training, host: int, state: str) -> None:
     subprocess.run(["ip", "-n", training.hosts.hub, "link", "set", f"port{host}", state], check=True)
 
 

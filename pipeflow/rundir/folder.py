@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,15 +51,17 @@ class RunFolder:
         self.has_begun = False
         """Whether the run in the folder has been initialised. Until then an end leaves no trace of it."""
 
-    def open(self) -> tuple[Manifest | None, list[str]]:
+    def open(self, launchers: Sequence[str] = ()) -> tuple[Manifest | None, list[str]]:
         """Makes the folder ready; returns the manifest to resume from (None: a fresh run), and notes for the user.
+
+        launchers: names of the launchers that have started the workers, on all machines.
 
         From here until `close` no other run can open it. Raises CheckpointError where another run is in it, where it
         cannot be written, holds a run that these options do not continue, or `run.resume must` finds nothing to resume.
         """
         cleanups.append(self.close)
         try:
-            return self._open()
+            return self._open(launchers)
         except BaseException:
             self.close()
             raise
@@ -82,17 +85,16 @@ class RunFolder:
         if self._aside is not None and not self.path.exists():
             self._aside.rename(self.path)
 
-    def _open(self) -> tuple[Manifest | None, list[str]]:
+    def _open(self, launchers: Sequence[str]) -> tuple[Manifest | None, list[str]]:
         notes = self._make_and_lock()
         resume = self.config.run.resume
-        if resume == "never" and not self._is_restarted():
-            if self._holds_run():
-                self._aside = self._move_aside()
-                notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._aside}")
-                self._lock.release()  # it went aside with the folder
-                notes += self._make_and_lock()
-            if _launch():
-                (self.path / _LAUNCH).write_text(_launch())
+        if resume == "never" and not self._is_restarted(launchers) and self._holds_run():
+            self._aside = self._move_aside()
+            notes.append(f"run.resume never: the run that was in {self.path} is kept as {self._aside}")
+            self._lock.release()  # it went aside with the folder
+            notes += self._make_and_lock()
+        if resume == "never" and _launch():
+            self._write(_LAUNCH, "\n".join([_launch(), _process(), *launchers]))
         self._is_new = not any((self.path / name).exists() for name in (*_OPENED, "checkpoints"))
         self.checkpoints.clean()
         manifest, complaints = self.checkpoints.newest()
@@ -134,11 +136,18 @@ class RunFolder:
             ) from None
         return [] if note is None else [note]
 
-    def _is_restarted(self) -> bool:
-        """Whether the launcher has restarted the workers, and those before began the run in this folder anew."""
+    def _is_restarted(self, launchers: Sequence[str]) -> bool:
+        """Whether a launcher has restarted the workers, and those before began the run in this folder anew.
+
+        Of several machines some restart theirs without counting that, and some are not those of the start any more.
+        """
         launch = self.path / _LAUNCH
-        is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        return not is_first and launch.exists() and launch.read_text() == _launch()
+        if not launch.exists():
+            return False
+        name, *before = launch.read_text().split("\n")
+        is_counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        is_by_the_same = _process() not in before and not {*before}.isdisjoint(launchers)
+        return name == _launch() and (is_counted or is_by_the_same)
 
     def write_config(self, changes: Sequence[Change] = ()) -> None:
         """Writes config.yaml, and the options that changed on the way. From here on the folder holds this run."""
@@ -214,3 +223,8 @@ class RunFolder:
 def _launch() -> str:
     """Names the launch of this process. A restart of its workers has the same name."""
     return os.environ.get("PIPEFLOW_LAUNCH_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
+def _process() -> str:
+    """Names this process, which may begin several runs in one folder."""
+    return f"{socket.gethostname()} {os.getpid()}"

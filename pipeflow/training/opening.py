@@ -16,14 +16,16 @@ from pipeflow.flow.timing import layer_seconds
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Manifest
 from pipeflow.units import count_text
+from pipeflow.workers import parent
 from pipeflow.workers.world import World
 
 
 def open_folder(world: World, folder: RunFolder) -> Manifest | None:
     """The checkpoint to resume from, on every worker, once all have been seen to share the folder."""
     opened = None
+    launchers = world.control.gather(parent.launcher(), "the name of its launcher")
     if world.rank == 0:
-        manifest, notes = folder.open()
+        manifest, notes = folder.open([name for name in launchers if name])
         for note in notes:
             print(note, flush=True)
         opened = [manifest and manifest.to_json(), folder.show_token()]

@@ -68,6 +68,11 @@ class Alarm:
         error.reported = parent.is_said_elsewhere()
         return error
 
+    @property
+    def error(self) -> PipeflowError | None:
+        """The error that the alarm was tripped with."""
+        return self._error
+
     def check(self) -> None:
         """Raises the error that the alarm was tripped with."""
         if self._error is not None:

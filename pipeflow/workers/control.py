@@ -2,12 +2,14 @@
 
 Values travel as JSON, never pickled. Each operation runs in a thread that may block for as long as it takes, while the
 caller waits through the alarm: a worker that waits for a fine-tuning of hours neither spins, times out, nor misses the
-loss of rank 0. Each operation names what it carries, for the message when the other worker is lost.
+loss of rank 0. A message that both workers have begun has a time-out: their connection may be dead, as behind a firewall
+that forgets it, while both live. Each operation names what it carries, for the message when the other worker is lost.
 """
 
 import json
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,12 +29,20 @@ _MAY_DIFFER = ("run.dir", "run.device", "data.path")
 class Control:
     """The control group of one worker. With one worker it hands values back and sends nothing."""
 
-    def __init__(self, world_size: int, group: dist.ProcessGroup | None, traffic: Traffic, alarm: Alarm):
+    def __init__(
+        self, world_size: int, group: dist.ProcessGroup | None, traffic: Traffic, alarm: Alarm, timeout: float = 300.0
+    ):
+        """timeout: seconds for a message that both workers have begun, `run.control_timeout_s`."""
+        self.begun: Counter[int] = Counter()
+        """Messages that this worker has begun to send to, or to receive from, each other one."""
+        self.begun_by: Callable[[int], int] = lambda other: 0
+        """Messages with this worker that another one has begun, as far as is known."""
         self.rank = alarm.rank
         self.world_size = world_size
         self.group = group
         self._traffic = traffic
         self._alarm = alarm
+        self._timeout = timeout
         self._requests: queue.Queue[tuple[Callable[[], object], queue.SimpleQueue[Exception | None]] | None]
         self._requests = queue.Queue()
         if group is not None:
@@ -87,13 +97,25 @@ class Control:
     def _call(self, operation: Callable[[], object], peer: int, doing: str) -> None:
         answer: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._requests.put((operation, answer))
+        self.begun[peer] += 1
+        number, lost = self.begun[peer], f"worker {peer} was lost{self._alarm.about(peer)}"
+
+        def late() -> str:
+            silent = f"nothing came over its control connection to worker {self.rank} for {self._timeout:g} s"
+            return str(self._alarm.loss(f"{lost}: {silent} (run.control_timeout_s), though both had begun a message"))
+
+        def wait(seconds: float) -> Exception | None:
+            try:
+                return answer.get(timeout=seconds)
+            except queue.Empty:
+                if self.begun_by(peer) < number:  # it may compute for hours before that
+                    raise
+            return self._alarm.keep_trying(lambda left: answer.get(timeout=left), doing, self._timeout, late)
+
         with self._alarm.telling(doing):
-            error = self._alarm.get(answer, doing)
+            error = self._alarm.keep_trying(wait, doing)
             if error is not None:
-                raise self._alarm.loss(
-                    f"worker {peer} was lost{self._alarm.about(peer)}: its control connection to worker {self.rank} broke",
-                    first_line(error),
-                )
+                raise self._alarm.loss(f"{lost}: its control connection to worker {self.rank} broke", first_line(error))
 
     def _serve(self) -> None:
         while (request := self._requests.get()) is not None:

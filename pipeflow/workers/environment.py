@@ -24,6 +24,10 @@ class Place:
     """Its number on its machine, which picks its GPU."""
     address: str = ""
     port: int = 0
+    num_machines: int = 1
+    """Machines with a launcher of their own, as far as launchers say that."""
+    has_store: bool = False
+    """Whether this worker, instead of a launcher, holds the store through which the workers meet."""
 
 
 def read_place() -> Place:
@@ -38,7 +42,9 @@ def read_place() -> Place:
         raise ConfigError(f"RANK: {rank}, but WORLD_SIZE is {size}: ranks count from 0.")
     if size == 1:
         return Place(local_rank=local_rank)
-    return Place(rank, size, local_rank, _text("MASTER_ADDR"), _number("MASTER_PORT", 1))
+    address, port = _text("MASTER_ADDR"), _number("MASTER_PORT", 1)
+    has_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return Place(rank, size, local_rank, address, port, _number("GROUP_WORLD_SIZE", 1, default="1"), has_store)
 
 
 def _text(name: str, default: str = "") -> str:

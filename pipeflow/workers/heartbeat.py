@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeflow.errors import WorkerError, first_line
 from pipeflow.workers import parent
 from pipeflow.workers.alarm import POLL_SECONDS, Alarm
+from pipeflow.workers.environment import Place
 from pipeflow.workers.preemption import Notice
 from pipeflow.workers.processes import LocalProcesses
 from pipeflow.workers.traffic import Traffic
@@ -35,10 +36,12 @@ _ENDED = "ended"
 class Monitor:
     """This worker's heartbeat and its watch over the others', in a thread with a store connection of its own."""
 
-    def __init__(self, store: "Store", world_size: int, timeout: float, alarm: Alarm, notice: Notice, traffic: Traffic):
+    def __init__(self, store: "Store", launched: Place, timeout: float, alarm: Alarm, notice: Notice, traffic: Traffic):
         """timeout: seconds without a heartbeat after which a worker counts as lost, `run.heartbeat_timeout_s`."""
         self.status: Callable[[], dict[str, Any]] = dict
         """Gives what each beat carries beside the worker's activity."""
+        self.begun: Callable[[], dict[int, int]] = dict
+        """Gives the number of messages on the control group that were begun with each worker, for the beat."""
         self.statuses: dict[int, dict[str, Any]] = {}
         """The last beats of the watched workers; rank 0 shows them as progress."""
         self.parts: dict[int, list[int]] = {}
@@ -50,14 +53,17 @@ class Monitor:
         self._alarm = alarm
         self._notice = notice
         self._traffic = traffic
-        self._local = LocalProcesses(store, rank, world_size)
-        self._watched = {other for other in (range(world_size) if rank == 0 else [0]) if other != rank}
+        self._local = LocalProcesses(store, rank, launched.size)
+        self._watched = {other for other in (range(launched.size) if rank == 0 else [0]) if other != rank}
         self._last: dict[int, tuple[str, float]] = {}
         self._counter = itertools.count()
         self._answered = time.monotonic()
-        self._stopped = threading.Event()
+        self._is_stopped = False
+        self._woken = threading.Event()
+        self._gone: int | None = None
         alarm.doing_of, alarm.about = self._doing_of, self._about
-        notice.is_of_a_loss = lambda: bool(self._local.ended())
+        notice.is_of_a_loss = lambda: self._gone is not None or alarm.error is not None or bool(self._local.ended())
+        notice.hears_late = launched.num_machines > 1
         self._thread = threading.Thread(target=self._run, name="pipeflow-monitor", daemon=True)
         self._thread.start()
         alarm.watches.append(self._watch_store)
@@ -68,13 +74,24 @@ class Monitor:
 
     def stop(self) -> None:
         """Ends the watch, and lets the others know that this worker ended as it should."""
-        self._stopped.set()
+        self.abandon()
         self._thread.join()
         self._store.set(_beat_key(self._rank), _ENDED)
 
     def abandon(self) -> None:
         """Ends the watch without waiting for the store, which may not answer any more."""
-        self._stopped.set()
+        self._is_stopped = True
+        self._woken.set()
+
+    def lose(self, other: int) -> None:
+        """Is told of a worker whose process has ended on another machine."""
+        self._gone = other
+        self._woken.set()
+
+    def begun_by(self, other: int) -> int:
+        """Messages on the control group between another worker and this one that the other has begun, as its beat says."""
+        begun: dict[str, int] = self.statuses.get(other, {}).get("begun", {})
+        return begun.get(str(self._rank), 0)
 
     def _about(self, other: int) -> str:
         """Another worker's parts and position, as far as they are known, in brackets behind its number."""
@@ -102,11 +119,12 @@ class Monitor:
 
     def _run(self) -> None:
         try:
-            while not self._stopped.is_set():
+            while not self._is_stopped:
                 self._beat()
                 self._look_for_failure()
                 self._share_notice()
                 self._look_for_ended_processes()
+                self._look_for_neighbour()
                 for other in self._watched:
                     self._look_for_beat(other)
                 self._pause(min(_BEAT_SECONDS, self._timeout / 5))
@@ -115,14 +133,17 @@ class Monitor:
 
     def _pause(self, seconds: float) -> None:
         self._answered = start = time.monotonic()
-        self._stopped.wait(seconds)
+        self._woken.wait(seconds)
+        if not self._is_stopped:
+            self._woken.clear()
         # A process that was stopped (SIGSTOP, Ctrl-Z) and continued has not listened meanwhile: nobody was silent.
         missed = max(0.0, time.monotonic() - start - seconds)
         self._last = {other: (value, since + missed) for other, (value, since) in self._last.items()}
         self._answered += missed
 
     def _beat(self) -> None:
-        value = json.dumps({"count": next(self._counter), "doing": self._alarm.doing, **self.status()})
+        about = {"count": next(self._counter), "doing": self._alarm.doing, "begun": self.begun()}
+        value = json.dumps({**about, **self.status()})
         key = _beat_key(self._rank)
         self._store.set(key, value)
         self._traffic.add("control", self._rank, 0, len(key) + len(value))
@@ -137,6 +158,7 @@ class Monitor:
 
     def _share_notice(self) -> None:
         """Passes a preemption on: all workers of a machine get the signal, but maybe those of one machine only."""
+        self._notice.settle()
         if self._notice:
             self._store.set("preempted", json.dumps([self._notice.from_rank, self._notice.signal]))
         elif self._store.check(["preempted"]):
@@ -145,12 +167,22 @@ class Monitor:
     def _look_for_ended_processes(self) -> None:
         self._local.meet()
         for other, pid in self._local.ended().items():
-            # A worker that failed by itself has written so before its end; one that finished has left its last beat.
-            self._look_for_failure()
-            last = self._store.get(_beat_key(other)).decode() if self._store.check([_beat_key(other)]) else "{}"
-            if last != _ENDED:
-                self.statuses[other] = json.loads(last)
-                self._alarm.trip_loss(f"worker {other} was lost{self._about(other)}: its process {pid} has ended")
+            self._look_for_end(other, f"its process {pid} has ended")
+
+    def _look_for_neighbour(self) -> None:
+        if self._gone is not None:
+            self._look_for_end(self._gone, f"its connection to worker {self._rank} was closed, its process has ended")
+            error = self._alarm.error
+            if error is not None and not error.reported and not parent.trouble():
+                claim_failure(self._store, self._rank, str(error))  # at once: other launchers may soon send a SIGTERM
+
+    def _look_for_end(self, other: int, how: str) -> None:
+        """A worker that failed by itself has written so before its end; one that finished has left its last beat."""
+        self._look_for_failure()
+        last = self._store.get(_beat_key(other)).decode() if self._store.check([_beat_key(other)]) else "{}"
+        if last != _ENDED:
+            self.statuses[other] = json.loads(last)
+            self._alarm.trip_loss(f"worker {other} was lost{self._about(other)}: {how}")
 
     def _look_for_beat(self, other: int) -> None:
         if not self._store.check([_beat_key(other)]):

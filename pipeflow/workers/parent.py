@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from pipeflow.workers.processes import state_of
+from pipeflow.workers.processes import started_at, state_of, this_machine
 
 PROCESS = os.getppid()
 _HERE = os.getpid()
@@ -14,6 +14,11 @@ _HERE = os.getpid()
 def is_torchrun() -> bool:
     """Whether torchrun started this process. It passes signals on, and ends workers that do not leave by themselves."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launcher() -> str:
+    """Names the torchrun that started this process, on whatever machine; empty where another launcher did."""
+    return f"{this_machine()} {PROCESS} {started_at(PROCESS)}" if is_torchrun() else ""
 
 
 def is_gone() -> bool:

@@ -26,6 +26,8 @@ from pipeflow.workers import parent
 
 NOTICES = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LAST_WORDS_SECONDS = 5.0
+_HELD_SECONDS = 2.5
+"""A loss is known to the workers of all machines within this time."""
 _REPEATED_SECONDS = 1.0
 """A second SIGINT within this time comes from whoever sent the first, by another way."""
 
@@ -55,6 +57,10 @@ class Notice:
         """Whether the caller of `train` asks the run to leave. Must not wait."""
         self.is_of_a_loss: Callable[[], bool] = lambda: False
         """Whether a SIGTERM comes from the launcher, which ends the workers that a lost one leaves. Must not wait."""
+        self.hears_late = False
+        """Whether a worker may be lost elsewhere, and this one hears of it after the launcher's SIGTERM."""
+        self._held_since: float | None = None
+        """When a SIGTERM came that may still turn out to be no notice."""
         self._given_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._has_failed = False
@@ -88,7 +94,8 @@ class Notice:
         After an error in the block the handlers stay until `close`, so that the error can be told: a SIGTERM ends the
         process some seconds later. A thread that is not the main one cannot listen to signals: there they stay what they
         were, and only the notices of other workers count. After a loss the launcher's SIGTERM is no notice: the monitor
-        ends this worker. A signal that the process was started to ignore, as by nohup, stays ignored.
+        ends this worker. With several machines a SIGTERM is held back for as long as word of a loss may take. A signal
+        that the process was started to ignore, as by nohup, stays ignored.
 
         Args:
             grace_s: seconds from the notice to the end of the process.
@@ -131,8 +138,17 @@ class Notice:
             signal.raise_signal(signal.SIGINT)
         elif self._has_failed:
             self._events.put(_Deadline(_LAST_WORDS_SECONDS, 128 + number))
+        elif number == signal.SIGTERM and self.hears_late:
+            self._held_since = self._held_since or time.monotonic()
         elif number != signal.SIGTERM or not self.is_of_a_loss():
             self.give(self.rank, signal.Signals(number).name)
+
+    def settle(self) -> None:
+        """Takes a SIGTERM that was held back as a notice, unless a loss was heard of meanwhile."""
+        if self._held_since is not None and time.monotonic() - self._held_since > _HELD_SECONDS:
+            if not self.is_of_a_loss():
+                self.give(self.rank, "SIGTERM")
+            self._held_since = None
 
     def _is_second(self, number: int) -> bool:
         """Whether this is a person's wish to wait no longer."""

@@ -19,7 +19,7 @@ class LocalProcesses:
     def __init__(self, store: "Store", rank: int, world_size: int):
         """store: of one attempt of the launcher, so that nobody mistakes processes of the one before for these."""
         self._store = store
-        self._here = _this_machine()
+        self._here = this_machine()
         self._unknown = {other for other in range(world_size) if other != rank}
         self._processes: dict[int, int] = {}
         store.set(f"process/{rank}", json.dumps([self._here, os.getpid()]))
@@ -39,7 +39,7 @@ class LocalProcesses:
         return {rank: pid for rank, pid in self._processes.items() if state_of(pid) in ("Z", "X")}
 
 
-def _this_machine() -> str:
+def this_machine() -> str:
     """The machine since it was booted and its process namespace; empty where they cannot be read."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -54,8 +54,21 @@ def state_of(pid: int) -> str:
     Empty where it may not be looked at.
     """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return _stat(pid)[0]
     except (FileNotFoundError, ProcessLookupError):
         return "X"
     except OSError:
         return ""
+
+
+def started_at(pid: int) -> str:
+    """When a process began, in Linux's ticks since the boot. Empty where that cannot be known."""
+    try:
+        return _stat(pid)[19]
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What Linux says of a process, from its state on, which is number 3 in proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

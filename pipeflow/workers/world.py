@@ -4,8 +4,6 @@ World reads what torchrun and Ray Train both set: RANK, WORLD_SIZE, LOCAL_RANK, 
 is a world of size 1, without torch.distributed.
 """
 
-import itertools
-import os
 import socket
 import threading
 import time
@@ -25,7 +23,10 @@ from pipeflow.workers import parent
 from pipeflow.workers.alarm import Alarm, is_broken_connection
 from pipeflow.workers.control import Control, check_same_options
 from pipeflow.workers.environment import check_address, not_met, read_place
+from pipeflow.workers.groups import destroy_groups
 from pipeflow.workers.heartbeat import Monitor, claim_failure
+from pipeflow.workers.meeting import agree_on_prefix
+from pipeflow.workers.neighbour import Neighbour
 from pipeflow.workers.network import stay_on_this_machine
 from pipeflow.workers.preemption import Notice
 from pipeflow.workers.replicas import Replicas
@@ -45,11 +46,8 @@ _CAUSE_SECONDS = 3.0
 """The monitor hears within these seconds why a connection broke inside torch."""
 _CLAIM_SECONDS = 5.0
 """A store that is out of reach gets so long to take a worker's error."""
-
-_LEAVE_SECONDS = 5.0
-"""Process groups whose workers are lost get so long to end."""
-
-_RUNS = itertools.count()
+_SPREAD_SECONDS = 2.0
+"""All monitors read an error in the store within this time."""
 
 
 @contextmanager
@@ -110,6 +108,7 @@ class World:
         self.control: Control
         self.monitor: Monitor | None = None
         """The watch over the other workers; None for a single one."""
+        self._neighbour: Neighbour | None = None
         self._resources = ExitStack()
         self._resources.callback(self.alarm.start_guard().set)
         self._resources.callback(self.notice.close)
@@ -130,8 +129,10 @@ class World:
         """Meets the other workers, if any, and chooses this one's device and the backend of its links."""
         config = self._config
         group = self._connect() if self.size > 1 else None
-        self.control = Control(self.size, group, self.traffic, self.alarm)
+        self.control = Control(self.size, group, self.traffic, self.alarm, config.run.control_timeout_s)
         self._resources.callback(self.control.stop)
+        if self.monitor is not None:
+            self.monitor.begun, self.control.begun_by = self.control.begun.copy, self.monitor.begun_by
         check_same_options(self.control, config)
         config.check_world_size(self.size)
         self.device = choose_device(config.run.device, self.launched.local_rank)
@@ -152,13 +153,18 @@ class World:
         check_address(self.launched)
         store, _, _ = next(rendezvous("env://", timeout=_START_TIMEOUT))
         # A restart, or a second run in the same workers, must not meet the keys of the one before.
-        self._key_prefix = f"pipeflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
+        self._key_prefix = agree_on_prefix(store, self.rank, self.size, _START_TIMEOUT.total_seconds())
         self._store = PrefixStore(self._key_prefix, store)
         store, timeout = self._open_store(), self._config.run.heartbeat_timeout_s
-        self.monitor = Monitor(store, self.size, timeout, self.alarm, self.notice, self.traffic)
+        self.monitor = Monitor(store, self.launched, timeout, self.alarm, self.notice, self.traffic)
         self._resources.callback(self.monitor.abandon)
         dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_START_TIMEOUT)
-        self._resources.callback(_destroy_groups)
+        self._resources.callback(destroy_groups)
+        if self.launched.num_machines > 1:
+            watched = self.new_group(range(self.size), "gloo")
+            assert watched is not None, "all workers are in this group"
+            self._neighbour = Neighbour(self.rank, self.size, watched, self.monitor.lose)
+            self._resources.callback(self._neighbour.abandon)
         return self.new_group(range(self.size), "gloo")
 
     def connect_store(self) -> PrefixStore | None:
@@ -242,8 +248,10 @@ class World:
         """Tells the others of this worker's error.
 
         Where another's came first and is shown there, this one is marked as reported and takes its words: its own tell only
-        what followed, such as a connection that broke.
+        what followed, such as a connection that broke. A store that ends with this process stays until all have read it.
         """
+        if self.monitor is not None and self.launched.has_store:
+            self._resources.callback(time.sleep, _SPREAD_SECONDS)
         if self.monitor is None or error.reported:
             return
         if self.monitor.store_lost or parent.trouble():
@@ -284,6 +292,8 @@ class World:
         if self.monitor is None:
             return
         self.control.share("closing", "the end of the run")  # still under watch, for as long as rank 0 finishes the run
+        if self._neighbour is not None:
+            self._neighbour.say_end()
         self.monitor.stop()
         late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
         deadline = time.monotonic() + self._config.run.heartbeat_timeout_s
@@ -291,10 +301,3 @@ class World:
         # After this nobody needs the store, which may end with rank 0's process.
         self.control.share("end", "the end of the run")
         self.alarm.watches = []
-
-
-def _destroy_groups() -> None:
-    """Forgets all process groups, so that this process can join others. NCCL may wait for a worker that is lost."""
-    destroying = threading.Thread(target=dist.destroy_process_group, name="pipeflow-leave", daemon=True)
-    destroying.start()
-    destroying.join(_LEAVE_SECONDS)

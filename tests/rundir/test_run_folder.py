@@ -2,6 +2,8 @@
 
 import os
 import re
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,10 @@ from tests.run_records import manifest, summary, write_file
 from tests.small_runs import small_config
 
 
-def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
+def begin(path: Path, num_checkpoints: int = 0, launchers: Sequence[str] = (), **sections) -> RunFolder:
     """The folder of a run that was interrupted after some epochs."""
     folder = RunFolder(small_config(path, **sections))
-    folder.open()
+    folder.open(launchers)
     folder.write_config()
     folder.has_begun = True
     for epoch in range(1, num_checkpoints + 1):
@@ -29,11 +31,11 @@ def begin(path: Path, num_checkpoints: int = 0, **sections) -> RunFolder:
     return folder
 
 
-def reopen(config: Config) -> tuple[Manifest | None, list[str]]:
+def reopen(config: Config, launchers: Sequence[str] = ()) -> tuple[Manifest | None, list[str]]:
     """What opening a run's folder finds; it is closed again."""
     folder = RunFolder(config)
     try:
-        return folder.open()
+        return folder.open(launchers)
     finally:
         folder.close()
 
@@ -183,6 +185,21 @@ class TestNever:
             assert reopen(never)[0] is None
             begin(tmp_path / "run", num_checkpoints=1, run={"resume": "never"})
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.old-1", "run.old-2", "run.old-3"]
+
+    def test_a_restart_that_worker_0s_launcher_does_not_count(self, tmp_path, monkeypatch):
+        """With several machines a launcher restarts its workers for another's sake, or is not the one of the start."""
+        never = small_config(tmp_path / "run", run={"resume": "never"})
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "always-the-same")
+        begin(tmp_path / "run", num_checkpoints=1, launchers=["a", "b"], run={"resume": "never"})
+        launch = tmp_path / "run/run.launch"
+        assert reopen(never, ["a", "b"])[0] is None, "this process has begun that run, and now begins another"
+        process = f"{socket.gethostname()} {os.getpid()}"
+        launch.write_text(launch.read_text().replace(process, "another process"))
+        assert reopen(never, ["c", "b"])[0].folder == "epoch-000001"
+        launch.write_text(launch.read_text().replace(process, "another process"))
+        assert reopen(never, ["c"])[0].folder == "epoch-000001", "c has come to a run that goes on"
+        launch.write_text(launch.read_text().replace(process, "another process"))
+        assert reopen(never, ["d"])[0] is None, "the same command again"
 
     def test_a_folder_that_cannot_be_renamed(self, tmp_path, monkeypatch):
         """A mount point, for one."""
