@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -189,11 +189,11 @@ def undisturbed_runs(folder: Path, replicas: int, pipeline: bool) -> dict[str, P
     return runs
 
 
-def table(trials: list[Trial]) -> str:
+def table(trials: Sequence[Trial], kinds: Iterable[str] = KINDS) -> str:
     """Rows by kind: how often, what came of it, how long it took to be noticed."""
     head = "| fault | injected | went on | resumed by itself | by repeating | cause named | longest until ended, s | left |"
     rows = [head, "|---|---|---|---|---|---|---|---|"]
-    for kind in KINDS:
+    for kind in kinds:
         faults = [fault for trial in trials for fault in trial.faults if fault.kind == kind]
         if not faults:
             continue
@@ -299,6 +299,13 @@ def _write(trials: list[Trial], minutes: float, folder: Path) -> None:
         "",
     ]
     lines += [f"- {trial.name}: {each[:300]}" for trial in trials for each in trial.wrong]
+    write_results(folder, lines, machine, command, minutes, trials)
+
+
+def write_results(
+    folder: Path, lines: list[str], machine: dict[str, str], command: str, minutes: float, trials: Sequence[Trial]
+) -> None:
+    """Writes results.md, of these lines, and results.json."""
     folder.mkdir(exist_ok=True)
     (folder / "results.md").write_text("\n".join(lines))
     content = {
