@@ -209,7 +209,7 @@ def _kill(processes: "list[int] | dict[int, int | None]") -> None:
 
 
 def _attempt_ends(training: TrainingOnNodes, old: dict[int, int | None], since: int, fault: Fault) -> None:
-    """All workers of the attempt that was disturbed are gone; `fault.kind` is empty where the run was done before."""
+    """All workers of the attempt that was disturbed are gone. The fault has no kind where they were done before it."""
     begin = time.monotonic()
     workers = {pid for pid, rank in old.items() if rank is not None}
     if not training.wait_until(lambda: not workers & set(training.processes()), HANG_SECONDS):
@@ -230,6 +230,8 @@ def _return(training: TrainingOnNodes, host: int, dice: random.Random) -> None:
 
 def _goes_on(training: TrainingOnNodes, since: int, fault: Fault) -> None:
     """The run comes one epoch further on all hosts, or to its end, without anybody's help."""
+    if not fault.kind:
+        return
     fault.resumed = "by itself"
     # The endpoint's launcher goes on through all of this: where it ends, the run does not go on by itself.
     if not training.wait_for_line(r"^epoch |^done: ", since, RETURN_SECONDS):

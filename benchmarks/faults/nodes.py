@@ -47,7 +47,7 @@ def plan(name: str, kinds: list[str]) -> tuple[Trial, list[str], random.Random]:
     dice = random.Random(name)
     chosen = dice.choices(kinds, [WEIGHTS[kind] for kind in kinds], k=FAULTS_A_TRIAL)
     mode, nodes, begun_anew = (
-        dice.choice(["halves", "halves", "alternate"]),
+        dice.choice(["halves", "halves", "turns"]),
         dice.choice(["3", "2:3"]),
         dice.random() < 0.3,
     )
@@ -101,7 +101,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     kinds, trials, begin = arguments.only or list(KINDS), [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pipeflow-faults-") as temporary:
-        undisturbed = {mode: _undisturbed(Path(temporary) / mode, mode) for mode in ("halves", "alternate")}
+        undisturbed = {mode: _undisturbed(Path(temporary) / mode, mode) for mode in ("halves", "turns")}
         while arguments.trial is None or not trials:
             if sum(len(trial.faults) for trial in trials) >= arguments.faults:
                 break

@@ -45,6 +45,9 @@ MODES = {
         "schedule": {"mode": "concurrent", "local_epochs": 5, "finetune_epochs": 1},
     },
     "long": {"schedule": {"mode": "concurrent", "local_epochs": 90, "finetune_epochs": 6}},
+    "turns": {
+        "schedule": {"mode": "alternate", "local_epochs": 60, "finetune_epochs": 12, "alternate_every": "3 steps"}
+    },
     "halves": {"schedule": {"mode": "concurrent", "local_epochs": 40, "finetune_epochs": 40}},
     "alternate": {
         "schedule": {"mode": "alternate", "local_epochs": 30, "finetune_epochs": 6, "alternate_every": "3 steps"}
