@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeflow.errors import Preempted
+from pipeflow.workers import preemption
 from pipeflow.workers.preemption import NOTICES, Notice
 
 
@@ -106,3 +107,24 @@ def test_once_the_run_is_saved_a_repeated_signal_does_nothing():
         raise Preempted
     signal.raise_signal(signal.SIGTERM)
     notice.close()
+
+
+@pytest.mark.parametrize("is_of_a_loss", [False, True])
+def test_with_several_machines_a_sigterm_is_held_back_until_a_loss_would_be_known(monkeypatch, is_of_a_loss):
+    monkeypatch.setattr(preemption, "_HELD_SECONDS", 60)
+    notice = Notice(1)
+    notice.hears_late = True
+    with notice.listening(60, str):
+        signal.raise_signal(signal.SIGTERM)
+        notice.settle()
+        assert not notice
+        notice.is_of_a_loss = lambda: is_of_a_loss
+        monkeypatch.setattr(preemption, "_HELD_SECONDS", -1)
+        notice.settle()
+        assert bool(notice) is not is_of_a_loss
+        monkeypatch.setattr(notice, "is_of_a_loss", lambda: False)
+        notice.settle()
+        assert bool(notice) is not is_of_a_loss, "a SIGTERM that was a loss's is no notice later"
+        notice.hears_late = False
+        signal.raise_signal(signal.SIGTERM)
+        assert notice
