@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.faults.kinds import DOING, Fault, is_no_preemption, is_said, names_worker, set_link
@@ -40,10 +40,13 @@ class TrainingOnNodes(Training):
 
     nodes: str = "3"
     """`--nnodes`: as many as there are hosts, or fewer to as many."""
+    sitting: list[str] = field(default_factory=list)
+    """pipeflow's options in this sitting: a host that comes back starts the same command again."""
 
     def start(self) -> None:
         """The command on each host."""
         self.lines.append(f"--- started at {time.monotonic():.1f}")
+        self.sitting = self._options()
         self.launchers = [self._start_on(host) for host in range(self.workers)]
 
     def start_again(self, host: int) -> None:
@@ -64,7 +67,7 @@ class TrainingOnNodes(Training):
         names = [word.partition("=")[0] for word in given]
         assert {*changed} <= {*names}, f"{RECIPE}: its torchrun lacks one of {', '.join(changed)}"
         arguments = [f"{name}={changed[name]}" if name in changed else word for name, word in zip(names, given)]
-        command = [sys.executable, "-m", "torch.distributed.run", *arguments, "-m", "pipeflow.launch", *self._options()]
+        command = [sys.executable, "-m", "torch.distributed.run", *arguments, "-m", "pipeflow.launch", *self.sitting]
         return self._popen(["ip", "netns", "exec", self.hosts.names[host], *command], **environment)
 
     def processes_on(self, host: int) -> dict[int, int | None]:
