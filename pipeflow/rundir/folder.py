@@ -28,8 +28,6 @@ from pipeflow.safe_files import in_full
 
 _LAUNCH = "run.launch"
 """The file that names the launch which began the run anew (`run.resume never`): its own restarts go on with the run."""
-
-
 _OPENED = ("config.yaml", "metrics.jsonl")
 """Files that are there before a run has begun."""
 
@@ -139,15 +137,18 @@ class RunFolder:
     def _is_restarted(self, launchers: Sequence[str]) -> bool:
         """Whether a launcher has restarted the workers, and those before began the run in this folder anew.
 
-        Of several machines some restart theirs without counting that, and some are not those of the start any more.
+        torchruns are known by their processes: of those on several machines some restart workers without counting that, and
+        some have come later. Other launchers count.
         """
         launch = self.path / _LAUNCH
         if not launch.exists():
             return False
         name, *before = launch.read_text().split("\n")
-        is_counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        is_by_the_same = _process() not in before and not {*before}.isdisjoint(launchers)
-        return name == _launch() and (is_counted or is_by_the_same)
+        if name != _launch():
+            return False
+        if not launchers:
+            return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        return _process() not in before and not {*before}.isdisjoint(launchers)
 
     def write_config(self, changes: Sequence[Change] = ()) -> None:
         """Writes config.yaml, and the options that changed on the way. From here on the folder holds this run."""

@@ -1,4 +1,4 @@
-"""One fault of each kind that machines suffer, over three of them: the run ends as if nobody had disturbed it, to the bit."""
+"""One fault of each kind that machines suffer, over three: the run ends as if nobody had disturbed it, to the bit."""
 
 import random
 from pathlib import Path
