@@ -26,8 +26,8 @@ class Place:
     port: int = 0
     num_machines: int = 1
     """Machines with a launcher of their own, as far as launchers say that."""
-    has_store: bool = False
-    """Whether this worker, instead of a launcher, holds the store through which the workers meet."""
+    store_is_worker_0s: bool = False
+    """Whether the store through which the workers meet is held by worker 0, instead of by a launcher."""
 
 
 def read_place() -> Place:
@@ -43,8 +43,8 @@ def read_place() -> Place:
     if size == 1:
         return Place(local_rank=local_rank)
     address, port = _text("MASTER_ADDR"), _number("MASTER_PORT", 1)
-    has_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    return Place(rank, size, local_rank, address, port, _number("GROUP_WORLD_SIZE", 1, default="1"), has_store)
+    store_is_worker_0s = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return Place(rank, size, local_rank, address, port, _number("GROUP_WORLD_SIZE", 1, default="1"), store_is_worker_0s)
 
 
 def _text(name: str, default: str = "") -> str:

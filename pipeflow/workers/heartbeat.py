@@ -10,6 +10,7 @@ import itertools
 import json
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeflow.errors import WorkerError, first_line
@@ -30,6 +31,8 @@ _QUIET_SECONDS = 3.0
 """A worker without a beat for so long may no longer do what it said last."""
 _LAUNCHER_SECONDS = 1.0
 """A launcher that is killed closes its store so long before its process is seen to be gone."""
+_CLAIM_SECONDS = 5.0
+"""A store that is out of reach gets so long to take a worker's error."""
 _ENDED = "ended"
 
 
@@ -48,6 +51,7 @@ class Monitor:
         """The parts that each worker will hold, for messages before its first beat that names them."""
         self.store_lost = False
         self._store = store
+        self._store_is_worker_0s = launched.store_is_worker_0s
         self._rank = rank = alarm.rank
         self._timeout = timeout
         self._alarm = alarm
@@ -208,12 +212,21 @@ class Monitor:
 
     def _lose_store(self, why: str) -> None:
         self.store_lost = True
+        if self._store_is_worker_0s:
+            self._alarm.trip(self.loss_of_store(why))
+            return
         end = time.monotonic() + _LAUNCHER_SECONDS
         while time.monotonic() < end:
             if parent.is_gone():  # the store went with it, and the alarm's guard reports that
                 return
             time.sleep(POLL_SECONDS)
-        self._alarm.trip_loss(
+        self._alarm.trip(self.loss_of_store(why))
+
+    def loss_of_store(self, why: str) -> WorkerError:
+        """The error of a store that does not answer, with the store's own in brackets."""
+        if self._store_is_worker_0s:
+            return self._alarm.loss(f"worker 0 was lost{self._about(0)}: its store does not answer any more ({why})")
+        return self._alarm.loss(
             f"worker {self._rank}: the launcher's store does not answer any more ({why}): worker 0{self._about(0)} or "
             f"the launcher is gone"
         )
@@ -221,6 +234,20 @@ class Monitor:
 
 def _beat_key(rank: int) -> str:
     return f"beat/{rank}"
+
+
+def claim_in_time(store: "Store", rank: int, message: str) -> tuple[int, str] | None:
+    """As `claim_failure`; None where the store is gone, or behind a link that is cut, which never answers."""
+    claims: list[tuple[int, str]] = []
+
+    def claim() -> None:
+        with suppress(RuntimeError):
+            claims.append(claim_failure(store, rank, message))
+
+    claiming = threading.Thread(target=claim, name="pipeflow-failure", daemon=True)
+    claiming.start()
+    claiming.join(_CLAIM_SECONDS)
+    return claims[0] if claims else None
 
 
 def claim_failure(store: "Store", rank: int, message: str) -> tuple[int, str]:

@@ -5,10 +5,9 @@ is a world of size 1, without torch.distributed.
 """
 
 import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from pipeflow.workers.alarm import Alarm, is_broken_connection
 from pipeflow.workers.control import Control, check_same_options
 from pipeflow.workers.environment import check_address, not_met, read_place
 from pipeflow.workers.groups import destroy_groups
-from pipeflow.workers.heartbeat import Monitor, claim_failure
+from pipeflow.workers.heartbeat import Monitor, claim_in_time
 from pipeflow.workers.meeting import agree_on_prefix
 from pipeflow.workers.neighbour import Neighbour
 from pipeflow.workers.network import stay_on_this_machine
@@ -44,8 +43,6 @@ _NO_TIMEOUT = timedelta(days=365)
 _STORE_TIMEOUT = timedelta(seconds=30)
 _CAUSE_SECONDS = 3.0
 """The monitor hears within these seconds why a connection broke inside torch."""
-_CLAIM_SECONDS = 5.0
-"""A store that is out of reach gets so long to take a worker's error."""
 _SPREAD_SECONDS = 2.0
 """All monitors read an error in the store within this time."""
 
@@ -250,26 +247,22 @@ class World:
         Where another's came first and is shown there, this one is marked as reported and takes its words: its own tell only
         what followed, such as a connection that broke. A store that ends with this process stays until all have read it.
         """
-        if self.monitor is not None and self.launched.has_store:
-            self._resources.callback(time.sleep, _SPREAD_SECONDS)
-        if self.monitor is None or error.reported:
+        if self.monitor is None:
             return
-        if self.monitor.store_lost or parent.trouble():
+        is_worker_0s = self.launched.store_is_worker_0s
+        if is_worker_0s and self.rank == 0:
+            self._resources.callback(time.sleep, _SPREAD_SECONDS)
+        if error.reported:
+            return
+        if not is_worker_0s and (self.monitor.store_lost or parent.trouble()):
             error.reported = parent.is_said_elsewhere()
             return
-        claims: list[tuple[int, str]] = []
-
-        def claim() -> None:
-            with suppress(RuntimeError):
-                claims.append(claim_failure(self._store, self.rank, str(error)))
-
-        # In a thread, since a store behind a link that is cut never answers.
-        claiming = threading.Thread(target=claim, name="pipeflow-failure", daemon=True)
-        claiming.start()
-        claiming.join(_CLAIM_SECONDS)
-        for rank, message in claims:
-            if rank != self.rank:
-                error.reported, error.args = True, (message,)
+        first = claim_in_time(self._store, self.rank, str(error))
+        if first is not None and first[0] != self.rank:
+            error.reported, error.args = True, (first[1],)
+        elif first is None and is_worker_0s and self.rank != 0 and isinstance(error, WorkerError):
+            # What broke at this worker may be a connection to one that has left for the same reason.
+            error.args = self.monitor.loss_of_store("no connection").args
 
     def cause_of(self, error: Exception) -> PipeflowError:
         """The cause of a connection that broke inside torch, if the monitor hears of it, or else all that is known."""
