@@ -50,6 +50,13 @@ def test_a_bound_is_no_measurement_and_goes_with_the_value_it_is_of(tmp_path):
     assert "links of 1 Gbit/s, too quick" in other.describe() and other.faster_than_measured == bounds[1:]
 
 
+def test_an_all_reduce_is_no_faster_than_the_links_that_are_given(tmp_path):
+    write_machines(Machines(workers=2, flops=1e12, bandwidth=3e10, reduce_bandwidth=2e10), tmp_path / "machines.yaml")
+    assert read_machines(tmp_path / "machines.yaml").reduce_bytes_per_second == 2e10 / 8
+    slower = read_machines(tmp_path / "machines.yaml", {"bandwidth": "20 Mbit/s"})
+    assert slower.reduce_bytes_per_second == slower.bytes_per_second == 20e6 / 8
+
+
 def test_a_file_is_read_back_as_it_was_written_and_options_go_over_it(tmp_path):
     steps = StepSeconds(batch_size=(8, 64), train={"a": (1.0, 2.0)}, forward={"a": (0.5, 0.6)}, update=0.1)
     machines = Machines(workers=3, step_seconds=steps, bandwidth=1e9, latency=1e-4, memory=8e9, alone=0.7)

@@ -9,7 +9,8 @@ FREE = Machines().handling_seconds
 
 def equal_parts(num: int, sent: float = 0.0) -> list[PartCosts]:
     """Forward 1 s, backward 2 s, nothing for the update."""
-    return [PartCosts(1.0, 2.0, 0.0, sent if index < num - 1 else 0.0, index) for index in range(num)]
+    last = num - 1
+    return [PartCosts(1.0, 2.0, 0.0, sent * (index < last), index, 0.0, sent * (index < last)) for index in range(num)]
 
 
 def spans(*texts: str) -> list[Span]:
@@ -83,6 +84,15 @@ def test_pipelines_written_down():
     assert simulate(pipeline_programs("1f1b", equal_parts(2), 3, 1, FREE)).workers == [
         spans("F0.0 0-1", "F0.1 1-2", "B0.0 4-6", "F0.2 6-7", "B0.1 7-9", "B0.2 10-12", "U0 12-12"),
         spans("F0.0 1-2", "B0.0 2-4", "F0.1 4-5", "B0.1 5-7", "F0.2 7-8", "B0.2 8-10", "U0 10-10"),
+    ]
+
+
+def test_gradients_take_the_time_of_their_own_bytes_back():
+    """Latents of 10 bytes and gradients of 5, at a byte a second."""
+    parts = [PartCosts(1, 2, 0, 10, 0, 0, 5), PartCosts(1, 2, 0.5, 0, 1, 3.0)]
+    assert simulate(pipeline_programs("gpipe", parts, 1, 1, FREE), SimulatedLink(bytes_per_second=1.0)).workers == [
+        spans("F0.0 0-1", "B0.0 19-21", "U0 21-21"),
+        spans("F0.0 11-12", "B0.0 12-14", "U0 14-17.5"),
     ]
 
 

@@ -10,6 +10,7 @@ scenario.py       a flow on machines, from which a prediction (prediction.py) is
 isolated.py       gradient-isolated parts
 pipelines.py      GPipe and 1F1B
 data_parallel.py  the whole flow on one worker, or on several
+finetune.py       the end-to-end epochs behind isolated parts
 predictor.py      all of them
 recommend.py      which to take
 table.py          the predictions as a table and as JSON; figure.py against the speed of the links

@@ -8,7 +8,7 @@ from pipeflow.flow import Part
 from pipeflow.flow.balance import owners_of
 from pipeflow.plan.predict.cuts import Cut
 from pipeflow.plan.predict.data_parallel import seconds_until_reduced
-from pipeflow.plan.predict.finetuning import finetune_seconds
+from pipeflow.plan.predict.finetune import Finetune, predict_finetune, run_seconds
 from pipeflow.plan.predict.prediction import Prediction
 from pipeflow.plan.predict.programs import PartCosts, local_programs
 from pipeflow.plan.predict.scenario import Scenario
@@ -25,10 +25,13 @@ class IsolatedParts:
     def __init__(self, scenario: Scenario):
         self._scenario = scenario
         self._epochs: dict[tuple[tuple[str, ...], Turn, int], tuple[float, float]] = {}
-        self._finetuned: dict[tuple[tuple[str, ...], int], dict[str, float]] = {}
+        self._finetunes: dict[tuple[str, tuple[str, ...], int], Finetune] = {}
 
-    def predict(self, mode: str, cut: Cut, replicas: int = 1) -> Prediction:
-        """A schedule with `replicas` workers on each part; seconds and bytes are the mean over its turns."""
+    def predict(self, mode: str, cut: Cut, replicas: int = 1, finetune: str | None = None) -> Prediction:
+        """A schedule with `replicas` workers on each part; seconds and bytes are the mean over its turns.
+
+        finetune: how end-to-end epochs run, as for `predict_finetune`; None: as configured.
+        """
         scenario, parts = self._scenario, cut.parts
         turns = [tuple(range(len(parts)))] if mode == "concurrent" else [(part,) for part in range(len(parts))]
         owners = self._owners(parts)
@@ -38,22 +41,21 @@ class IsolatedParts:
         phases = [self._phase(turn) for turn in turns]
         sent = sum(self._link_bytes(phase, parts, owners, replicas) for phase in phases) / len(turns)
         sent += sum(replica_bytes(phase, parts, replicas) for phase in phases) / len(turns)
+        then = self._finetune(finetune or scenario.config.finetune.parallel, cut, owners, replicas)
+        by_turn_seconds = {turn: each[0] for turn, each in by_turn.items()}
         num_owners, num_micro = max(owners) + 1, scenario.micro_batches(scenario.batch_size / replicas)
-        local = self._local_seconds(mode, parts, {turn: each[0] for turn, each in by_turn.items()})
-        finetune = self._finetune_seconds(parts, owners, replicas)
-        way = scenario.config.finetune.parallel
         return scenario.predict(
             mode,
             Cut(f"{cut.name} x {replicas}" if replicas > 1 else cut.name, parts),
             seconds=seconds,
             sent=sent,
-            memory=self._memory(parts, owners, replicas),
+            memory=max(self._memory(parts, owners, replicas), then.memory),
             idle=1 - busy / (num_owners * seconds),
             workers=num_owners * replicas,
             replicas=replicas,
             micro_batches=num_micro if num_micro > 1 else None,
-            run_seconds=local + finetune.get(way, finetune["single"]),
-            run_seconds_by_finetune={way: local + seconds for way, seconds in finetune.items()},
+            finetune=then.name,
+            run=self._run(mode, parts, owners, replicas, by_turn_seconds, then),
         )
 
     def _owners(self, parts: Sequence[Part]) -> list[int]:
@@ -91,7 +93,7 @@ class IsolatedParts:
             if replicas > 1:
                 reducing = seconds_until_reduced(scenario, part, images, replicas) - forward - backward
             sent = latent_bytes(part, max(1, round(images)), dtype) if part is not parts[-1] else 0
-            costs.append(PartCosts(drawn + forward, backward, work.update, sent, owner, reducing))
+            costs.append(PartCosts(drawn + forward, backward, work.update, sent, owner, reducing=reducing))
         return costs
 
     def _phase(self, turn: Turn) -> Phase:
@@ -121,22 +123,26 @@ class IsolatedParts:
             fullest = max(fullest, scenario.memory(own, kept, waiting))
         return fullest
 
-    def _finetune_seconds(self, parts: Sequence[Part], owners: Sequence[int], replicas: int) -> dict[str, float]:
-        """Seconds of the end-to-end epochs in each way of `finetune.parallel`, the same for all schedules."""
-        key = tuple(part.names[0] for part in parts), replicas
-        if key not in self._finetuned:
-            num_epochs = self._scenario.config.schedule.finetune_epochs
-            self._finetuned[key] = finetune_seconds(self._scenario, parts, owners, replicas, num_epochs)
-        return self._finetuned[key]
+    def _finetune(self, how: str, cut: Cut, owners: Sequence[int], replicas: int) -> Finetune:
+        key = how, cut.starts, replicas
+        if key not in self._finetunes:
+            self._finetunes[key] = predict_finetune(self._scenario, how, cut, owners, replicas)
+        return self._finetunes[key]
 
-    def _local_seconds(self, mode: str, parts: Sequence[Part], by_turn: dict[Turn, float]) -> float:
-        """Seconds of all local epochs of this schedule."""
+    def _run(
+        self, mode: str, parts: Sequence[Part], owners: Sequence[int], replicas: int, by_turn: dict[Turn, float],
+        then: Finetune,
+    ) -> tuple[float, float]:  # fmt: skip
+        """Seconds and bytes of all epochs of this schedule with these parts, the gather and fine-tuning included."""
         scenario = self._scenario
         schedule = {**scenario.config.to_dict()["schedule"], "mode": mode}
-        phases = Schedule(Config.from_dict({"schedule": schedule}), len(parts), scenario.steps()).phases()
-        return sum(
-            of_epoch * phase.count_training(turn[-1]) / phase.steps
-            for phase in phases
-            if phase.is_local
-            for turn, of_epoch in by_turn.items()
-        )
+        config = Config.from_dict({"schedule": schedule})
+        seconds, sent = 0.0, 0.0
+        for phase in Schedule(config, len(parts), scenario.steps()).phases():
+            if phase.is_local:
+                for turn, of_epoch in by_turn.items():
+                    seconds += of_epoch * phase.count_training(turn[-1]) / phase.steps
+                sent += self._link_bytes(phase, parts, owners, replicas) + replica_bytes(phase, parts, replicas)
+            else:
+                sent += then.bytes
+        return seconds + run_seconds(scenario, then), sent + then.moved

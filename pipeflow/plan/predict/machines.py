@@ -150,6 +150,8 @@ def read_machines(path: str | Path | None = None, options: dict[str, Any] | None
             values[name] = value
             if name == "flops":
                 values.pop("step_seconds", None)
+            if name == "bandwidth":  # what was measured of an all-reduce was over other links
+                values.pop("reduce_bandwidth", None)
             values["faster_than_measured"] = [each for each in values.get("faster_than_measured") or () if each != name]
     known = [each.name for each in dataclasses.fields(Machines)]
     for name in values:

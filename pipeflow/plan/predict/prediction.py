@@ -1,6 +1,5 @@
 """The record of one prediction: a way to use the machines, and what it takes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 MODES = ("concurrent", "alternate", "sequential")
@@ -30,16 +29,17 @@ class Prediction:
     bytes: float
     """Bytes sent between workers in an epoch, all together."""
     memory: float
-    """Bytes that the fullest worker holds at most."""
+    """Bytes that the fullest worker holds at most; with fine-tuning in a pipeline, in all epochs."""
     idle: float
     """Share of these workers' time in which they do not compute."""
     largest_part: float
     """Largest part's share of the multiply-adds: 1 / this bounds the speed-up of parts."""
+    finetune: str
+    """How the end-to-end epochs behind local ones run: single, ddp, or in a pipeline, such as `gpipe x16`; else empty."""
     run_seconds: float
     """Seconds of all the configured epochs, fine-tuning and the gather included."""
-    run_seconds_by_finetune: Mapping[str, float]
-    """The same in each way of `finetune.parallel` that the workers can take, and in the quickest pipeline, such as
-    `pipeline, gpipe x16`; empty where no part trains by itself."""
+    run_bytes: float
+    """Bytes sent between workers in the same."""
     fits: bool
 
     @property
@@ -58,8 +58,9 @@ class Prediction:
         return self.system in MODES
 
     def describe(self) -> str:
-        """`concurrent, balanced 3` or `gpipe, blocks, 16 micro-batches`."""
+        """`concurrent, balanced 3, then gpipe x16` or `gpipe, blocks, 16 micro-batches`."""
         if self.system == "end_to_end":
             return "end to end on one worker"
         micro = f", {self.micro_batches} micro-batches" if self.micro_batches else ""
-        return f"{self.system}{', ' * bool(self.cut)}{self.cut}{micro}"
+        then = f", then {self.finetune}" if self.finetune not in ("", "single") else ""
+        return f"{self.system}{', ' * bool(self.cut)}{self.cut}{micro}{then}"

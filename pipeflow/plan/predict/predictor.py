@@ -3,6 +3,7 @@
 Rivals on the same workers: a pipeline with gradients (GPipe, 1F1B; the fastest of 2, 4, 8, 16 micro-batches), and data
 parallelism with a ring all-reduce, at the same batch in all (`ddp`) and at the same batch a worker (`ddp, batch a worker`,
 which makes fewer updates). An epoch of taking turns trains one part: its seconds are the mean over the turns.
+Concurrent parts are there a second time where their end-to-end epochs are quicker in another way than as configured.
 
 `memory.activations` counts for all ways alike, and so does, with `run.device: cpu`, the copy that a checkpoint is written
 from. Where `parts.balance: time` will cut is not predicted: here cuts are by multiply-adds.
@@ -13,9 +14,10 @@ from collections.abc import Sequence
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.predict.cuts import Cut
 from pipeflow.plan.predict.data_parallel import predict_data_parallel, predict_end_to_end
+from pipeflow.plan.predict.finetune import QUICKEST
 from pipeflow.plan.predict.isolated import IsolatedParts
 from pipeflow.plan.predict.machines import Machines
-from pipeflow.plan.predict.pipelines import predict_pipeline, predict_pipeline_at
+from pipeflow.plan.predict.pipelines import RIVAL_WIRE, Wire, predict_pipeline, predict_pipeline_at
 from pipeflow.plan.predict.prediction import MODES, PIPELINES, Prediction
 from pipeflow.plan.predict.scenario import FlowCounts, Scenario
 
@@ -50,7 +52,11 @@ class Predictor:
         """Every way: one worker, parts in these modes, pipelines, data parallelism."""
         found, cuts = [self.end_to_end()], self.cuts()
         for cut in cuts:
-            found += [self.local(mode, cut) for mode in modes if mode == "concurrent" or len(cut.parts) <= _MOST_TURNS]
+            for mode in modes:
+                if mode == "concurrent" or len(cut.parts) <= _MOST_TURNS:
+                    found.append(self.local(mode, cut))
+                if mode == "concurrent":
+                    found += self._quicker_finetuning(found[-1], cut)
             for replicas in self._replicas(cut):
                 configured = replicas == self.plan.config.parts.replicas
                 found += [self.local(mode, cut, replicas) for mode in modes if mode == "concurrent" or configured]
@@ -64,21 +70,29 @@ class Predictor:
         """The whole flow on one worker."""
         return predict_end_to_end(self._scenario)
 
-    def local(self, mode: str, cut: Cut, replicas: int = 1) -> Prediction:
-        """Isolated parts: `replicas` workers each, or as a run spreads them where there are fewer workers."""
-        return self._isolated.predict(mode, cut, replicas)
+    def local(self, mode: str, cut: Cut, replicas: int = 1, finetune: str | None = None) -> Prediction:
+        """Isolated parts: `replicas` workers each, or as a run spreads them where there are fewer workers.
+
+        finetune: how the end-to-end epochs behind them run, as for `predict_finetune`; None: as configured.
+        """
+        return self._isolated.predict(mode, cut, replicas, finetune)
 
     def pipeline(self, kind: str, cut: Cut) -> Prediction:
         """An end-to-end pipeline, at the number of micro-batches at which it is fastest."""
         return predict_pipeline(self._scenario, kind, cut)
 
-    def pipeline_at(self, kind: str, cut: Cut, num_micro: int) -> Prediction:
-        """An end-to-end pipeline with this many micro-batches."""
-        return predict_pipeline_at(self._scenario, kind, cut, num_micro)
+    def pipeline_at(self, kind: str, cut: Cut, num_micro: int, wire: Wire = RIVAL_WIRE) -> Prediction:
+        """An end-to-end pipeline with this many micro-batches. wire: what travels in it."""
+        return predict_pipeline_at(self._scenario, kind, cut, num_micro, wire)
 
     def data_parallel(self) -> list[Prediction]:
         """The whole flow on several workers: at the same batch in all, and at the same batch a worker."""
         return predict_data_parallel(self._scenario)
+
+    def _quicker_finetuning(self, configured: Prediction, cut: Cut) -> list[Prediction]:
+        """The same parts with other end-to-end epochs behind them, where those are quicker than as configured."""
+        found = self.local(configured.system, cut, finetune=QUICKEST)
+        return [found] if found.run_seconds < configured.run_seconds else []
 
     def _replicas(self, cut: Cut) -> list[int]:
         """Workers that a part may have beside one: as many as there are workers for, and as configured."""

@@ -29,8 +29,8 @@ class PartCosts:
     """Worker that holds the part."""
     reducing: float = 0.0
     """Seconds that averaging gradients with other workers adds to the backward before an update."""
-    returned: float | None = None
-    """Bytes of the latent's gradient, which comes back in a pipeline; None for as many as of the latent."""
+    returned: float = 0.0
+    """Bytes of the latent's gradient, where it goes back: in a pipeline."""
 
 
 Handling = Callable[[float], float]
@@ -96,21 +96,21 @@ def pipeline_programs(
     """
     programs: list[list[Operation]] = []
     last = len(parts) - 1
-    returned = [part.sent if part.returned is None else part.returned for part in parts]
     for index, part in enumerate(parts):
         program = []
+        before = parts[index - 1]  # of the first, nobody's
         for batch in range(num_batches):
             for step in ORDERS[kind](num_micro, index, len(parts)):
                 is_forward, name = step[0] == "F", f"{step[0]}{batch}.{step[1:]}"
-                of_links = [each.sent for each in parts] if is_forward else returned
-                before, behind = of_links[index - 1] if index else 0.0, of_links[index]
                 seconds = part.forward if is_forward else part.backward
-                seconds += handling(before) if index else 0.0
+                in_front = before.sent if is_forward else before.returned
+                behind = part.sent if is_forward else part.returned
+                seconds += handling(in_front) if index else 0.0
                 seconds += handling(behind) if index < last else 0.0
                 source, target = (index - 1, index + 1) if is_forward else (index + 1, index - 1)
                 receives = (Awaited(source, name),) if 0 <= source <= last else ()
-                sends = (Message(target, name, behind if is_forward else before),) if 0 <= target <= last else ()
+                sends = (Message(target, name, behind if is_forward else in_front),) if 0 <= target <= last else ()
                 program.append(Operation(name, seconds, receives, sends))
-            program.append(Operation(f"U{batch}", part.update))
+            program.append(Operation(f"U{batch}", part.reducing + part.update))
         programs.append(program)
     return programs

@@ -121,20 +121,12 @@ def _compare(best: Prediction, ours: Prediction | None, fitting: Sequence[Predic
 def _whole_run(fitting: Sequence[Prediction]) -> str:
     """The quickest way through all configured epochs: taking turns and fine-tuning change the order."""
     # Part after part takes as long as taking turns, and was found unstable.
-    ways = [(each.run_seconds, each, "") for each in fitting if each.system != "sequential"]
-    ways += [
-        (seconds, each, way)
-        for _, each, _ in list(ways)
-        for way, seconds in each.run_seconds_by_finetune.items()
-        if seconds < each.run_seconds
-    ]
-    seconds, quickest, way = min(ways, key=lambda each: each[0])
-    text = f"All configured epochs with fine-tuning: {quickest.describe()} is quickest"
-    text += f" (finetune.parallel {way})" if way else ""
-    text += f", {seconds_text(seconds)}"
+    quickest = min((each for each in fitting if each.system != "sequential"), key=lambda each: each.run_seconds)
+    text = f"All configured epochs with fine-tuning: {quickest.describe()} is quickest, "
+    text += seconds_text(quickest.run_seconds)
     alone = next((each for each in fitting if each.system == "end_to_end"), None)
     if alone is not None and quickest is not alone:
-        text += f", {seconds / alone.run_seconds:.2f} of end to end on one worker"
+        text += f", {quickest.run_seconds / alone.run_seconds:.2f} of end to end on one worker"
     turns = "" if quickest.trains_all else " (its epochs train one part at a time: fewer updates of each)"
     return f"{text}{turns}."
 

@@ -1,7 +1,7 @@
 """One flow at one batch size on one description of machines: what its predictions are computed from."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from pipeflow.flow import Part
 from pipeflow.plan.plan import Plan
@@ -37,6 +37,10 @@ class FlowCounts:
         """Bytes that data-parallel workers send to average the whole flow's gradients."""
         of_two = self._once("gradients", [self.whole], lambda: gradient_bytes([self.whole], 2, 1))
         return of_two * (workers - 1) * steps
+
+    def replica_bytes(self, part: Part, replicas: int) -> int:
+        """Bytes that a part's replicas send to average its gradients once, without its head."""
+        return (replicas - 1) * self._once("replicas", [part], lambda: gradient_bytes([part], 2, 1))
 
     def resident_bytes(self, parts: Sequence[Part]) -> int:
         """Bytes that a worker of these parts always holds, with a checkpoint's copy where its memory is the host's."""
@@ -108,9 +112,11 @@ class Scenario:
     def predict(
         self, system: str, cut: Cut, *, seconds: float, sent: float, memory: float, idle: float, workers: int,
         replicas: int = 1, micro_batches: int | None = None, batch_size: int | None = None,
-        run_seconds: float | None = None, run_seconds_by_finetune: Mapping[str, float] | None = None,
+        run: tuple[float, float] | None = None, finetune: str = "",
     ) -> Prediction:  # fmt: skip
-        """The record of a prediction; without `run_seconds` all configured epochs take `seconds` each."""
+        """The record of a prediction. run: seconds and bytes of all configured epochs; without it they are all alike."""
+        num_epochs = self.config.num_epochs
+        run_seconds, run_bytes = (num_epochs * seconds, num_epochs * sent) if run is None else run
         costs = [self.counts.multiply_adds(part) for part in cut.parts]
         return Prediction(
             system=system,
@@ -125,7 +131,8 @@ class Scenario:
             memory=memory,
             idle=max(0.0, idle),
             largest_part=max(costs) / max(1, sum(costs)),
-            run_seconds=self.config.num_epochs * seconds if run_seconds is None else run_seconds,
-            run_seconds_by_finetune=run_seconds_by_finetune or {},
+            finetune=finetune,
+            run_seconds=run_seconds,
+            run_bytes=run_bytes,
             fits=memory <= (math.inf if self.machines.memory is None else self.machines.memory),
         )

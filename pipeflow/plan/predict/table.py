@@ -15,8 +15,8 @@ from pipeflow.units import bytes_text, seconds_text
 _NOTES = (
     "idle: share of the workers' time; largest: largest part's share of the work, which bounds the speed-up. "
     "An epoch of alternate or sequential trains one part (mean over the parts). run: all configured epochs, the gather "
-    "and fine-tuning. memory: in the local epochs, lower bound; fine-tuning on one worker needs that of end_to_end, "
-    "and as a pipeline that of gpipe or 1f1b. "
+    "and fine-tuning, as configured; with '+' it follows on the row above in a way that is quicker. memory: in the local "
+    "epochs and in those of a pipeline, lower bound; fine-tuning on one worker needs that of end_to_end. "
     "With run.device cpu it includes the copy that checkpoints are written from, which is otherwise in the host's memory."
 )
 
@@ -30,9 +30,11 @@ def print_predictions(
     table.add_column("cut", no_wrap=True)
     for heading in ("epoch", "sent", "memory", "idle", "largest", "run"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for each in predictions:
+    for before, each in zip([None, *predictions], predictions):
         micro = f" x{each.micro_batches}" if each.micro_batches else ""
         system = "ddp, all" if each.system == "ddp, batch a worker" else each.system + micro
+        if before is not None and each.is_ours and (each.system, each.cut) == (before.system, before.cut):
+            system = f"+ {each.finetune}"
         table.add_row(
             Text(system, style="bold" if each == advice.best else ""),
             each.cut or f"batch {each.batch_size}",
