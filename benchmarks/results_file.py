@@ -5,21 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import command_line, describe_machine
+from benchmarks.machine import describe_machine
 
 
 class ResultsFile:
     """The measurements of one benchmark with one set of settings, by kind and key."""
 
-    def __init__(self, path: Path, program: str, settings: dict[str, Any], kinds: Sequence[str]):
-        """Reads what is there already.
+    def __init__(self, path: Path, command: str, settings: dict[str, Any], kinds: Sequence[str]):
+        """Reads what is there already. command: what makes the results again; kinds: of measurements.
 
         Raises ValueError where that was measured with other settings.
         """
         self.path = path
         self.values: dict[str, Any] = {
             "machine": describe_machine(),
-            "command": command_line(program),
+            "command": command,
             "settings": settings,
             **{kind: {} for kind in kinds},
         }

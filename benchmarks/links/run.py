@@ -25,10 +25,10 @@ from benchmarks.links.hosts import HostsError, check_links, clean, link_in_words
 from benchmarks.links.processes import bytes_between, run_in_hosts
 from benchmarks.links.report import write_report
 from benchmarks.links.systems import PIPEFLOW, RIVALS, System, make_systems
+from benchmarks.machine import command_line
 from benchmarks.results_file import ResultsFile
 
 HERE = Path(__file__).parent
-PROGRAM = "benchmarks.links.run"
 WARMUP, MIN_STEPS, MIN_STEPS_PIPEFLOW, MAX_STEPS = 3, 4, 8, 60
 """Batches before a rival is measured; fewest and most that are measured. A pipe of pipeflow fills and empties once."""
 RUN_LIMIT = 400.0
@@ -183,7 +183,9 @@ def main() -> int:
         base = yaml.safe_load(arguments.config.read_text()) if arguments.config else {}
         arguments.out.mkdir(parents=True, exist_ok=True)
         settings = {"workers": arguments.workers, "config": base, "seconds": arguments.seconds}
-        results = ResultsFile(arguments.out / "results.json", PROGRAM, settings, ("links", "runs"))
+        results = ResultsFile(
+            arguments.out / "results.json", command_line("benchmarks.links.run"), settings, ("links", "runs")
+        )
         failed = [] if arguments.report else measure_all(make_jobs(arguments), results, arguments, base)
         write_report(results.values, arguments.out)
     except (HostsError, ValueError, OSError) as error:
