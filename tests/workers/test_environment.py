@@ -10,7 +10,10 @@ from pipeflow.launch import load_config
 from pipeflow.workers.environment import Place, check_address, check_not_apart, read_place
 from tests.small_runs import errors_in, finish, options, small_config
 
-LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}
+LAUNCHED = {
+    "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "LOCAL_RANK": "1",
+    "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True",
+}  # fmt: skip
 OTHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -22,8 +25,13 @@ def launched(monkeypatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_what_torchrun_says():
-    assert read_place() == Place(1, 2, 1, "127.0.0.1", 29500)
+def test_what_torchrun_says(monkeypatch):
+    place = read_place()
+    assert place == Place(1, 2, 1, "127.0.0.1", 29500)
+    assert place.num_machines == 1 and not place.store_is_worker_0s
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert read_place() == Place(1, 2, 1, "127.0.0.1", 29500, num_machines=2, store_is_worker_0s=True)
 
 
 def test_one_process_needs_nothing(monkeypatch):
@@ -74,9 +82,8 @@ def test_a_name_that_nobody_knows():
 def test_a_port_that_is_taken(launch, tmp_path):
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
-        process = launch(
-            None, *options(small_config(tmp_path / "run")), **{**os.environ, "RANK": "0", "MASTER_PORT": port}
-        )
+        environment = {**os.environ, "RANK": "0", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        process = launch(None, *options(small_config(tmp_path / "run")), **environment)
         (said,) = errors_in(finish(process))
     assert f"MASTER_PORT: {port} is taken by another process at worker 0" in said and process.returncode == 1
 
