@@ -45,9 +45,7 @@ class RunConfig:
     )
     figures: bool = option(True, "draw the figures of a run that has ended")
     heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat until a worker counts as lost", at_least=1)
-    control_timeout_s: float = option(
-        300.0, "seconds for a message between rank 0 and a worker that both have begun, as at the gather", at_least=1
-    )
+    control_timeout_s: float = option(300.0, "seconds for a message of the control group that has begun", at_least=1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dir", os.path.expanduser(self.dir))
