@@ -62,6 +62,7 @@ def test_a_command_line_that_cannot_be_is_exit_code_2(capsys, arguments):
         (("report", "nowhere"), "nowhere (nowhere, relative to the current folder) is not the folder of a run"),
         (("plan", "--optim.lt", "1"), "did you mean 'optim.lr'"),
         (("plan", "--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("plan", "--workers", "2", "--link", "nonsense"), "--link: expected '1 Gbit/s'"),
         (("plan", "nowhere"), "'nowhere' is not an option"),
         (("train", "--optim.lt", "1"), "did you mean 'optim.lr'"),
     ],
@@ -99,7 +100,24 @@ def test_report_prints_the_table_and_the_figures(capsys, finished_run, tmp_path,
     monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [f"{out}/drawn.png"])
     code, out, err = run(capsys, "report", str(finished_run), "--out", str(tmp_path))
     assert (code, err) == (0, "") and "1 concurrent + 1 finetune" in out
-    assert f"{tmp_path}/drawn.png" in out
+    assert f"{tmp_path}/drawn.png" in out and "MB all: evaluations, initial latents, control and gradients too" in out
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_stands(capsys, finished_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [f"{out}/drawn.png"])
+    (tmp_path / "run").symlink_to(finished_run)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    for arguments, said in [
+        (("report", "~/run", "--out", "~/figures"), "figures/drawn.png"),
+        (("sample", "~/run", "--num", "1", "--out=~/samples.png"), "samples.png"),
+        (("encode", "~/run", "~/a.png", "--out", "~/latents"), "latents"),
+        (("interpolate", "~/run", "~/a.png", "~/a.png", "--num", "2", "--out", "~/way.png"), "way.png"),
+    ]:
+        code, out, err = run(capsys, *arguments)
+        assert (code, err) == (0, "") and f"{tmp_path}/{said}" in out, arguments
+    assert run(capsys, "plan", "--workers", "1", "--flops", "1e12", "--json", "~/plan.json")[0] == 0
+    assert (tmp_path / "samples.png").is_file() and (tmp_path / "plan.json").is_file()
 
 
 def test_plan_takes_the_options_of_a_run(capsys, tmp_path):

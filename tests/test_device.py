@@ -23,6 +23,8 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
         ConfigError, match=r"^run.device, or --device: cuda, but torch finds no GPU here: use auto or cpu"
     ):
         choose_device("cuda")
+    with pytest.raises(ConfigError, match="^device: 'gpu': expected auto, cpu or cuda"):
+        choose_device("gpu")
 
 
 @pytest.mark.parametrize(

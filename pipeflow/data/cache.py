@@ -44,7 +44,7 @@ def write_cache(fingerprint: str, images: np.ndarray, num_converted: int, num_tr
 
     Args:
         images: uint8, [images, channels, height, width], training before test images.
-        num_converted: number of those with other channels than their files.
+        num_converted: number of those that hold less or more than their files.
         num_train: number of training images.
     """
     try:

@@ -56,7 +56,7 @@ def load_images(path: str | None, channels: int | None) -> tuple[np.ndarray, np.
     """The training and the test images of a folder or a zip, each uint8, [images, channels, height, width], sorted by path.
 
     They are decoded once. As long as the source does not change, they then come from the user's cache folder. The third
-    value has a note for the user where images have other channels than their files.
+    value has a note for the user where images hold less or more than their files, or thrice the same.
 
     channels: `data.channels`; None takes those of the files, which must then all be grey or all be RGB.
 
@@ -66,6 +66,7 @@ def load_images(path: str | None, channels: int | None) -> tuple[np.ndarray, np.
     if path is None:
         raise DataError(f"data.path is not set: with data.name 'images' it is {LAYOUT}.")
     with _open(Path(path)) as members:
+        path = os.path.abspath(path)  # as messages show it
         train, test = _split(members, path)
         listing = [[member.path, member.size, member.stamp] for member in train + test]
         about = json.dumps([picture.RULES, channels, listing])
@@ -75,17 +76,22 @@ def load_images(path: str | None, channels: int | None) -> tuple[np.ndarray, np.
             cached = _decode(train + test, path, channels)
             write_cache(fingerprint, *cached, len(train))
     images, num_converted = cached
-    return images[: len(train)], images[len(train) :], _notes(num_converted, len(images), channels)
+    return images[: len(train)], images[len(train) :], _notes(num_converted, images, channels)
 
 
-def _notes(num_converted: int, num_images: int, channels: int | None) -> list[str]:
+def _notes(num_converted: int, images: np.ndarray, channels: int | None) -> list[str]:
     if not num_converted:
+        if images.shape[1] == 3 and all(map(picture.is_grey, images)):  # which ends at the first in colour
+            return [
+                "All images are grey, stored as RGB: three times the same value, so that their bits/dim compare neither "
+                "with those of grey nor of RGB images. --data.channels 1 keeps one."
+            ]
         return []
     if channels == 3:
         how = "grey and become RGB by repetition: their bits/dim compare neither with those of grey nor of RGB images"
     else:
         how = "in colour and become grey: their colours are lost"
-    return [f"data.channels {channels}: {num_converted:,} of {num_images:,} images are {how}."]
+    return [f"data.channels {channels}: {num_converted:,} of {len(images):,} images are {how}."]
 
 
 def measure_images(path: str, channels: int | None) -> tuple[tuple[int, ...], int, int]:
@@ -97,6 +103,7 @@ def measure_images(path: str, channels: int | None) -> tuple[tuple[int, ...], in
         DataError: as `load_images` does, for the source and its first image.
     """
     with _open(Path(path)) as members:
+        path = os.path.abspath(path)  # as messages show it
         train, test = _split(members, path)
         return _decode_one(train[0], path, channels)[0].shape, len(train), len(test)
 
@@ -109,6 +116,7 @@ def _open(path: Path) -> Iterator[list[Member]]:
         return
     if not path.exists():
         raise DataError(f"data.path: there is no {in_full(path)}; it must be {LAYOUT}.")
+    path = path.absolute()  # as messages show it
     with contextlib.ExitStack() as stack:
         try:
             archive = zipfile.ZipFile(stack.enter_context(_BoundedReader(open_file(path).detach())))
@@ -208,7 +216,7 @@ def _split(members: list[Member], source: str) -> tuple[list[Member], list[Membe
 
 
 def _decode(members: list[Member], source: str, channels: int | None) -> tuple[np.ndarray, int]:
-    """All images, uint8, [images, channels, height, width], and the number of those with other channels than their file."""
+    """All images, uint8, [images, channels, height, width], and the number of those that `_decode_one` converted."""
     shape = _decode_one(members[0], source, channels)[0].shape
     images = _allocate(len(members), shape, source)
     num_converted = 0
@@ -231,7 +239,7 @@ def _decode(members: list[Member], source: str, channels: int | None) -> tuple[n
 
 
 def _decode_one(member: Member, source: str, channels: int | None) -> tuple[np.ndarray, bool]:
-    """One image, uint8, [channels, height, width], and whether its file has other channels."""
+    """One image, uint8, [channels, height, width], and whether it holds less or more than its file."""
     where = f"data.path: {printable(member.path)} in {source}"
     if member.size > MAX_FILE_BYTES:
         raise DataError(f"{where} is a file of {member.size:,} bytes; the limit is {MAX_FILE_BYTES:,}: remove it.")

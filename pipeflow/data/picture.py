@@ -9,7 +9,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 RULES = 2
 """Version of the rules by which files become pixels: another one whenever they change, so that no old cache is read."""
@@ -28,10 +28,10 @@ class NotUsable(ValueError):
 
 
 def decode(content: bytes, channels: int | None) -> tuple[np.ndarray, bool]:
-    """The pixels of an image file, uint8, [channels, height, width], and whether they have other channels than the file.
+    """The pixels of an image file, uint8, [channels, height, width], and whether they hold less or more than the file.
 
     A file has one channel if it is grey, by its header or by a palette of greys alone, else three. Grey becomes RGB by
-    repetition; RGB becomes grey by the weights of ITU-R 601 (0.299, 0.587, 0.114).
+    repetition; RGB becomes grey by the weights of ITU-R 601 (0.299, 0.587, 0.114), which keep greys that are stored as RGB.
 
     Args:
         content: of the file.
@@ -49,6 +49,8 @@ def decode(content: bytes, channels: int | None) -> tuple[np.ndarray, bool]:
             opened = Image.open(io.BytesIO(content), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise _too_large() from None
+        except UnidentifiedImageError:  # whose text names the bytes in memory
+            raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
         # So far only the header was read. The pixels are decoded once their number is known.
         with opened as image:
             _check_header(image, content)
@@ -56,7 +58,13 @@ def decode(content: bytes, channels: int | None) -> tuple[np.ndarray, bool]:
         own = _own_mode(upright)
         wanted = own if channels is None else _MODES[channels]
         pixels = np.asarray(upright.convert(wanted))
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), wanted != own
+        is_same = wanted == own or (wanted == "L" and is_grey(np.asarray(upright.convert("RGB")).transpose(2, 0, 1)))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), not is_same
+
+
+def is_grey(pixels: np.ndarray) -> bool:
+    """Whether red, green and blue are the same everywhere. pixels: [3, height, width]."""
+    return bool((pixels == pixels[:1]).all())
 
 
 def _check_header(image: Image.Image, content: bytes) -> None:

@@ -27,6 +27,10 @@ DOWNLOAD_TIMEOUT_S = 10
 """Seconds without an answer after which a download fails, since some networks drop packets instead of refusing them."""
 
 
+class TooFewImages(DataError):
+    """There are fewer images than `data.num_train` or `data.num_test` takes."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """Training and test images.
@@ -109,10 +113,10 @@ def load_data(data: DataConfig) -> ImageData:
 def num_taken(num: int | None, there: int, option: str) -> int:
     """Number of images that `data.num_train` or `data.num_test` takes of those that are there, None taking all.
 
-    Raises DataError where there are fewer.
+    Raises TooFewImages.
     """
     if num is not None and num > there:
-        raise DataError(f"data.{option} is {num}, but there are only {there} images; lower it, or set null for all.")
+        raise TooFewImages(f"data.{option} is {num}, but there are only {there} images; lower it, or set null for all.")
     return there if num is None else num
 
 

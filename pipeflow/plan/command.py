@@ -10,11 +10,12 @@ from rich.console import Console
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
 from pipeflow.plan.plan import Plan, make_plan
-from pipeflow.plan.predict.machines import Machines, read_machines, write_machines
+from pipeflow.plan.predict.machines import KINDS, Machines, read_machines, write_machines
 from pipeflow.plan.predict.predictor import Predictor
 from pipeflow.plan.predict.recommend import recommend
 from pipeflow.plan.predict.table import as_json, print_predictions
 from pipeflow.plan.show import print_phases, print_plan
+from pipeflow.units import read_quantity
 
 
 def run(options: argparse.Namespace, config: Config) -> None:
@@ -52,11 +53,14 @@ def _described_machines(options: argparse.Namespace) -> Machines | None:
     return read_machines(None, {"workers": 2, "bandwidth": 1, **given, "flops": 1})
 
 
-def _given(options: argparse.Namespace) -> dict[str, str]:
-    """The fields of `Machines` that stand on the command line."""
+def _given(options: argparse.Namespace) -> dict[str, str | float]:
+    """The fields of `Machines` that stand on the command line. Raises ConfigError, which names the option."""
     fields = {"workers": "workers", "bandwidth": "link", "latency": "latency", "flops": "flops", "memory": "memory"}
-    values = {name: getattr(options, option) for name, option in fields.items()}
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, option in fields.items() if (value := getattr(options, option)) is not None}
+    return {
+        name: read_quantity(f"--{fields[name]}", KINDS[name], value) if name in KINDS else value
+        for name, value in given.items()
+    }
 
 
 def _measured_machines(options: argparse.Namespace, plan: Plan, console: Console) -> Machines:

@@ -51,7 +51,11 @@ def model_metadata(flow: Flow, config: Config) -> dict[str, str]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file that is whole or not there, and as readable as the umask has it."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.touch()
+    try:
+        partial.touch()
+    except OSError as error:
+        error.filename = str(path)  # the name that was asked for
+        raise
     mode = partial.stat().st_mode  # safetensors makes files that only their owner can read
     save_file(dict(tensors), partial, metadata=metadata)
     partial.chmod(mode)
@@ -64,8 +68,10 @@ def read_weights(path: Path) -> Weights:
         with open_file(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "shape" not in metadata:
-                raise ValueError("it is a safetensors file, but not one of a flow that pipeflow has written")
-            shape = check_shape(parse_json(metadata.get("shape", "null")))
+                raise CheckpointError(
+                    f"{path} is a safetensors file without a flow, as of latents: give a {MODEL_FILE} or a run folder."
+                )
+            shape = check_shape(parse_json(metadata["shape"]))
             settings = parse_json(metadata.get("config", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:

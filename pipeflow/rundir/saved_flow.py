@@ -148,6 +148,9 @@ def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> 
     """The flow that the weights are of, with the weights in it."""
     if isinstance(given, str):
         given = load_function("flow", given)
+    if given is not None and not callable(given):
+        kind = type(given).__name__
+        raise ConfigError(f"flow: a {kind}: give a Flow, a function that builds it, or its name, module:function.")
     if given is None and config.model.name == "python":
         raise CheckpointError(f"{source}: its flow was given from Python; {_GIVE}.")
     is_glow = given is None and config.model.name == "glow"
@@ -171,8 +174,9 @@ def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> 
         flow.load_state_dict(weights.tensors, assign=is_glow)
     except (ValueError, RuntimeError) as error:
         if given is not None:
+            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{source} is of another flow than the one that is given or built: {error}."
+                f"{source} is of another flow than the one that is given or built: {reason}."
             ) from None
         raise damaged(source, error) from None
     return flow

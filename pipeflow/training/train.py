@@ -106,9 +106,14 @@ def _say_that_stdout_broke(error: OSError, config: Config) -> None:
 def _name_what_is_given(config: Config, flow: Flow | None, data: ImageData | None) -> Config:
     """The configuration with `python` for the names of what was given, so that nobody takes another flow or data for it.
 
-    Raises ConfigError where it says `python` and nothing was given.
+    Raises ConfigError where it says `python` and nothing was given, or something else than a Flow or ImageData was.
     """
-    for section, argument, given in (("model", "flow", flow), ("data", "data", data)):
+    for section, argument, given, kind in (("model", "flow", flow, Flow), ("data", "data", data, ImageData)):
+        if given is not None and not isinstance(given, kind):
+            made = "Flow(layers, shape)" if kind is Flow else "ImageData(train, test, name)"
+            raise ConfigError(
+                f"{argument}: train(config, {argument}=...) takes a pipeflow.{made}, not a {type(given).__name__}."
+            )
         named = getattr(config, section)
         if given is not None:
             config = dataclasses.replace(config, **{section: dataclasses.replace(named, name="python")})

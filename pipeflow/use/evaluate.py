@@ -6,12 +6,15 @@ from pathlib import Path
 
 from pipeflow.config import DataConfig
 from pipeflow.data import ImageData, dequantized_batches, load_data
+from pipeflow.data.sources import TooFewImages
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import Part, split_flow
 from pipeflow.rundir.saved_flow import GivenFlow, SavedFlow, open_flow
 from pipeflow.use.likelihood import exit_bits_per_dim, sum_over_batches
 from pipeflow.use.trained_flow import BATCH_SIZE
+
+_SAY_WHERE = "say where the run's are, with --data PATH on the command line, evaluate(path, data=...) in Python"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def describe(evaluation: Evaluation) -> str:
 def _load_images(path: str | Path, saved: SavedFlow, data: ImageData | str | Path | None) -> ImageData:
     """The run's images, or those that are given, once they are seen to be the run's."""
     if isinstance(data, ImageData):
-        images = data
+        images, which = data, data.name
     else:
         options = DataConfig(name="python") if saved.config is None else saved.config.data
         if data is not None:
@@ -95,26 +98,28 @@ def _load_images(path: str | Path, saved: SavedFlow, data: ImageData | str | Pat
                 f"{path}: {why}: give them, as evaluate(path, data=ImageData(train, test, name)) in Python, or as --data "
                 f"PATH on the command line, a folder or zip with train/ and test/."
             )
+        which = options.name if options.path is None else options.path
         try:
             images = load_data(options)
+        except TooFewImages:
+            raise _others(path, which, "they are fewer") from None
         except DataError as error:
             raise DataError(
-                f"{path}: the run's images are not where they were, or others than they were. Say where they are now with "
-                f"--data PATH. {error}"
+                f"{path}: the run's images cannot be loaded: {error} If they moved, {_SAY_WHERE}."
             ) from None
     if images.shape != saved.flow.shape:
-        raise DataError(
-            f"{path}: its flow takes images of shape {list(saved.flow.shape)}, but those of {images.name} have "
-            f"{list(images.shape)}: they are not the run's. Say where those are with --data PATH."
-        )
+        shapes = f"its flow takes shape {list(saved.flow.shape)}, they have {list(images.shape)}"
+        raise _others(path, which, shapes)
     if saved.data is not None and images.fingerprint != saved.data:
-        which = images.name if data is None or isinstance(data, ImageData) else data
-        raise DataError(
-            f"{path}: these images ({which}) are others than those of the run (their contents differ), so that bits/dim "
-            f"would not compare. Say where the run's are with --data PATH; bits/dim of any images are "
-            f"pipeflow.load_flow(path).bits_per_dim(images)."
-        )
+        raise _others(path, which, "their contents differ")
     return images
+
+
+def _others(path: str | Path, which: str, how: str) -> DataError:
+    return DataError(
+        f"{path}: the images of {which} are others than those of the run ({how}), so that bits/dim would not compare: "
+        f"{_SAY_WHERE}; bits/dim of any images of the flow's shape are pipeflow.load_flow(path).bits_per_dim(images)."
+    )
 
 
 def _cut_as_run(saved: SavedFlow) -> list[Part]:

@@ -115,6 +115,20 @@ def test_grey_images_stay_one_channel(files, options, write, tmp_path):
     assert "data.channels 3: 11 of 11 images are grey and become RGB" in tripled.notes[0]
 
 
+def test_greys_that_are_stored_as_rgb_are_named_and_lose_nothing_as_one_channel(files, options, write, tmp_path):
+    greys = {path: encode(np.full((4, 5, 3), i, np.uint8)) for i, path in enumerate(files)}
+    path = write(tmp_path / "grey", greys)
+    data = load_data(options(path=path))
+    assert data.shape == (3, 4, 5) and len(data.notes) == 1
+    assert data.notes[0].startswith("All images are grey, stored as RGB") and "--data.channels 1" in data.notes[0]
+    one = load_data(options(path=path, channels=1))
+    assert one.shape == (1, 4, 5) and one.notes == () and (one.train == data.train).all()
+    one_in_colour = greys | {"test/cat/2.png": files["test/cat/2.png"]}
+    path = write(tmp_path / "colour", one_in_colour)
+    assert load_data(options(path=path)).notes == ()
+    assert "1 of 11 images are in colour" in load_data(options(path=path, channels=1)).notes[0]
+
+
 def test_grey_and_colour_do_not_mix(mixed, options, write, tmp_path):
     path = write(tmp_path / "source", mixed)
     message = error_of(options, path)
@@ -222,6 +236,8 @@ def test_no_path_no_source_no_zip_no_images(files, options, tmp_path, monkeypatc
     (tmp_path / "text.zip").write_text("no zip")
     message = error_of(options, str(tmp_path / "text.zip"))
     assert "data.path" in message and "text.zip is not a zip" in message
+    Path("mine").mkdir()
+    assert f"{tmp_path}/mine has no images in train/" in error_of(options, "mine")
     for part in ("train", "test"):
         others = {path: contents for path, contents in files.items() if not path.startswith(part)}
         message = error_of(options, write_folder(tmp_path / f"without {part}", others | {f"{part}/a.txt": b""}))

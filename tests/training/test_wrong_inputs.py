@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeflow import train
-from pipeflow.errors import PipeflowError
+from pipeflow.errors import ConfigError, PipeflowError
 from pipeflow.launch import load_config
 from tests.small_runs import errors_in, finish
 
@@ -128,3 +128,16 @@ def test_cheap_ones_come_before_torch_is_imported(arguments):
     lines = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
     assert len([line for line in lines if "error: " in line]) == 1
     assert not [line for line in lines if line.startswith("import time") and "| torch" in line]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"flow": []}, r"flow: train\(config, flow=...\) takes a pipeflow.Flow\(layers, shape\), not a list"),
+        ({"data": ((), ())}, r"data: .* takes a pipeflow.ImageData\(train, test, name\), not a tuple"),
+    ],
+)
+def test_what_is_given_from_python_is_a_flow_and_images(tmp_path, given, message):
+    with pytest.raises(ConfigError, match=message):
+        train(load_config([f"--run.dir={tmp_path}/run"], 1), **given)
+    assert not (tmp_path / "run").exists()

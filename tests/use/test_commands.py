@@ -59,12 +59,15 @@ def test_files_that_are_no_such_images_are_named(finished_run, tmp_path, files):
     (tmp_path / "text.png").write_text("text")
     for name, words in [
         ("grey.png", r"grey.png has the shape \[1, 32, 32\], the flow is of images of \[3, 32, 32\]"),
-        ("text.png", "text.png cannot be decoded"),
+        ("text.png", "text.png cannot be decoded .it is none of PNG, JPEG, BMP, WEBP."),
         ("nothing.png", "nothing.png cannot be read .No such file"),
     ]:
         with pytest.raises(DataError, match=words):
             encode(finished_run, [files[1][0], str(tmp_path / name)], out)
     assert not out.exists()
+    with pytest.raises(OSError) as caught:
+        encode(finished_run, files[1], "/proc/latents")
+    assert caught.value.filename == "/proc/latents"  # and not that of a file which is renamed to it
 
 
 def test_images_of_two_channels_cannot_be_drawn(train_own, noise, tmp_path, monkeypatch):

@@ -86,13 +86,28 @@ def moved(tmp_path):
 
 
 def test_images_that_were_moved_are_named_and_others_are_refused(moved):
-    with pytest.raises(DataError, match="before"):
-        evaluate(moved / "run", "cpu")
+    remedy = r"If they moved, say where .* --data PATH on the command line, evaluate\(path, data=\.\.\.\) in Python"
+    for path, data, gone in (
+        ("run", None, "before"),
+        ("run/model.safetensors", None, "before"),
+        ("run", "gone", "gone"),
+    ):
+        with pytest.raises(DataError, match=f"cannot be loaded: .*there is no {moved}/{gone};.*{remedy}"):
+            evaluate(moved / path, "cpu", data=data and moved / data)
     again = evaluate(moved / "run", "cpu", data=moved / "after")
     assert again.test_bpd == again.summary_bpd
     Image.new("RGB", (8, 8)).save(moved / "after" / "test" / "9.png")
-    with pytest.raises(DataError, match="others than those of the run.*--data PATH.*bits_per_dim"):
+    with pytest.raises(
+        DataError, match=f"images of {moved}/after are others than .*contents.*--data PATH.*bits_per_dim"
+    ):
         evaluate(moved / "run", "cpu", data=moved / "after")
+
+
+def test_fewer_images_than_the_run_took_are_not_the_run_s(copy, moved):
+    change_config(copy, "data", name="images", path=str(moved / "before"))
+    with pytest.raises(DataError, match=f"the images of {moved}/after are others than .*fewer.*--data PATH") as caught:
+        evaluate(copy, "cpu", data=moved / "after")
+    assert "num_train" not in str(caught.value)
 
 
 def test_a_model_file_by_itself_needs_images(moved):

@@ -90,7 +90,9 @@ class TestPaths:
             with pytest.raises(CheckpointError, match=f"^there is no {tmp_path}/{name}: give a run folder"):
                 load_flow(tmp_path / name)
         load_flow(copy).encode(dead_leaves(1, seed=0)).save(tmp_path / "latents.safetensors")
-        with pytest.raises(CheckpointError, match="not one of a flow"):
+        with pytest.raises(
+            CheckpointError, match="latents.safetensors is a safetensors file without a flow, .* give a model"
+        ):
             load_flow(tmp_path / "latents.safetensors")
 
 
@@ -166,6 +168,8 @@ class TestOwnFlows:
             load_flow(run, flow=their_flows.small())
         with pytest.raises(CheckpointError, match="of another flow than the one .*: it has no (layers|blocks)"):
             load_flow(run, flow=their_flows.other)
+        with pytest.raises(ConfigError, match="flow: a list: give a Flow, a function"):
+            load_flow(run, flow=[])
         with pytest.raises(ConfigError, match="no function 'missing'"):
             load_flow(run, flow="their_flows:missing")
 

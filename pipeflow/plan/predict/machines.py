@@ -133,10 +133,11 @@ def _plain(value: Any) -> Any:
 MAX_COUNT = 1_000_000
 """Workers, or images in a batch: a prediction for more takes memory and says nothing."""
 
-_KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {
     "flops": "flops", "bandwidth": "bandwidth", "latency": "time", "memory": "memory", "pass_seconds": "time",
     "image_seconds": "time", "message_seconds": "time", "byte_seconds": "time", "reduce_bandwidth": "bandwidth",
 }  # fmt: skip
+"""What a field measures."""
 
 
 def read_machines(path: str | Path | None = None, options: dict[str, Any] | None = None) -> Machines:
@@ -181,15 +182,15 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_field(name: str, value: Any) -> Any:
-    if name in _KINDS:
-        return read_quantity(name, _KINDS[name], value)
+    if name in KINDS:
+        return read_quantity(name, KINDS[name], value)
     if name == "workers":
         return _count(name, value)
     if name == "step_seconds":
         return _step_seconds(value)
     if name == "faster_than_measured":
-        if not isinstance(value, list) or not all(each in _KINDS for each in value):
-            raise ConfigError(f"{name}: expected a list of the fields {', '.join(_KINDS)}, got {brief(value)}.")
+        if not isinstance(value, list) or not all(each in KINDS for each in value):
+            raise ConfigError(f"{name}: expected a list of the fields {', '.join(KINDS)}, got {brief(value)}.")
         return tuple(value)
     if name == "alone" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
         raise ConfigError(f"{name}: expected a number above 0, at most 1, got {brief(value)}.")
