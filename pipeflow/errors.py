@@ -11,6 +11,8 @@ class PipeflowError(Exception):
 
     reported = False
     """Whether another worker has already shown the error to the user."""
+    follows_mistake = False
+    """Whether that worker's error was a mistake, which a restart would only meet again."""
 
 
 class ConfigError(PipeflowError, ValueError):

@@ -18,7 +18,7 @@ class NoRetryOfMistakes(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raises the error, which Ray's controller takes for its own and does not retry."""
         error = first_reported(worker_exceptions.values())
-        if error is not None and not isinstance(error, WorkerError):
+        if error is not None and (error.follows_mistake or not isinstance(error, WorkerError)):
             raise error
 
 

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pipeflow.errors import WorkerError, first_line
+from pipeflow.errors import PipeflowError, WorkerError, first_line
 from pipeflow.workers import parent
 from pipeflow.workers.alarm import POLL_SECONDS, Alarm
 from pipeflow.workers.environment import Place
@@ -157,7 +157,7 @@ class Monitor:
             failure = json.loads(self._store.get("failure"))
             if failure["rank"] != self._rank:
                 error = WorkerError(failure["message"])
-                error.reported = True
+                error.reported, error.follows_mistake = True, failure["is_mistake"]
                 self._alarm.trip(error)
 
     def _share_notice(self) -> None:
@@ -178,7 +178,7 @@ class Monitor:
             self._look_for_end(self._gone, f"its connection to worker {self._rank} was closed, its process has ended")
             error = self._alarm.error
             if error is not None and not error.reported and not parent.trouble():
-                claim_failure(self._store, self._rank, str(error))  # at once: other launchers may soon send a SIGTERM
+                claim_failure(self._store, self._rank, error)  # at once: other launchers may soon send a SIGTERM
 
     def _look_for_end(self, other: int, how: str) -> None:
         """A worker that failed by itself has written so before its end; one that finished has left its last beat."""
@@ -236,13 +236,13 @@ def _beat_key(rank: int) -> str:
     return f"beat/{rank}"
 
 
-def claim_in_time(store: "Store", rank: int, message: str) -> tuple[int, str] | None:
+def claim_in_time(store: "Store", rank: int, error: PipeflowError) -> tuple[int, str, bool] | None:
     """As `claim_failure`; None where the store is gone, or behind a link that is cut, which never answers."""
-    claims: list[tuple[int, str]] = []
+    claims: list[tuple[int, str, bool]] = []
 
     def claim() -> None:
         with suppress(RuntimeError):
-            claims.append(claim_failure(store, rank, message))
+            claims.append(claim_failure(store, rank, error))
 
     claiming = threading.Thread(target=claim, name="pipeflow-failure", daemon=True)
     claiming.start()
@@ -250,8 +250,9 @@ def claim_in_time(store: "Store", rank: int, message: str) -> tuple[int, str] | 
     return claims[0] if claims else None
 
 
-def claim_failure(store: "Store", rank: int, message: str) -> tuple[int, str]:
-    """Writes the run's failure into the store; whose failure stands there, and its message: the first one stays."""
-    mine = json.dumps({"rank": rank, "message": message})
+def claim_failure(store: "Store", rank: int, error: PipeflowError) -> tuple[int, str, bool]:
+    """Writes the failure into the store; the first stays: whose it is, its message, and whether it is a mistake."""
+    is_mistake = not isinstance(error, WorkerError)
+    mine = json.dumps({"rank": rank, "message": str(error), "is_mistake": is_mistake})
     first = json.loads(store.compare_set("failure", "", mine))
-    return first["rank"], first["message"]
+    return first["rank"], first["message"], first["is_mistake"]

@@ -257,9 +257,9 @@ class World:
         if not is_worker_0s and (self.monitor.store_lost or parent.trouble()):
             error.reported = parent.is_said_elsewhere()
             return
-        first = claim_in_time(self._store, self.rank, str(error))
+        first = claim_in_time(self._store, self.rank, error)
         if first is not None and first[0] != self.rank:
-            error.reported, error.args = True, (first[1],)
+            error.reported, error.args, error.follows_mistake = True, (first[1],), first[2]
         elif first is None and is_worker_0s and self.rank != 0 and isinstance(error, WorkerError):
             # What broke at this worker may be a connection to one that has left for the same reason.
             error.args = self.monitor.loss_of_store("no connection").args
