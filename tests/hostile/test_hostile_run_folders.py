@@ -1,5 +1,7 @@
 """Run folders made to do harm: what is read of them gets one error that names it, and nothing is run or left."""
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -74,7 +76,8 @@ class TestModel:
     @pytest.mark.parametrize("case", SAFETENSORS)
     def test_files(self, case, run):
         (run / "model.safetensors").write_bytes(SAFETENSORS[case])
-        assert "model.safetensors is damaged" in refusal(CheckpointError, load_flow, run)
+        message = refusal(CheckpointError, load_flow, run)
+        assert re.search("model.safetensors is (damaged|a safetensors file without a flow)", message)
 
     @pytest.mark.parametrize(
         "change, words",
