@@ -6,6 +6,7 @@
     run          a run of three parts in one process: its losses and bits/dim
     checkpoints  a run that stopped on the device goes on there and on the CPU
     two_workers  two workers share the device, and hand latents over gloo through pinned memory, as float32 and as int8
+    pipeline     two workers share the device in a pipeline, and in micro-batches by parts, against one worker
     replicas     two workers share each batch, and the device
     nccl_alone   NCCL in a world of one, and data-parallel training of one
     nccl_pair    NCCL between two processes: links between two GPUs; on one GPU NCCL usually refuses, which is written down
@@ -202,6 +203,19 @@ def check_replicas(place: Place) -> list[Row]:
     return [Row("test_bpd", two["test_bpd"], one["test_bpd"], CLOSE)]
 
 
+def check_pipeline(place: Place) -> list[Row]:
+    """Two workers whose end-to-end epochs are a pipeline, and whose parts take micro-batches, against one worker."""
+    one = _train(place.config("one"))
+    sections = {"finetune": {"parallel": "pipeline"}, "memory": {"micro_batches": 4}, "link": {"backend": "gloo"}}
+    two = _train(place.config("two", **sections), num_workers=2)
+    losses = (each["epochs"][-1]["train_loss"]["flow"] for each in (two, one))
+    return [
+        Row("test_bpd", two["test_bpd"], one["test_bpd"], SAME),
+        Row("loss end to end, last epoch", *losses, bound=SAME),
+        Row("links over which gradients came back", sum(size > 0 for size in two["bytes"]["backward"]), 1, 0),
+    ]
+
+
 def check_nccl_alone(place: Place) -> list[Row]:
     """A world of one: a sum over all workers is what it was, and data-parallel training is training."""
     return in_workers(1, _compare_alone, place)[0]
@@ -315,6 +329,7 @@ CHECKS: dict[str, Callable[[Place], list[Row]]] = {
     "nccl_pair": check_nccl_pair,
     "compile": check_compile,
     "steps": check_steps,
+    "pipeline": check_pipeline,
     "replicas": check_replicas,
     "checkpoints": check_checkpoints,
 }
