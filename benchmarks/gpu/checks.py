@@ -33,7 +33,7 @@ from torch import nn
 
 import pipeflow
 from benchmarks.gpu.processes import WorkerFailed, in_workers
-from benchmarks.step.systems import COMPILE_MODE, Case, Images, PipeflowStep, configuration
+from benchmarks.step.systems import Case, Images, PipeflowStep, configuration
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
 from pipeflow.device import choose_device, has_bfloat16
@@ -277,10 +277,6 @@ _STEPS = {
     "invert": {"memory": {"activations": "invert"}},
     "bfloat16": {"precision": {"coupling": "bfloat16"}},
 }
-_COMPILED = {
-    "compile": {"precision": {"compile": True}},
-    "reduce-overhead": {COMPILE_MODE: "reduce-overhead"},
-}
 
 
 def check_steps(place: Place) -> list[Row]:
@@ -292,8 +288,8 @@ def check_steps(place: Place) -> list[Row]:
 
 
 def check_compile(place: Place) -> list[Row]:
-    """The same with what torch.compile makes of the flow steps; CUDA graphs are a GPU's alone."""
-    return _compare_steps(place, _COMPILED if place.device == "cuda" else {"compile": _COMPILED["compile"]})
+    """The same with what torch.compile makes of the flow steps."""
+    return _compare_steps(place, {"compile": {"precision": {"compile": True}}})
 
 
 def _compare_steps(place: Place, ways: dict[str, dict]) -> list[Row]:

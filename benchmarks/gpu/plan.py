@@ -14,9 +14,7 @@ from benchmarks.step.systems import NORMFLOWS
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent
 PLAIN = ("reference", "fast", "fast-bf16")
-COMPILED = (
-    "fast", "fast-compile", "fast-reduce-overhead", "fast-bf16", "fast-bf16-compile", "fast-bf16-reduce-overhead",
-)  # fmt: skip
+COMPILED = ("fast", "fast-compile", "fast-bf16", "fast-bf16-compile")
 """Compiled systems, and those that they are held against: ratios are taken within a call."""
 
 

@@ -23,7 +23,7 @@ from benchmarks.step.held import Held, OutOfMemory
 from benchmarks.step.limits import Limits, best
 from benchmarks.step.report import NO_BFLOAT16, coupling_type, name_of, report
 from benchmarks.step.roofline import Roofline
-from benchmarks.step.systems import COMPILE_MODE, MODELS, NORMFLOWS, SYSTEMS, Case, cases
+from benchmarks.step.systems import MODELS, NORMFLOWS, SYSTEMS, Case, cases
 from benchmarks.step.training import Training
 from pipeflow.device import choose_device, has_bfloat16
 
@@ -166,10 +166,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
     options.size = options.size or SIZES[options.device]
-    if options.systems is None:
-        options.systems = [
-            name for name, each in SYSTEMS.items() if options.device == "cuda" or COMPILE_MODE not in each
-        ]
+    options.systems = options.systems or [*SYSTEMS]
     return options
 
 

@@ -1,7 +1,7 @@
 """Sizes and systems that are compared, as dictionaries of options, and the training step of each system.
 
-A system of pipeflow is sections of `pipeflow.config.Config` laid over the size's, and where torch.compile's mode is not the
-product's own, COMPILE_MODE; one of normflows is the arguments of `benchmarks.step.rival.NormflowsStep`.
+A system of pipeflow is sections of `pipeflow.config.Config` laid over the size's; one of normflows is the arguments of
+`benchmarks.step.rival.NormflowsStep`.
 """
 
 import itertools
@@ -45,17 +45,7 @@ PIPEFLOW = {
     "fast-bf16-compile": {"precision": {"step": "fast", "coupling": "bfloat16", "compile": True}},
 }
 
-COMPILE_MODE = "compile_mode"
-REDUCED_OVERHEAD = {
-    "fast-reduce-overhead": {"precision": {"step": "fast"}, COMPILE_MODE: "reduce-overhead"},
-    "fast-bf16-reduce-overhead": {
-        "precision": {"step": "fast", "coupling": "bfloat16"},
-        COMPILE_MODE: "reduce-overhead",
-    },
-}
-"""On a GPU: the flow steps compiled one by one as `precision.compile` does it, but launched as CUDA graphs."""
-
-SYSTEMS = {**NORMFLOWS, **PIPEFLOW, **REDUCED_OVERHEAD}
+SYSTEMS = {**NORMFLOWS, **PIPEFLOW}
 
 CLIP_NORM = 1.0
 _NUM_IMAGES, _NUM_BATCHES = 64, 8
@@ -107,8 +97,6 @@ def configuration(case: Case, options: dict) -> Config:
         "optim": {"batch_size": case.batch_size, "lr": 1e-4, "clip_norm": CLIP_NORM},
     }
     for section, values in options.items():
-        if section == COMPILE_MODE:
-            continue
         sections[section] = {**sections.get(section, {}), **values}
     return Config.from_dict(sections)
 
@@ -138,9 +126,6 @@ class PipeflowStep:
     def __init__(self, case: Case, options: dict, images: Images, device: torch.device):
         config = configuration(case, options)
         flow = build_flow(config, images.batches.data.shape)
-        self._records = COMPILE_MODE in options
-        if self._records:
-            _compile_steps(flow, options[COMPILE_MODE])
         cuts = configured_cuts(flow, config)
         parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
         latent = images.batches.initial().to(device)
@@ -157,8 +142,6 @@ class PipeflowStep:
 
     def __call__(self) -> Tensor:
         """Trains on the next batch; the loss."""
-        if self._records:
-            torch.compiler.cudagraph_mark_step_begin()
         _, loss = self.trainer.forward(self._next())
         self.trainer.update(loss)
         return loss.detach()
@@ -168,14 +151,6 @@ class PipeflowStep:
         """Error of `memory.activations: invert`, where the part tells it."""
         error = self.part.reconstruction_error
         return None if error is None else float(error)
-
-
-def _compile_steps(flow: Flow, mode: str) -> None:
-    """Compiles the flow steps as `precision.compile` does, in another mode of torch.compile."""
-    torch._dynamo.config.recompile_limit = 64
-    for _, layer in flow.named_layers():
-        if isinstance(layer, FlowStep):
-            layer.compile(dynamic=False, mode=mode)
 
 
 def _multiply_adds(flow: Flow, part: Part) -> dict[str, int]:

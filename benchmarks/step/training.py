@@ -13,7 +13,7 @@ from benchmarks.step.systems import NORMFLOWS, Case, Images, PipeflowStep, confi
 from pipeflow.device import choose_device
 
 WARM_UP = {"cpu": 1, "cuda": 6}
-"""Least steps behind the first; the GPU's are short, and `reduce-overhead` records its CUDA graphs in them."""
+"""Least steps behind the first; the GPU's are short."""
 _SETTLED, _MOST_STEPS, _MOST_SECONDS = 1.3, 24, 30.0
 """A system is warm when a step takes no longer than so many times its quickest, and after so many steps or seconds in any
 case; compilers look again at a second shape."""

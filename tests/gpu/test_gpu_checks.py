@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
-    "flow", "run", "two_workers", "nccl_alone", "nccl_pair", "compile", "steps", "replicas", "checkpoints",
+    "flow", "run", "two_workers", "nccl_alone", "nccl_pair", "compile", "steps", "pipeline", "replicas",
+    "checkpoints",
 )  # fmt: skip
 """All of `benchmarks.gpu.checks.CHECKS`, which would be imported wherever tests are collected."""
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
