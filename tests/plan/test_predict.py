@@ -150,7 +150,9 @@ def test_an_epoch_is_as_long_as_one_that_is_simulated_to_its_end(bandwidth, late
         return [each.seconds for each in [*ways, *(predictor.pipeline_at(kind, cut, 4) for kind in ("gpipe", "1f1b"))]]
 
     extrapolated, epoch = found(), Scenario.epoch
-    monkeypatch.setattr(Scenario, "epoch", lambda self, programs, depth, period: epoch(self, programs, depth, 97))
+    monkeypatch.setattr(
+        Scenario, "epoch", lambda self, programs, depth, period, **how: epoch(self, programs, depth, 97, **how)
+    )
     # Where a latency holds up, `link.depth` batches arrive at once, and the last of them may be fewer.
     assert extrapolated == pytest.approx(found(), rel=0.04 if latency else 0.02 if machines else 0.005)
 

@@ -53,6 +53,17 @@ def test_a_full_link_holds_its_sender_up():
     assert simulate([more, behind], link).workers[0][-1] == Span("F5", 103.0, 104.0)
 
 
+def test_a_message_that_meets_its_receiver_travels_once_that_awaits_it():
+    """10 bytes at 10 bytes/s: asked for, on its way, there. Messages wait for nobody without it."""
+    program = [Operation(f"F{index}", 1.0, (), (Message(1, str(index), 10.0),)) for index in range(3)]
+    slow = [Operation(f"F{index}", 4.0, (Awaited(0, str(index)),)) for index in range(3)]
+    met = simulate([program, slow], SimulatedLink(bytes_per_second=10.0, latency=0.5, meets=True))
+    assert met.workers[1] == spans("F0 2.5-6.5", "F1 8.5-12.5", "F2 14.5-18.5")
+    ahead = simulate([program, slow], SimulatedLink(bytes_per_second=10.0, latency=0.5))
+    assert ahead.workers[1] == spans("F0 2.5-6.5", "F1 6.5-10.5", "F2 10.5-14.5")
+    assert met.workers[0] == ahead.workers[0] == spans("F0 0-1", "F1 1-2", "F2 2-3"), "no sender waits"
+
+
 def test_in_the_turn_of_part_1_part_0_runs_forward_and_part_2_rests():
     timeline = simulate(local_programs(equal_parts(3), (1,), 2, FREE), SimulatedLink(depth=4))
     assert timeline.workers == [

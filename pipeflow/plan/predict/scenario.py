@@ -86,14 +86,15 @@ class Scenario:
         return self.counts.resident_bytes(parts) + kept + waiting
 
     def epoch(
-        self, programs: Callable[[int], list[list[Operation]]], depth: int | None, period: int
+        self, programs: Callable[[int], list[list[Operation]]], depth: int | None, period: int, meets: bool = False
     ) -> tuple[float, float]:
         """Seconds of an epoch's batches, and seconds of computing in them, all workers together.
 
         Three periods of batches are simulated; each period after the second takes as long as the one before it.
-        `programs(num)` gives the workers' programs for a number of batches; `depth` messages may wait at an end of a link.
+        `programs(num)` gives the workers' programs for a number of batches; `depth` messages may wait at an end of a link;
+        `meets`: see `SimulatedLink`.
         """
-        steps, link = self.steps(), SimulatedLink(self.machines.bytes_per_second, self.machines.latency, depth)
+        steps, link = self.steps(), SimulatedLink(self.machines.bytes_per_second, self.machines.latency, depth, meets)
         if steps <= 3 * period:
             return self._on_shared_cores(simulate(programs(steps), link))
         timeline = simulate(programs(3 * period), link)

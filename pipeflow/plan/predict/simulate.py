@@ -51,6 +51,9 @@ class SimulatedLink:
     latency: float = 0.0
     depth: int | None = None
     """Messages that may wait at each end; None: as many as there are."""
+    meets: bool = False
+    """Whether a message leaves only when its receiver has come to where it awaits it, as with torch's send and recv: its
+    request takes a latency, and the receiver idles while the message travels."""
 
 
 class Span(NamedTuple):
@@ -133,12 +136,20 @@ class _Channel:
                 if len(self.consumed) <= index - depth:
                     return
                 begin = max(begin, self.consumed[index - depth])
-            self.sent.append(begin + self.messages[index].num_bytes / self.link.bytes_per_second)
+            self.sent.append(begin + self._seconds(index))
 
-    def arrival(self) -> float | None:
+    def _seconds(self, index: int) -> float:
+        return self.messages[index].num_bytes / self.link.bytes_per_second
+
+    def arrival(self, awaited_from: float) -> float | None:
         """Time at which the next message is there; None where that is not known yet."""
         index = len(self.consumed)
-        return self.sent[index] + self.link.latency if index < len(self.sent) else None
+        if index >= len(self.sent):
+            return None
+        if self.link.meets:
+            asked = max(self.put[index], awaited_from + self.link.latency)
+            return asked + self._seconds(index) + self.link.latency
+        return self.sent[index] + self.link.latency
 
 
 def simulate(programs: Sequence[Sequence[Operation]], link: SimulatedLink = SimulatedLink()) -> SimulatedTimeline:
@@ -168,7 +179,7 @@ def simulate(programs: Sequence[Sequence[Operation]], link: SimulatedLink = Simu
         operation = programs[worker][len(done[worker])]
         begin = free[worker]
         for awaited in operation.receives:
-            arrival = channels[awaited.source, worker].arrival()
+            arrival = channels[awaited.source, worker].arrival(free[worker])
             if arrival is None:
                 return False
             begin = max(begin, arrival)
