@@ -230,8 +230,8 @@ def test_a_nan_stops_all_workers(launch, tmp_path):
 
 
 def long_config(folder: Path, **sections: dict) -> Config:
-    """Epochs of 30 batches, all end to end: what happens at any time most likely happens inside torch's schedule."""
-    about = {"schedule": {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 3}, "data": {"num_train": 960}}
+    """Epochs of 20 batches, all end to end: what happens at any time most likely happens inside torch's schedule."""
+    about = {"schedule": {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 2}, "data": {"num_train": 640}}
     return config_of(folder, "plain", **{**about, **sections})
 
 
@@ -243,7 +243,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return folder / "plain"
 
 
-@pytest.mark.parametrize("workers, parallel", [(3, "pipeline"), (2, "pipeline"), (1, "single")])
+@pytest.mark.parametrize("workers, parallel", [(2, "pipeline"), (1, "single")])
 def test_workers_that_are_preempted_stop_at_one_batch(undisturbed, launch, tmp_path, workers, parallel):
     """And go on inside the epoch, as a pipeline to the last bit, as one device up to rounding; with the epoch's losses."""
     process = launch(3, *options(long_config(tmp_path)))
@@ -257,9 +257,8 @@ def test_workers_that_are_preempted_stop_at_one_batch(undisturbed, launch, tmp_p
         shutil.rmtree(path)
     if parallel == "pipeline":
         assert_same_tensors(tmp_path / "plain", undisturbed)
-    for epoch in (1, 2):
-        ours, theirs = learned(tmp_path / "plain")[epoch], learned(undisturbed)[epoch]
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=0 if parallel == "pipeline" else 1e-3)
+    ours, theirs = learned(tmp_path / "plain")[1], learned(undisturbed)[1]
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=0 if parallel == "pipeline" else 1e-3)
 
 
 @pytest.mark.parametrize(
