@@ -154,11 +154,12 @@ class Training:
         return self._popen(command, RAY_JOB_CONFIG_JSON_ENV_VAR=json.dumps(marked), **head.environment)
 
     def start_second(self) -> subprocess.Popen:
-        """Another run on the same folder, in as few processes as can be."""
+        """Another run on the same folder, in as few processes as the same bits can come of: either may be the one that trains."""
         command = ["-m", "pipeflow.launch", *self._options()]
-        if self.replicas == 1:
+        workers = self.workers if "pipeline" in self.mode else self.replicas  # one worker has no pipeline
+        if workers == 1:
             return self._popen([sys.executable, *command], into=None)
-        return self._popen([*_TORCHRUN, "--standalone", f"--nproc_per_node={self.replicas}", *command], into=None)
+        return self._popen([*_TORCHRUN, "--standalone", f"--nproc_per_node={workers}", *command], into=None)
 
     def _popen(self, command: Sequence[str], into: str | None = "lines", **more: str) -> subprocess.Popen:
         process = subprocess.Popen(
