@@ -154,7 +154,7 @@ class Training:
         return self._popen(command, RAY_JOB_CONFIG_JSON_ENV_VAR=json.dumps(marked), **head.environment)
 
     def start_second(self) -> subprocess.Popen:
-        """Another run on the same folder, in as few processes as the same bits can come of: either may be the one that trains."""
+        """Another run on the same folder, in as few processes as give the same bits: either may be the one that trains."""
         command = ["-m", "pipeflow.launch", *self._options()]
         workers = self.workers if "pipeline" in self.mode else self.replicas  # one worker has no pipeline
         if workers == 1:
