@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeflow.config import describe_options, load, parse_arguments
-from pipeflow.errors import PipeflowError
+from pipeflow.errors import ConfigError, PipeflowError
 from pipeflow.launch import version
 from pipeflow.output import open_standard_descriptors, say, stdout_may_break
+from pipeflow.sweep.runs import __doc__ as sweep_file
 
 Number = TypeVar("Number", int, float)
 
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     with stdout_may_break(broken.append):
         parser = _parser()
         options, rest = parser.parse_known_args(argv)
-        if rest and options.command not in ("train", "plan"):
+        if rest and options.command not in ("train", "plan", "sweep"):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         code = 0 if options.command == "train" else _run(options, rest)
     if options.command == "train":  # which has words of its own for an output that breaks
@@ -98,6 +99,18 @@ Options of a run, with their defaults in brackets:
     add("--probe", type=os.path.expanduser, metavar="FILE", nargs="?", const="machines.yaml", help=probe)
     add("--json", type=os.path.expanduser, metavar="FILE", help="predictions for programs ('-': standard output)")
     add("--plot", type=_png, metavar="FILE.png", help="seconds an epoch against the speed of the links")
+
+    add = command(
+        "sweep",
+        "train many runs from one file, as many at once as there is room for, and compare them",
+        _sweep,
+        usage="pipeflow sweep FILE.yaml [--jobs N] [--out DIR] [--section.option VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"FILE.yaml: {sweep_file}",
+    )
+    add("file", type=os.path.expanduser, metavar="FILE.yaml", help="the runs, see below")
+    add("--jobs", type=_at_least(1, int), help="runs at a time (default: as many as there are cores or GPUs for)")
+    add("--out", type=os.path.expanduser, metavar="DIR", help="folder for the run folders (default: the file's out)")
 
     run = "folder of a run, ended or not, a checkpoint in it, or a model.safetensors"
     flow = "function that builds the flow, where it was given from Python"
@@ -172,6 +185,15 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     from pipeflow.plan.command import run
 
     run(options, config)
+
+
+def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
+    path, overrides = parse_arguments(rest)
+    if path is not None:
+        raise ConfigError(f"--config {path}: a sweep's file names its configuration, as config: {path}.")
+    from pipeflow.sweep.command import sweep
+
+    return 1 if sweep(options.file, options.jobs, overrides, options.out) else 0
 
 
 def _sample(options: argparse.Namespace, rest: list[str]) -> None:

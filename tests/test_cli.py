@@ -21,7 +21,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return code, output.out, output.err
 
 
-COMMANDS = ("train", "plan", "sample", "evaluate", "encode", "interpolate", "report")
+COMMANDS = ("train", "plan", "sample", "evaluate", "encode", "interpolate", "report", "sweep")
 
 
 @pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)])

@@ -3,34 +3,23 @@
     python -m benchmarks.latents.run --data path/to/cifar10.zip      # or leave it out to download CIFAR-10
 
 The small flow on real CIFAR-10, three workers under torchrun, one seed. Bits/dim are of unrounded latents throughout.
-Runs go to RUNS and resume; writes results.md and results.json beside this file.
+The runs of sweep.yaml go to RUNS and resume; writes results.md and results.json beside this file.
 """
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.machine import command_line, describe_machine, in_words
+from pipeflow.errors import PipeflowError
 from pipeflow.rundir.reading import read_run
 from pipeflow.rundir.records import Summary
+from pipeflow.sweep.command import sweep
+from pipeflow.sweep.runs import read_sweep
 
 HERE = Path(__file__).parent
-CONFIG = HERE.parents[1] / "configs" / "cifar10" / "small_concurrent3.yaml"
-DTYPES = ("float32", "bfloat16", "int8")
-
-
-def run(dtype: str, arguments: argparse.Namespace) -> Summary:
-    """Trains the run, or the rest of it; its summary."""
-    folder = arguments.runs / f"types_{dtype}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={arguments.workers}"]
-    command += ["-m", "pipeflow.launch", "--config", str(CONFIG), "--run.dir", str(folder), "--link.dtype", dtype]
-    command += ["--data.name", "images", "--data.path", arguments.data] if arguments.data else []
-    print(" ".join(command), flush=True)
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return read_run(folder).summary
+SWEEP = HERE / "sweep.yaml"
 
 
 def row(dtype: str, summary: Summary) -> str:
@@ -64,14 +53,21 @@ def table(summaries: dict[str, Summary], machine: dict, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Trains what is not there yet and writes the results."""
+def main() -> int:
+    """Trains what is not there yet and writes the results; 1 where a run failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="a zip or folder of images as train/ and test/; else CIFAR-10 is fetched")
-    parser.add_argument("--runs", type=Path, default=Path("runs/latents"), help="where the run folders go")
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--runs", default="runs/latents", help="where the run folders go")
     arguments = parser.parse_args()
-    summaries = {dtype: run(dtype, arguments) for dtype in DTYPES}
+    overrides = {"data.name": "images", "data.path": arguments.data} if arguments.data else {}
+    try:
+        if sweep(SWEEP, 1, overrides, arguments.runs):  # one after the other: their CPU seconds count
+            return 1
+    except PipeflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    runs = [run.config for run in read_sweep(SWEEP, overrides, arguments.runs).runs]
+    summaries = {config.link.dtype: read_run(config.run.dir).summary for config in runs}
     machine, command = describe_machine(), command_line("benchmarks.latents.run")
     kept = ("test_bpd", "exit_bpd", "bytes", "seconds", "world_size")
     document = {
@@ -82,7 +78,8 @@ def main() -> None:
         json.dumps({"machine": machine, "command": command, "runs": document}, indent=1) + "\n"
     )
     (HERE / "results.md").write_text(table(summaries, machine, command))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeflow.config import Config, load
 from pipeflow.errors import ConfigError
-from pipeflow.flow import build_flow, configured_cuts, split_flow
+from pipeflow.flow import build_flow, configured_cuts, head_maker, split_flow
 from pipeflow.plan.traffic import training_share
 from pipeflow.training.schedule import Schedule
 
@@ -218,7 +218,7 @@ def equal_epochs(settings: Settings) -> dict[str, int]:
         cuts = configured_cuts(flow, config)
         steps = (config.data.num_train or CIFAR10_TRAIN) // config.optim.batch_size
         schedule = Schedule(config, len(cuts) + 1, steps)
-        share = training_share(schedule.phases(), split_flow(flow, cuts, config.parts.head))
+        share = training_share(schedule.phases(), split_flow(flow, cuts, head_maker(config.parts)))
         result[row.name] = round(share * config.num_epochs)
     return result
 

@@ -2,60 +2,52 @@
 
     python -m benchmarks.schedules.run --data path/to/cifar10.zip      # or leave it out to download CIFAR-10
 
-Runs each configuration with three workers under torchrun into RUNS, resuming what was interrupted, and writes results.md,
+Trains the runs of sweep.yaml with three workers each under torchrun, resuming what was interrupted, and writes results.md,
 results.json and the comparison figures beside this file.
 """
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.machine import command_line, describe_machine, in_words
+from pipeflow.errors import PipeflowError
 from pipeflow.report.figures import comparison
 from pipeflow.rundir.reading import read_run
 from pipeflow.rundir.records import Summary
+from pipeflow.sweep.command import sweep
+from pipeflow.sweep.runs import read_sweep
 
 HERE = Path(__file__).parent
-CONFIGS = HERE.parents[1] / "configs" / "cifar10"
-RUNS = {
-    "small_glow": "end to end",
-    "small_alternate3": "alternate, a turn an epoch",
-    "small_alternate3_steps": "alternate, a turn a batch",
-    "small_concurrent3": "concurrent",
-    "small_sequential3": "sequential",
-}
+SWEEP = HERE / "sweep.yaml"
 
 
-def main() -> None:
-    """Trains what is not there yet and writes the results."""
+def main() -> int:
+    """Trains what is not there yet and writes the results; 1 where a run failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data", help="a zip or folder of images laid out as train/ and test/; else CIFAR-10 is fetched"
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders go")
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--runs", default="runs/schedules", help="where the run folders go")
     options = parser.parse_args()
-    folders = []
-    for name in RUNS:
-        folder = options.runs / name
-        folders.append(folder)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.workers}"]
-        command += ["-m", "pipeflow.launch", "--config", str(CONFIGS / f"{name}.yaml"), "--run.dir", str(folder)]
-        command += ["--data.name", "images", "--data.path", options.data] if options.data else []
-        print(" ".join(command), flush=True)
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    runs = {name: read_run(folder) for name, folder in zip(RUNS, folders)}
+    overrides = {"data.name": "images", "data.path": options.data} if options.data else {}
+    try:
+        if sweep(SWEEP, 1, overrides, options.runs):  # one after the other: their seconds count
+            return 1
+    except PipeflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    runs = {run.arm: read_run(run.config.run.dir) for run in read_sweep(SWEEP, overrides, options.runs).runs}
     write_results({name: run.summary for name, run in runs.items()})
-    comparison({RUNS[name]: run for name, run in runs.items()}, HERE)
+    comparison(runs, HERE)
+    return 0
 
 
 def write_results(summaries: dict[str, Summary]) -> None:
     """results.md and results.json."""
     machine, command = describe_machine(), command_line("benchmarks.schedules.run")
-    end_to_end = summaries["small_glow"].train_macs
+    end_to_end = summaries["end to end"].train_macs
     lines = [
         "# Schedules",
         "",
@@ -74,7 +66,7 @@ def write_results(summaries: dict[str, Summary]) -> None:
         sent, seconds = summary.bytes, summary.seconds
         exits = ", ".join(f"{value:.3f}" for value in summary.exit_bpd or ()) or "-"
         lines.append(
-            f"| {RUNS[name]} | {summary.test_bpd:.3f} | {exits} | {summary.train_macs / end_to_end:.2f} "
+            f"| {name} | {summary.test_bpd:.3f} | {exits} | {summary.train_macs / end_to_end:.2f} "
             f"| {sum(sent.forward) / 1e6:.0f} | {sum(sent.backward) / 1e6:.0f} "
             f"| {sum(sent.gather.values()) / 1e6:.1f} | {seconds.local:.0f} + {seconds.finetune:.0f} |"
         )
@@ -86,4 +78,4 @@ def write_results(summaries: dict[str, Summary]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

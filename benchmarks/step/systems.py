@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeflow.config import Config
 from pipeflow.data import Batches, load_data
-from pipeflow.flow import Flow, FlowStep, Part, build_flow, configured_cuts, split_flow
+from pipeflow.flow import Flow, FlowStep, Part, build_flow, configured_cuts, head_maker, split_flow
 from pipeflow.training.image_feed import ImageFeed
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.workers.alarm import Alarm
@@ -127,7 +127,7 @@ class PipeflowStep:
         config = configuration(case, options)
         flow = build_flow(config, images.batches.data.shape)
         cuts = configured_cuts(flow, config)
-        parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
+        parts = split_flow(flow, cuts, head_maker(config.parts), config.memory.activations)
         latent = images.batches.initial().to(device)
         for part in parts:
             latent = part.to(device).initialize(latent)

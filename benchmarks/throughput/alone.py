@@ -18,7 +18,7 @@ import torch.distributed as dist
 from pipeflow.config import load
 from pipeflow.data import Batches, load_data
 from pipeflow.device import choose_device
-from pipeflow.flow import build_flow, configured_cuts, split_flow
+from pipeflow.flow import build_flow, configured_cuts, head_maker, split_flow
 from pipeflow.training.trainer import PartTrainer
 
 NUM_LATENTS = 8
@@ -37,7 +37,7 @@ def main() -> None:
     device = choose_device(config.run.device, int(os.environ["LOCAL_RANK"]))
     batches = Batches(load_data(config.data), config.run.seed, config.optim.batch_size, config.data.flip)
     flow = build_flow(config, batches.data.shape)
-    parts = split_flow(flow, configured_cuts(flow, config), config.parts.head)
+    parts = split_flow(flow, configured_cuts(flow, config), head_maker(config.parts))
     latent = batches.initial()
     for part in parts:
         latent = part.initialize(latent)

@@ -5,6 +5,7 @@ Nothing here imports torch or numpy, so that a mistyped option is reported befor
 
 from pipeflow.config.command_line import describe_options, load, parse_arguments
 from pipeflow.config.config import Config, option_names
+from pipeflow.config.flow_options import ModelConfig, PartsConfig
 from pipeflow.config.options import (
     FINETUNE,
     CheckpointConfig,
@@ -13,9 +14,7 @@ from pipeflow.config.options import (
     FinetuneConfig,
     LinkConfig,
     MemoryConfig,
-    ModelConfig,
     OptimConfig,
-    PartsConfig,
     PrecisionConfig,
     RunConfig,
     ScheduleConfig,

@@ -6,18 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeflow.config import checks
+from pipeflow.config.flow_options import NUM_PARTS, ModelConfig, PartsConfig
 from pipeflow.config.loading import convert, nearest, unknown_option
 from pipeflow.config.options import (
-    NUM_PARTS,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
     FinetuneConfig,
     LinkConfig,
     MemoryConfig,
-    ModelConfig,
     OptimConfig,
-    PartsConfig,
     PrecisionConfig,
     RunConfig,
     ScheduleConfig,

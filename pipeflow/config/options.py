@@ -1,5 +1,7 @@
 """The options of a run, one dataclass a section: each option with its default, bounds and line of help in one place.
 
+Those of the flow and its parts are in flow_options.py.
+
 This room imports neither torch nor numpy, so that a mistyped option is reported before anything slow happens.
 """
 
@@ -14,9 +16,6 @@ from pipeflow.safe_files import brief
 
 FINETUNE = ("finetune", "end_to_end")
 """Modes of phases in which the gathered flow trains as one."""
-
-NUM_PARTS = 3
-"""Parts of a split that gives no number of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,69 +77,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.path is not None:
             object.__setattr__(self, "path", os.path.expanduser(self.path))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The flow."""
-
-    name: str = option(
-        "glow",
-        "kind of flow",
-        {
-            "glow": "Glow, as the options below say",
-            "module:function": "your function(config, shape), which returns layers",
-        },
-    )
-    # Beyond these sizes there is only a slip of the finger: the published flow has 3, 32 and 512.
-    num_blocks: int = option(3, "blocks: squeeze, flow steps, factor-out", at_least=1, at_most=16)
-    num_steps: int = option(2, "flow steps in each block", at_least=1, at_most=1024)
-    width: int = option(32, "channels inside the coupling nets", at_least=1, at_most=16_384)
-    coupling: Literal["affine", "additive"] = option(
-        "affine", "kind of coupling", {"affine": "scale and shift", "additive": "shift only"}
-    )
-    invconv: Literal["lu", "plain"] = option(
-        "lu",
-        "form of the invertible 1x1 convolution",
-        {"lu": "its LU factors, of which the log-determinant is a sum", "plain": "the matrix itself"},
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartsConfig:
-    """The parts that the flow is cut into."""
-
-    split: str | tuple[str, ...] = option(
-        "across",
-        "where to cut",
-        {
-            "across": "in the middle of each of the first blocks",
-            "blocks": "between the blocks",
-            "balanced": "where the slowest part is as fast as can be",
-            "a,b": "before the layers of these names, which `pipeflow plan` shows",
-        },
-    )
-    num: int | None = option(
-        None,
-        f"parts (null: as many as blocks or names give; across and balanced {NUM_PARTS}, or what a smaller flow allows)",
-        at_least=1,
-        at_most=16_384,
-    )
-    balance: Literal["macs", "time"] = option(
-        "macs",
-        "what a balanced split evens out",
-        {"macs": "multiply-adds", "time": "seconds of the layers, measured before the run"},
-    )
-    head: Literal["gaussian", "standard"] = option(
-        "gaussian",
-        "local prior of a part that is not the last",
-        {"gaussian": "normal, with a mean and a scale a channel that are learned", "standard": "standard normal"},
-    )
-    replicas: int = option(1, "workers that hold each part and share its batches", at_least=1, at_most=16_384)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.split, str) and "." in self.split:  # one cut, written as a name by itself
-            object.__setattr__(self, "split", (self.split,))
 
 
 @dataclass(frozen=True, kw_only=True)

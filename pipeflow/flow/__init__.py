@@ -4,11 +4,13 @@ from pipeflow.flow.coupling import Coupling, FlowStep
 from pipeflow.flow.cuts import configured_cuts, cut_names, split_flow
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.glow import build_flow, glow
+from pipeflow.flow.heads import head_maker
 from pipeflow.flow.layers import ActNorm, FactorOut, InvertibleConv1x1, Layer, Squeeze
 from pipeflow.flow.part import Part
 from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior
 
 __all__ = [
     "ActNorm", "Coupling", "FactorOut", "Flow", "FlowStep", "GaussianPrior", "InvertibleConv1x1", "Layer", "Part",
-    "Prior", "Squeeze", "StandardPrior", "build_flow", "configured_cuts", "cut_names", "glow", "split_flow",
+    "Prior", "Squeeze", "StandardPrior", "build_flow", "configured_cuts", "cut_names", "glow", "head_maker",
+    "split_flow",
 ]  # fmt: skip

@@ -16,16 +16,18 @@ from pipeflow.config import Config
 from pipeflow.errors import ConfigError
 from pipeflow.flow.balance import balance
 from pipeflow.flow.flow import Flow
-from pipeflow.flow.heads import HEADS
+from pipeflow.flow.heads import HeadMaker, head_maker
 from pipeflow.flow.part import Part
-from pipeflow.flow.priors import NoHead, Prior
+from pipeflow.flow.priors import GaussianPrior, NoHead, Prior
 from pipeflow.units import count_text
 
 
-def split_flow(flow: Flow, cuts: Sequence[str], head: str | None = "gaussian", activations: str = "keep") -> list[Part]:
+def split_flow(
+    flow: Flow, cuts: Sequence[str], head: HeadMaker | None = GaussianPrior, activations: str = "keep"
+) -> list[Part]:
     """The flow's parts, cut before each of the named layers; without cuts, one part that is the whole flow.
 
-    head: kind of the heads, see `HEADS`; None for parts that train together, of which only the last has the flow's prior.
+    head: makes the heads, see `head_maker`; None for parts that train together, of which the last has the flow's prior.
     activations: see `Part`.
 
     Raises ConfigError for a cut that cannot be made.
@@ -36,7 +38,7 @@ def split_flow(flow: Flow, cuts: Sequence[str], head: str | None = "gaussian", a
     def make_head(index: int, last: int) -> Prior | None:
         if index == len(cuts):
             return None
-        return NoHead() if head is None else HEADS[head](flow.shapes[last])
+        return NoHead() if head is None else head(flow.shapes[last])
 
     return [
         Part(flow, index, first, last, make_head(index, last), activations)
@@ -57,7 +59,7 @@ def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = 
     if split == "balanced" and config.parts.num is None and num is not None:
         num = min(num, len(_possible_starts(flow)))
     try:
-        return cut_names(flow, split, num, costs)
+        return cut_names(flow, split, num, costs, head_maker(config.parts))
     except ConfigError:
         if config.needs_parts:
             raise
@@ -65,11 +67,16 @@ def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = 
 
 
 def cut_names(
-    flow: Flow, split: str | Sequence[str], num: int | None = None, costs: Sequence[float] | None = None
+    flow: Flow,
+    split: str | Sequence[str],
+    num: int | None = None,
+    costs: Sequence[float] | None = None,
+    head: HeadMaker = GaussianPrior,
 ) -> list[str]:
     """The cuts of a kind of split (`blocks`, `across`, `balanced`) into `num` parts, or a list of names, checked.
 
     costs: cost of each layer, which `balanced` evens out; multiply-adds if None.
+    head: makes the parts' heads, whose multiply-adds count with the layers'; each is as dear as one of the layers'.
 
     Raises ConfigError saying which cut cannot be made and why.
     """
@@ -78,7 +85,7 @@ def cut_names(
     elif split == "across":
         cuts = _across_blocks(flow, _number(split, num))
     elif split == "balanced":
-        cuts = _balanced(flow, _number(split, num), flow.layer_multiply_adds() if costs is None else costs)
+        cuts = _balanced(flow, _number(split, num), costs, head)
     else:
         cuts = [split] if isinstance(split, str) else list(split)
     _check_cuts(flow, cuts)
@@ -128,15 +135,18 @@ def _across_blocks(flow: Flow, num: int) -> list[str]:
     return cuts
 
 
-def _balanced(flow: Flow, num: int, costs: Sequence[float]) -> list[str]:
+def _balanced(flow: Flow, num: int, costs: Sequence[float] | None, head: HeadMaker) -> list[str]:
     """The cuts that make the most expensive part as cheap as possible."""
-    starts = _possible_starts(flow)
+    macs, starts = flow.layer_multiply_adds(), _possible_starts(flow)
+    costs = macs if costs is None else costs
+    cost_of_one = sum(costs) / max(1, sum(macs))
+    heads = [head(flow.shapes[start]).multiply_adds() * cost_of_one for start in starts[1:]]
     if num > len(starts):
         raise ConfigError(
             f"parts.num: {num} parts, but this flow can be cut into {len(starts)} at most: set it to that."
         )
     groups = [sum(costs[first:last]) for first, last in zip(starts, [*starts[1:], len(costs)])]
-    return [flow.names[starts[group]] for group in balance(groups, num)[1:]]
+    return [flow.names[starts[group]] for group in balance(groups, num, [*heads, 0])[1:]]
 
 
 def _possible_starts(flow: Flow) -> list[int]:

@@ -120,9 +120,17 @@ class Part(nn.Module):
             self.head.initialize(latent)
         return latent
 
-    def multiply_adds(self) -> int:
-        """Multiply-adds of one forward of one image through the layers."""
-        return sum(layer.multiply_adds(shape) for (_, layer), shape in zip(self.named_layers(), self._layer_shapes))
+    def multiply_adds(self, with_head: bool = True) -> int:
+        """Multiply-adds of one forward of one image through the layers, and of its density under the head."""
+        return sum(self.layer_multiply_adds()) + with_head * self.head_multiply_adds()
+
+    def layer_multiply_adds(self) -> list[int]:
+        """Those of each layer."""
+        return [layer.multiply_adds(shape) for (_, layer), shape in zip(self.named_layers(), self._layer_shapes)]
+
+    def head_multiply_adds(self) -> int:
+        """Those of the head, if it says them; none for the part that ends the flow."""
+        return self.head.multiply_adds() if isinstance(self.head, Prior) and self.head_name != PRIOR else 0
 
     def owners(self) -> list[str]:
         """Names of the modules that the part trains: its layers, and its head last if it has one."""
@@ -144,11 +152,12 @@ class Part(nn.Module):
         return {f"{name}.{key}": tensor for name, tensors in named for key, tensor in tensors}
 
     def describe(self) -> dict[str, Any]:
-        """The part's entry in `summary.json`; the head's parameters are counted apart."""
+        """The part's entry in `summary.json`; `forward_macs` are with the head's, parameters are not."""
         return {
             "layers": list(self.names),
             "parameters": sum(parameter.numel() for parameter in self.layers.parameters()),
             "head_parameters": sum(parameter.numel() for parameter in self.head.parameters()),
             "forward_macs": self.multiply_adds(),
+            "head_macs": self.head_multiply_adds(),
             "output_shape": list(self.output_shape),
         }

@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from pipeflow.errors import NoInverse
 
 
+def diagonal_gaussian_terms(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """log N(x; mean, exp(log_scale)^2) of each value: x's shape."""
+    return -0.5 * math.log(2 * math.pi) - log_scale - 0.5 * (x - mean).square() * torch.exp(-2 * log_scale)
+
+
 def diagonal_gaussian_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """log N(x; mean, exp(log_scale)^2), summed over all dimensions but the batch: [batch]."""
-    terms = -0.5 * math.log(2 * math.pi) - log_scale - 0.5 * (x - mean).square() * torch.exp(-2 * log_scale)
-    return terms.flatten(1).sum(dim=1)
+    return diagonal_gaussian_terms(x, mean, log_scale).flatten(1).sum(dim=1)
 
 
 class Prior(nn.Module):
@@ -27,6 +31,10 @@ class Prior(nn.Module):
 
     def initialize(self, latent: Tensor) -> None:
         """Sets data-dependent initial values from the first batch of latents. The default has none."""
+
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the density of one latent. The default has no matrix products, hence none."""
+        return 0
 
 
 class GaussianPrior(Prior):

@@ -88,8 +88,8 @@ def replica_bytes(phase: Phase, parts: Sequence[Part], num_replicas: int) -> int
 
 
 def training_share(phases: Sequence[Phase], parts: Sequence[Part]) -> float:
-    """Training multiply-adds of all phases, as a share of the same epochs end to end."""
-    whole = 3 * sum(part.multiply_adds() for part in parts)
+    """Training multiply-adds of all phases, heads included, as a share of the same epochs end to end."""
+    whole = 3 * sum(part.multiply_adds(with_head=False) for part in parts)
     if whole == 0:  # layers without products or convolutions cost nothing, however often they run
         return 1.0
     return sum(training_macs(phase, list(parts), 1) for phase in phases) / sum(phase.steps * whole for phase in phases)

@@ -12,12 +12,13 @@ GatherKind = Literal["parameters", "optimizer", "ema"]
 
 
 class PartSummary(Record):
-    """A part of the flow, as `Part.describe` gives it; the head's parameters are counted apart."""
+    """A part of the flow, as `Part.describe` gives it; `forward_macs` are with the head's, parameters are not."""
 
     layers: tuple[Text, ...]
     parameters: Count
     head_parameters: Count
     forward_macs: Count
+    head_macs: Count = 0
     output_shape: tuple[Count, ...]
 
 

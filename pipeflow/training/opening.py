@@ -11,7 +11,7 @@ from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.device import has_bfloat16
 from pipeflow.errors import CheckpointError, ConfigError, DataError
-from pipeflow.flow import Flow, Part, build_flow, configured_cuts, split_flow
+from pipeflow.flow import Flow, Part, build_flow, configured_cuts, head_maker, split_flow
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Manifest
@@ -115,7 +115,7 @@ def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | No
         if world.rank == 0:
             cuts = configured_cuts(flow, config, layer_seconds(flow, world.device, config.optim.batch_size))
         cuts = world.control.broadcast(cuts, "the cuts")
-    parts = split_flow(flow, cuts, config.parts.head, config.memory.activations)
+    parts = split_flow(flow, cuts, head_maker(config.parts), config.memory.activations)
     rates = config.optim.part_lr
     if rates is not None and len(rates) != len(parts):
         raise ConfigError(

@@ -179,9 +179,10 @@ class Schedule:
 
 
 def training_macs(phase: Phase, parts: Sequence[Part], batch_size: int) -> int:
-    """Multiply-adds of a phase's training: a backward counts as two forwards, a part that only runs as one forward."""
+    """Multiply-adds of a phase's training, with the heads' in a local one: a backward counts as two forwards, a part that
+    only runs as one forward."""
     return batch_size * sum(
-        part.multiply_adds() * (phase.count_running(part.index) + 2 * phase.count_training(part.index))
+        part.multiply_adds(phase.is_local) * (phase.count_running(part.index) + 2 * phase.count_training(part.index))
         for part in parts
     )
 

@@ -10,18 +10,21 @@ from pipeflow.flow.balance import balance
 
 @pytest.mark.parametrize("size", range(1, 11))
 @pytest.mark.parametrize("largest", [3, 1000, 1.0], ids=["many equal", "few equal", "seconds"])
-def test_equals_brute_force(size, largest):
+@pytest.mark.parametrize("has_endings", [False, True])
+def test_equals_brute_force(size, largest, has_endings):
     generator = torch.Generator().manual_seed(size)
     for num in range(1, size + 1):
         costs = (largest * torch.rand(size, generator=generator, dtype=torch.float64)).tolist()
+        endings = (has_endings * largest * torch.rand(size, generator=generator, dtype=torch.float64)).tolist()
         if largest > 1:
-            costs = [int(cost) for cost in costs]
+            costs, endings = [int(cost) for cost in costs], [int(ending) for ending in endings]
 
-        def score(starts, costs=costs):
-            runs = [sum(costs[first:last]) for first, last in zip(starts, [*starts[1:], len(costs)])]
+        def score(starts, costs=costs, endings=endings):
+            bounds = zip(starts, [*starts[1:], len(costs)])
+            runs = [sum(costs[first:last]) + endings[last - 1] for first, last in bounds]
             return max(runs), sum(run**2 for run in runs)
 
-        starts = balance(costs, num)
+        starts = balance(costs, num, endings if has_endings else None)
         assert starts[0] == 0 and starts == sorted(set(starts)) and len(starts) == num
         divisions = ([0, *rest] for rest in itertools.combinations(range(1, size), num - 1))
         assert score(starts) == pytest.approx(min(map(score, divisions)))

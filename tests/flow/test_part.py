@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from pipeflow.config import PartsConfig
 from pipeflow.errors import ConfigError
-from pipeflow.flow import Flow, GaussianPrior, Layer, Prior, StandardPrior, glow, split_flow
+from pipeflow.flow import Flow, GaussianPrior, Layer, Prior, StandardPrior, glow, head_maker, split_flow
+from pipeflow.flow.heads import HEADS, AutoregressiveHead
 from pipeflow.use.likelihood import bits_per_dim
 
 CUTS = {
@@ -59,6 +61,7 @@ class TestPart:
             "parameters": sum(each.numel() for each in flow.get_submodule("blocks.0.steps.0").parameters()),
             "head_parameters": 24,
             "forward_macs": (6 * 6 * 9 + 6 * 6 + 6 * 12 * 9 + 12 * 12) * 16,
+            "head_macs": 0,
             "output_shape": [12, 4, 4],
         }
         own = sum(parameter.numel() for parameter in flow.parameters())
@@ -111,10 +114,10 @@ class TestIsolation:
             latent = link(part, output)
         return found
 
-    @pytest.mark.parametrize("kind", ["gaussian", "standard"])
+    @pytest.mark.parametrize("kind", HEADS)
     @pytest.mark.parametrize("name", [name for name in CUTS if CUTS[name]])
     def test_nothing_comes_back(self, flow, x, name, kind):
-        parts = split_flow(flow, CUTS[name], kind)
+        parts = split_flow(flow, CUTS[name], head_maker(PartsConfig(head=kind)))
         found = self.gradients_before(parts, x, lambda part, output: part.outgoing(output))
         assert len(found) > 30 and all(gradient is None for gradient in found)
 
@@ -152,16 +155,22 @@ class TestNames:
         assert flows.keys() == {name for name in state if not name.startswith("heads.")}
         assert all(state[name].data_ptr() == tensor.data_ptr() for name, tensor in flows.items())
 
-    @pytest.mark.parametrize("kind, expected", [("gaussian", GaussianPrior), ("standard", StandardPrior)])
+    @pytest.mark.parametrize(
+        "kind, expected",
+        [("gaussian", GaussianPrior), ("standard", StandardPrior), ("autoregressive", AutoregressiveHead)],
+    )
     def test_heads_are_of_a_kind_and_named_by_the_layer_they_stand_before(self, flow, kind, expected, x):
         cuts = CUTS["across blocks"]
-        parts = split_flow(flow, cuts, kind)
+        parts = split_flow(flow, cuts, head_maker(PartsConfig(head=kind)))
         assert [type(part.head) for part in parts] == [expected, expected, GaussianPrior]
         assert parts[-1].head is flow.prior
         assert [part.head_name for part in parts] == [*(f"heads.{cut}" for cut in cuts), "prior"]
         assert parts[0].owners() == ["blocks.0.squeeze", "blocks.0.steps.0", "heads.blocks.0.steps.1"]
         assert {"prior.mean", "prior.log_scale"} < set(parts[-1].global_parameters())
-        assert parts[0].describe()["head_parameters"] == (24 if kind == "gaussian" else 0)
+        about, cost = parts[0].describe(), parts[0].head.multiply_adds()
+        assert about["head_parameters"] == sum(each.numel() for each in parts[0].head.parameters())
+        assert about["head_macs"] == cost == parts[0].multiply_adds() - parts[0].multiply_adds(with_head=False)
+        assert (cost > 0) == (kind == "autoregressive") and parts[-1].describe()["head_macs"] == 0
         for part, output in outputs(parts, x):
             assert torch.equal(output.log_head, part.head.log_prob(output.latent).double())
 

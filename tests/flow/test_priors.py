@@ -1,27 +1,55 @@
-"""Priors and heads against torch.distributions."""
+"""Priors and heads against torch.distributions, and what an autoregressive head may see."""
 
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch.distributions import Normal
 
-from pipeflow.flow import GaussianPrior
-from pipeflow.flow.heads import HEADS
+from pipeflow.config import PartsConfig
+from pipeflow.flow import GaussianPrior, StandardPrior, head_maker
+from pipeflow.flow.heads import HEADS, AutoregressiveHead
 
 SHAPES = [(3, 2, 4), (5,)]
+MANY_SHAPES = [*SHAPES, (2, 6), (2, 2, 3, 2)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+def make_head(kind, shape):
+    return head_maker(PartsConfig(head=kind))(shape)
+
+
+@pytest.mark.parametrize("shape", MANY_SHAPES)
 @pytest.mark.parametrize("kind", HEADS)
 class TestEveryHead:
     def test_starts_as_the_standard_normal(self, kind, shape, normal):
         latent = normal(4, *shape)
-        log_prob = HEADS[kind](shape).log_prob(latent)
+        log_prob = make_head(kind, shape).log_prob(latent)
         assert log_prob.shape == (4,) and log_prob.dtype == torch.float32
         torch.testing.assert_close(log_prob, Normal(0, 1).log_prob(latent).flatten(1).sum(dim=1))
 
+    def test_state_survives_initialize_and_safetensors(self, kind, shape, perturbed, normal):
+        prior, latent, loaded = perturbed(make_head(kind, shape)), normal(4, *shape), make_head(kind, shape)
+        before = prior.log_prob(latent)
+        prior.initialize(3 * latent)
+        loaded.load_state_dict(load(save(prior.state_dict())))
+        assert torch.equal(loaded.log_prob(latent), before)
+
+    def test_is_the_same_whatever_was_drawn_before(self, kind, shape):
+        first, state = make_head(kind, shape).state_dict(), torch.get_rng_state()
+        torch.rand(1)
+        again = make_head(kind, shape).state_dict()
+        assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+        torch.set_rng_state(state)
+        expected = torch.rand(1)
+        torch.set_rng_state(state)
+        make_head(kind, shape)
+        assert torch.equal(torch.rand(1), expected), "a head's initial values move no other's"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", [GaussianPrior, StandardPrior])
+class TestEveryPrior:
     def test_samples_follow_the_seed_and_the_temperature(self, kind, shape, perturbed):
-        prior = perturbed(HEADS[kind](shape))
+        prior = perturbed(kind(shape))
         mean, cool, warm, again, other = (
             prior.sample(3, torch.Generator().manual_seed(seed), temperature)
             for seed, temperature in ((0, 0.0), (0, 0.5), (0, 1.0), (0, 1.0), (1, 1.0))
@@ -31,13 +59,6 @@ class TestEveryHead:
         assert torch.equal(mean[0], mean[1])
         torch.testing.assert_close(cool - mean, (warm - mean) / 2)
 
-    def test_state_survives_initialize_and_safetensors(self, kind, shape, perturbed, normal):
-        prior, latent, loaded = perturbed(HEADS[kind](shape)), normal(4, *shape), HEADS[kind](shape)
-        before = prior.log_prob(latent)
-        prior.initialize(3 * latent)
-        loaded.load_state_dict(load(save(prior.state_dict())))
-        assert torch.equal(loaded.log_prob(latent), before)
-
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gaussian_is_a_normal_for_each_channel(shape, perturbed, normal):
@@ -45,3 +66,62 @@ def test_gaussian_is_a_normal_for_each_channel(shape, perturbed, normal):
     channels = [Normal(prior.mean[c], prior.log_scale[c].exp()).log_prob(latent[:, c]) for c in range(shape[0])]
     expected = sum(log_prob.reshape(4, -1).sum(dim=1) for log_prob in channels)
     torch.testing.assert_close(prior.log_prob(latent), expected)
+
+
+DEPTHS = [0, 1, 3]
+
+
+class TestAutoregressiveHead:
+    @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 6), (2, 2, 3, 2)])
+    @pytest.mark.parametrize("depth", DEPTHS)
+    def test_a_pixel_sees_those_before_it_and_no_other(self, shape, depth, perturbed, normal):
+        head, latent = perturbed(AutoregressiveHead(shape, 8, depth), 0.3), normal(1, *shape).requires_grad_()
+        density = head.pixel_log_prob(latent).flatten()
+        for pixel, value in enumerate(density):
+            (gradient,) = torch.autograd.grad(value, latent, retain_graph=True)
+            seen = gradient.reshape(shape[0], -1).abs().sum(dim=0)
+            assert not seen[pixel + 1 :].any(), "later pixels"
+            assert seen[pixel] > 0 and (pixel == 0 or seen[:pixel].any())
+
+    def test_a_deep_one_sees_far(self, perturbed, normal):
+        head, latent = perturbed(AutoregressiveHead((2, 4, 4), 8, 3), 0.3), normal(1, 2, 4, 4).requires_grad_()
+        (gradient,) = torch.autograd.grad(head.pixel_log_prob(latent)[0, 3, 3], latent)
+        assert (gradient[0, :, 0].abs().sum(dim=0) > 0).any(), "the first row, from the last pixel"
+
+    @pytest.mark.parametrize("shape", [(2,), (1, 1, 2), (1, 2, 1), (2, 1, 1), (1, 2)])
+    @pytest.mark.parametrize("depth", DEPTHS)
+    def test_integrates_to_one(self, shape, depth, perturbed):
+        head = perturbed(AutoregressiveHead(shape, 8, depth)).double()
+        line = torch.linspace(-12, 12, 481, dtype=torch.float64)
+        grid = torch.cartesian_prod(line, line).reshape(-1, *shape)
+        integral = head.log_prob(grid).exp().sum() * (line[1] - line[0]) ** 2
+        torch.testing.assert_close(integral, torch.ones((), dtype=torch.float64), atol=1e-3, rtol=0)
+
+    def test_is_the_gaussian_one_at_the_start(self, normal):
+        shape, latent = (3, 4, 4), normal(4, 3, 4, 4)
+        head, gaussian = AutoregressiveHead(shape), GaussianPrior(shape)
+        for prior in (head, gaussian):
+            prior.mean.data.copy_(normal(3)), prior.log_scale.data.copy_(normal(3, seed=1))
+        torch.testing.assert_close(head.log_prob(latent), gaussian.log_prob(latent))
+
+    @pytest.mark.parametrize("shape", [(3, 4, 4), (5,)])
+    def test_learns_what_a_gaussian_for_each_channel_cannot(self, shape, normal):
+        first = normal(256, *shape)
+        latent = torch.cat([first[:, :1], first[:, :1] + 0.1 * first[:, 1:]], dim=1)
+        losses = []
+        for head in (AutoregressiveHead(shape, 16), GaussianPrior(shape)):
+            optimizer = torch.optim.Adam(head.parameters(), lr=3e-2)
+            for _ in range(200):
+                loss = -head.log_prob(latent).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            losses.append(float(loss.detach()))
+        assert losses[0] < losses[1] - 2 * latent[0].numel() / shape[0]
+
+    @pytest.mark.parametrize(
+        "depth, expected", [(0, 3 * 6 * 6), (1, 3 * 8 * 6 + 8 * 6 * 6), (2, 24 * 6 + 64 * 6 + 48 * 6)]
+    )
+    def test_multiply_adds(self, depth, expected):
+        assert AutoregressiveHead((3, 4, 5), 8, depth).multiply_adds() == 20 * (9 + expected)
+        assert AutoregressiveHead((7,)).multiply_adds() == 49 and GaussianPrior((3, 4, 5)).multiply_adds() == 0

@@ -15,12 +15,18 @@ SCHEDULES = {
     "concurrent_int8": {"mode": "concurrent"},
     "concurrent_reference": {"mode": "concurrent"},
     "concurrent_invert": {"mode": "concurrent"},
+    "concurrent_autoregressive": {"mode": "concurrent"},
     "end_to_end": {"mode": "end_to_end"},
 }
 CHANGED = {
     "concurrent_int8": {"link": {"dtype": "int8"}},
     "concurrent_reference": {"precision": {"step": "reference"}},
     "concurrent_invert": {"memory": {"activations": "invert"}},
+    "concurrent_autoregressive": {
+        "parts": {"head": "autoregressive", "head_width": 8},
+        "memory": {"activations": "recompute", "micro_batches": 2},
+        "link": {"dtype": "int8"},
+    },
 }
 
 

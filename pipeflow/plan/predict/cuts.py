@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeflow.flow import Part, cut_names, split_flow
+from pipeflow.flow import Part, cut_names, head_maker, split_flow
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.without_memory import build_without_memory
 
@@ -37,7 +37,9 @@ class Cuts:
         cuts = [Cut(self._configured_name(), plan.parts)] if len(plan.parts) > 1 else []
         for name, split, num in self._splits(workers):
             if name not in self._by_name:
-                self._by_name[name] = Cut(name, self.split(cut_names(plan.flow, split, num)))
+                self._by_name[name] = Cut(
+                    name, self.split(cut_names(plan.flow, split, num, head=head_maker(plan.config.parts)))
+                )
             cut = self._by_name[name]
             if 1 < len(cut.parts) <= workers and cut.starts not in [other.starts for other in cuts]:
                 cuts.append(cut)
@@ -46,7 +48,7 @@ class Cuts:
     def split(self, names: Sequence[str]) -> list[Part]:
         """The flow's parts, cut before these layers."""
         config = self._plan.config
-        return build_without_memory(config, lambda: split_flow(self._plan.flow, names, config.parts.head))
+        return build_without_memory(config, lambda: split_flow(self._plan.flow, names, head_maker(config.parts)))
 
     def _most_parts(self) -> int:
         """A squeeze stays with the step behind it, a factor-out with the one before: no cut falls between them."""

@@ -86,7 +86,7 @@ class IsolatedParts:
         images /= scenario.micro_batches(images)
         costs = []
         for part, owner in zip(parts, owners):
-            work = scenario.work(part)
+            work = scenario.work(part, with_head=True)
             # The first replica draws the whole batch, and each makes the noise of all of it.
             drawn = scenario.machines.image_seconds * images * replicas if part is parts[0] else 0
             forward, backward, reducing = work.forward(images), work.backward(images), 0.0

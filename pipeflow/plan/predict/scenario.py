@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pipeflow.flow import Part
 from pipeflow.plan.plan import Plan
@@ -77,9 +78,16 @@ class Scenario:
         """Slices in which a worker of ours takes so many images of a batch: `memory.micro_batches`, or one an image."""
         return max(1, min(self.config.memory.micro_batches, int(num_images)))
 
-    def work(self, part: Part) -> Work:
-        """Seconds of a part's layers."""
-        return Work([self.layers[name] for name in part.names])
+    def work(self, part: Part, with_head: bool = False) -> Work:
+        """Seconds of a part's layers; those of its head are told from the last layer that has multiply-adds."""
+        layers = [self.layers[name] for name in part.names]
+        macs = part.head_multiply_adds() if with_head else 0
+        counted = [index for index, count in enumerate(part.layer_multiply_adds()) if count] if macs else []
+        if counted:
+            last = layers[counted[-1]]
+            share = last.share * macs / part.layer_multiply_adds()[counted[-1]]
+            layers.append(replace(last, share=share, update=0.0))
+        return Work(layers)
 
     def memory(self, parts: Sequence[Part], kept: float, waiting: float) -> float:
         """Bytes of a worker that holds these parts, keeps this much for backwards, and has this much waiting at links."""

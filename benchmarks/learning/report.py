@@ -1,0 +1,80 @@
+"""results.md of the study: a table for each study, from what results.json has."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Protocol
+
+from benchmarks.machine import in_words
+
+
+class Study(Protocol):
+    """See run.py."""
+
+    name: str
+    title: str
+    arms: Mapping[str, Mapping[str, Any]]
+
+
+def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Sequence[int], out: Path) -> None:
+    """Writes it into the folder `out`. values: of results.json."""
+    lines = [
+        "# Parts without end-to-end epochs",
+        "",
+        f"`{values['command']}` on {in_words(values['machine'])}; one process a run, one thread.",
+        "",
+        "Bits/dim of all test images: mean over seeds, with the standard error where there are several; each arm at its "
+        "best rate. Exits are after each part, under its head. Multiply-adds are of training, heads included; the heads' "
+        "share is of a forward. MB = 1e6 bytes of latents, as if each part had a worker.",
+    ]
+    for study in studies:
+        lines += ["", f"## {study.title}", "", *_table(values["runs"], study, seeds)]
+    (out / "results.md").write_text("\n".join(lines) + "\n")
+
+
+def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> Iterator[str]:
+    yield (
+        "| arm | best rate (tried) | bits/dim | above end to end | exits | multiply-adds, end to end = 1 | heads' share "
+        "| MB forward |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    reference = None
+    for arm in study.arms:
+        rates = _rates(runs, study.name, arm, seeds[0])
+        ended = {rate: run for rate, run in rates.items() if "test_bpd" in run}
+        if not ended:
+            yield f"| {arm} | - | not measured | - | - | - | - | - |"
+            continue
+        best = min(ended, key=lambda rate: ended[rate]["test_bpd"])
+        found = [runs.get(f"{study.name} | {arm} | {best:g} | {seed}", {}) for seed in seeds]
+        found = [run for run in found if "test_bpd" in run]
+        bpd, macs = mean(run["test_bpd"] for run in found), mean(run["train_macs"] for run in found)
+        reference = reference or (bpd, macs)
+        exits = zip(*(run["exit_bpd"] for run in found)) if all(run["exit_bpd"] for run in found) else ()
+        parts = found[0]["parts"]
+        share = sum(part.get("head_macs", 0) for part in parts) / max(1, sum(part["forward_macs"] for part in parts))
+        tried = ", ".join(
+            f"{rate:g}: {run['test_bpd']:.3f}" if "test_bpd" in run else f"{rate:g}: stopped"
+            for rate, run in rates.items()
+        )
+        yield (
+            f"| {arm} | {best:g} ({tried}) | {_with_error([run['test_bpd'] for run in found])} | {bpd - reference[0]:+.3f} "
+            f"| {', '.join(f'{mean(each):.3f}' for each in exits) or '-'} | {macs / reference[1]:.2f} | {share:.0%} "
+            f"| {mean(sum(run['bytes']['forward']) for run in found) / 1e6:,.0f} |"
+        )
+
+
+def _rates(runs: Mapping[str, Any], study: str, arm: str, seed: int) -> dict[float, Any]:
+    """What is known at each rate, with the first seed."""
+    found = {}
+    for key, run in runs.items():
+        its_study, its_arm, rate, its_seed = key.split(" | ")
+        if (its_study, its_arm, its_seed) == (study, arm, str(seed)):
+            found[float(rate)] = run
+    return dict(sorted(found.items()))
+
+
+def _with_error(numbers: Sequence[float]) -> str:
+    error = f" ± {stdev(numbers) / math.sqrt(len(numbers)):.3f} ({len(numbers)})" if len(numbers) > 1 else " (1)"
+    return f"{mean(numbers):.3f}{error}"

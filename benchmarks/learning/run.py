@@ -1,0 +1,157 @@
+"""Do parts need end-to-end epochs, and which head, rate and number of parts is best?
+
+    python -m benchmarks.learning.run --data cifar10.zip [--studies heads] [--jobs 2]
+
+For each arm of runs.yaml: one seed at every rate, and at rates beyond them until the best is not the first or the last;
+then all seeds at the best. Runs go to RUNS and resume; a rate at which training is stopped counts as the worst. Writes
+results.md and results.json beside this file after each step.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.learning.report import write_report
+from benchmarks.machine import command_line
+from benchmarks.results_file import ResultsFile
+from pipeflow.errors import PipeflowError
+from pipeflow.sweep.command import sweep
+
+HERE = Path(__file__).parent
+FASTEST, SLOWEST = 0.128, 1e-4
+"""Rates beyond which none is tried."""
+KEPT = ("test_bpd", "exit_bpd", "train_macs", "bytes", "parts")
+"""What results.json takes of a run's summary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A table of arms."""
+
+    name: str
+    title: str
+    arms: Mapping[str, Mapping[str, Any]]
+    """Options of each."""
+
+
+def read_studies(document: Mapping[str, Any]) -> list[Study]:
+    """The studies of runs.yaml."""
+    studies = []
+    for name, each in document["studies"].items():
+        common = {**document["options"], **each.get("options", {})}
+        arms = {arm: {**common, **options} for arm, options in each["arms"].items()}
+        studies.append(Study(name=name, title=each["title"], arms=arms))
+    return studies
+
+
+class Runs:
+    """The runs of a study, in its folder and in results.json."""
+
+    def __init__(self, study: Study, results: ResultsFile, options: argparse.Namespace):
+        self.study = study
+        self._results, self._options = results, options
+        self._overrides = {"data.name": "images", "data.path": options.data} if options.data else {}
+
+    def found(self, arm: str, rate: float, seed: int) -> dict[str, Any] | None:
+        """What is known of a run."""
+        return self._results.values["runs"].get(self.key(arm, rate, seed))
+
+    def key(self, arm: str, rate: float, seed: int) -> str:
+        """Its name in results.json."""
+        return f"{self.study.name} | {arm} | {rate:g} | {seed}"
+
+    def train(self, wanted: Sequence[tuple[str, float, int]]) -> None:
+        """Trains those that are not known yet, all in one sweep."""
+        missing = [each for each in wanted if self.found(*each) is None]
+        if not missing:
+            return
+        arms = {
+            f"{arm}, lr {rate:g}": {"options": {**self.study.arms[arm], "optim.lr": rate}, "seeds": [seed]}
+            for arm, rate, seed in missing
+        }
+        by_seed: dict[int, dict] = {}
+        for (_, _, seed), (name, arm) in zip(missing, arms.items()):
+            by_seed.setdefault(seed, {})[name] = arm
+        out = self._options.runs / self.study.name
+        out.mkdir(parents=True, exist_ok=True)
+        for seed, some in by_seed.items():
+            path = out / f"seed{seed}.yaml"
+            path.write_text(yaml.safe_dump({"arms": some}, sort_keys=False))
+            sweep(path, self._options.jobs, self._overrides, str(out))
+            entries = {entry["arm"]: entry for entry in json.loads((out / "sweep.json").read_text())}
+            for arm, rate, its_seed in missing:
+                if its_seed == seed:
+                    self._keep(self.key(arm, rate, seed), entries[f"{arm}, lr {rate:g}"])
+
+    def _keep(self, key: str, entry: Mapping[str, Any]) -> None:
+        if entry["ended"]:
+            self._results.add("runs", key, {name: entry[name] for name in KEPT})
+        elif "error" in entry:
+            self._results.add("runs", key, {"error": entry["error"]})
+
+    def best_rate(self, arm: str, rates: Sequence[float], seed: int) -> float:
+        """The rate of the least bits/dim among these."""
+        return min(rates, key=lambda rate: (self.found(arm, rate, seed) or {}).get("test_bpd", float("inf")))
+
+
+def next_rates(rates: Sequence[float], best: float) -> list[float]:
+    """The rates to try beside these, where the best is the first or the last of them."""
+    if best == max(rates) and 2 * best <= FASTEST:
+        return [2 * best]
+    if best == min(rates) and best / 2 >= SLOWEST:
+        return [best / 2]
+    return []
+
+
+def steps(runs: Runs, rates: Sequence[float], seeds: Sequence[int]) -> Iterator[None]:
+    """Everything that a study trains; after each step there is something to report."""
+    tried = {arm: sorted(rates) for arm in runs.study.arms}
+    while True:
+        runs.train([(arm, rate, seeds[0]) for arm, its_rates in tried.items() for rate in its_rates])
+        yield
+        more = {arm: next_rates(its, runs.best_rate(arm, its, seeds[0])) for arm, its in tried.items()}
+        if not any(more.values()):
+            break
+        tried = {arm: sorted([*its, *more[arm]]) for arm, its in tried.items()}
+    best = {arm: runs.best_rate(arm, its, seeds[0]) for arm, its in tried.items()}
+    runs.train([(arm, rate, seed) for seed in seeds for arm, rate in best.items()])
+    yield
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Trains what is not there yet, and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--data", help="a zip or folder of images as train/ and test/; else embedded ones, which tell little"
+    )
+    parser.add_argument("--file", type=Path, default=HERE / "runs.yaml", help="the studies")
+    parser.add_argument("--studies", nargs="+", help="names of those to train; default: all")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: a core each")
+    parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders go")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the results go")
+    options = parser.parse_args(words)
+    document = yaml.safe_load(options.file.read_text())
+    studies = read_studies(document)
+    options.out.mkdir(parents=True, exist_ok=True)
+    command = command_line("benchmarks.learning.run", ["--data", "cifar10.zip"])
+    settings = {"options": document["options"], "data": bool(options.data)}
+    try:
+        results = ResultsFile(options.out / "results.json", command, settings, ["runs"])
+        for study in studies:
+            if options.studies is None or study.name in options.studies:
+                for _ in steps(Runs(study, results, options), document["rates"], document["seeds"]):
+                    write_report(results.values, studies, document["seeds"], options.out)
+    except (PipeflowError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The options of the flow and of the parts that it is cut into."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeflow.config.option import option
+
+NUM_PARTS = 3
+"""Parts of a split that gives no number of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The flow."""
+
+    name: str = option(
+        "glow",
+        "kind of flow",
+        {
+            "glow": "Glow, as the options below say",
+            "module:function": "your function(config, shape), which returns layers",
+        },
+    )
+    # Beyond these sizes there is only a slip of the finger: the published flow has 3, 32 and 512.
+    num_blocks: int = option(3, "blocks: squeeze, flow steps, factor-out", at_least=1, at_most=16)
+    num_steps: int = option(2, "flow steps in each block", at_least=1, at_most=1024)
+    width: int = option(32, "channels inside the coupling nets", at_least=1, at_most=16_384)
+    coupling: Literal["affine", "additive"] = option(
+        "affine", "kind of coupling", {"affine": "scale and shift", "additive": "shift only"}
+    )
+    invconv: Literal["lu", "plain"] = option(
+        "lu",
+        "form of the invertible 1x1 convolution",
+        {"lu": "its LU factors, of which the log-determinant is a sum", "plain": "the matrix itself"},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsConfig:
+    """The parts that the flow is cut into."""
+
+    split: str | tuple[str, ...] = option(
+        "across",
+        "where to cut",
+        {
+            "across": "in the middle of each of the first blocks",
+            "blocks": "between the blocks",
+            "balanced": "where the slowest part is as fast as can be",
+            "a,b": "before the layers of these names, which `pipeflow plan` shows",
+        },
+    )
+    num: int | None = option(
+        None,
+        f"parts (null: as many as blocks or names give; across and balanced {NUM_PARTS}, or what a smaller flow allows)",
+        at_least=1,
+        at_most=16_384,
+    )
+    balance: Literal["macs", "time"] = option(
+        "macs",
+        "what a balanced split evens out",
+        {"macs": "multiply-adds", "time": "seconds of the layers, measured before the run"},
+    )
+    head: Literal["gaussian", "standard", "autoregressive"] = option(
+        "gaussian",
+        "local prior of a part that is not the last",
+        {
+            "gaussian": "normal, with a mean and a scale a channel that are learned",
+            "standard": "standard normal",
+            "autoregressive": "normal for each value given those before it, of which masked convolutions tell",
+        },
+    )
+    head_width: int = option(64, "autoregressive: channels of its hidden layers", at_least=1, at_most=16_384)
+    head_depth: int = option(1, "autoregressive: hidden layers (0: a linear map)", at_least=0, at_most=64)
+    replicas: int = option(1, "workers that hold each part and share its batches", at_least=1, at_most=16_384)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.split, str) and "." in self.split:  # one cut, written as a name by itself
+            object.__setattr__(self, "split", (self.split,))

@@ -1,0 +1,64 @@
+"""The study of benchmarks/learning at toy size: rates are tried until the best lies between two, then all seeds."""
+
+import json
+
+import pytest
+import yaml
+
+from benchmarks.learning.run import HERE, main, next_rates, read_studies
+from pipeflow.config import Config
+
+pytestmark = pytest.mark.slow
+
+TOY = {
+    "rates": [1e-3, 2e-3],
+    "seeds": [0, 1],
+    "options": {
+        "data.num_train": 64, "data.num_test": 16, "model.num_blocks": 2, "model.num_steps": 2, "model.width": 8,
+        "schedule.local_epochs": 2, "schedule.finetune_epochs": 0, "optim.batch_size": 32, "eval.num_images": 8,
+    },
+    "studies": {
+        "heads": {
+            "title": "Heads",
+            "arms": {"end to end": {"schedule.mode": "end_to_end"}, "linear": {"parts.head": "autoregressive"}},
+        },
+        "other": {"title": "Another", "arms": {"gaussian": {}}},
+    },
+}  # fmt: skip
+
+
+def test_rates_go_on_until_the_best_is_in_the_middle():
+    assert next_rates([1e-3, 2e-3], 2e-3) == [4e-3]
+    assert next_rates([1e-3, 2e-3], 1e-3) == [5e-4]
+    assert next_rates([1e-3, 2e-3, 4e-3], 2e-3) == []
+    assert next_rates([0.1, 0.2], 0.2) == []
+
+
+def test_a_study_is_measured_and_goes_on_where_it_was(tmp_path, capsys):
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY))
+    words = ["--file", str(tmp_path / "toy.yaml"), "--studies", "heads"]
+    words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert main(words) == 0, capsys.readouterr().err
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert {key.split(" | ")[1] for key in runs} == {"end to end", "linear"}
+    for arm in ("end to end", "linear"):
+        of_arm = {tuple(key.split(" | ")[2:]): run for key, run in runs.items() if f"| {arm} |" in key}
+        tried = {float(rate): run["test_bpd"] for (rate, seed), run in of_arm.items() if seed == "0"}
+        best = min(tried, key=tried.get)
+        assert not next_rates([*tried], best) and (f"{best:g}", "1") in of_arm
+    report = (tmp_path / "results.md").read_text()
+    assert report.count("± ") == 2 and "| gaussian | - | not measured" in report
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "runs in" not in capsys.readouterr().out, "nothing was trained again"
+
+
+def test_the_studies_own_runs_can_be_made():
+    for study in read_studies(yaml.safe_load((HERE / "runs.yaml").read_text())):
+        for options in study.arms.values():
+            sections: dict = {}
+            for name, value in options.items():
+                section, _, key = name.partition(".")
+                sections.setdefault(section, {})[key] = value
+            config = Config.from_dict(sections)
+            assert config.num_epochs == 12

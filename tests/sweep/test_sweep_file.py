@@ -1,0 +1,129 @@
+"""The runs that a sweep's file describes, and what is said of files that describe none."""
+
+import pytest
+import yaml
+
+from pipeflow.config import Config
+from pipeflow.errors import ConfigError
+from pipeflow.sweep.runs import read_sweep
+
+
+@pytest.fixture
+def sweep_of(tmp_path):
+    """Reads a sweep from its keys."""
+
+    def read(**keys):
+        path = tmp_path / "rates.yaml"
+        path.write_text(yaml.safe_dump(keys, sort_keys=False))
+        return read_sweep(path)
+
+    return read
+
+
+def test_every_combination_is_a_run(sweep_of):
+    sweep = sweep_of(
+        options={"schedule.local_epochs": 3},
+        grid={"optim.lr": [1e-3, 2e-3], "parts.head": ["gaussian", "autoregressive"]},
+        seeds=[0, 7],
+    )
+    assert [run.name for run in sweep.runs[:3]] == [
+        "lr=0.001-head=gaussian-seed=0",
+        "lr=0.001-head=gaussian-seed=7",
+        "lr=0.001-head=autoregressive-seed=0",
+    ]
+    assert len(sweep.runs) == 8 and str(sweep.out) == "runs/rates" and sweep.workers == 1
+    last = sweep.runs[-1]
+    assert last.options == {"optim.lr": 2e-3, "parts.head": "autoregressive", "run.seed": 7} and last.arm == ""
+    assert last.config == Config.from_dict(
+        {
+            "run": {"dir": f"runs/rates/{last.name}", "seed": 7, "figures": False},
+            "optim": {"lr": 2e-3},
+            "parts": {"head": "autoregressive"},
+            "schedule": {"local_epochs": 3},
+        }
+    )
+
+
+def test_an_arm_goes_over_what_is_common(sweep_of):
+    sweep = sweep_of(
+        out="~/there",
+        grid={"optim.lr": [1e-3, 2e-3]},
+        seeds=[1],
+        arms={
+            "whole": {"options": {"schedule.mode": "end_to_end"}, "seeds": [2, 3]},
+            "parts": {"grid": {"optim.lr": [4e-3], "parts.num": [2, 3]}},
+            "fixed": {"options": {"optim.lr": 5e-3}},
+            "plain": None,
+        },
+    )
+    assert "~" not in str(sweep.out)
+    found = {run.name: (run.arm, run.config.optim.lr, run.config.run.seed) for run in sweep.runs}
+    assert found == {
+        "whole-lr=0.001-seed=2": ("whole", 1e-3, 2),
+        "whole-lr=0.001-seed=3": ("whole", 1e-3, 3),
+        "whole-lr=0.002-seed=2": ("whole", 2e-3, 2),
+        "whole-lr=0.002-seed=3": ("whole", 2e-3, 3),
+        "parts-lr=0.004-num=2-seed=1": ("parts", 4e-3, 1),
+        "parts-lr=0.004-num=3-seed=1": ("parts", 4e-3, 1),
+        "fixed-seed=1": ("fixed", 5e-3, 1),
+        "plain-lr=0.001-seed=1": ("plain", 1e-3, 1),
+        "plain-lr=0.002-seed=1": ("plain", 2e-3, 1),
+    }
+    assert all(run.config.schedule.mode == "end_to_end" for run in sweep.runs if run.arm == "whole")
+
+
+def test_the_configuration_is_looked_for_beside_the_file(tmp_path, sweep_of):
+    (tmp_path / "base.yaml").write_text("optim: {lr: 0.5}\nrun: {figures: true}\n")
+    (run,) = sweep_of(config="base.yaml", options={"optim.batch_size": 8}).runs
+    assert (run.config.optim.lr, run.config.optim.batch_size, run.config.run.figures) == (0.5, 8, True)
+
+
+def test_names_keep_their_section_where_two_would_be_alike(sweep_of):
+    names = {
+        run.name for run in sweep_of(grid={"link.dtype": ["int8"], "finetune.lr": [1.0], "optim.lr": [0.1, 0.2]}).runs
+    }
+    assert names == {f"dtype=int8-finetune.lr=1.0-optim.lr={lr}-seed=0" for lr in (0.1, 0.2)}
+
+
+def test_a_list_of_names_is_one_value(sweep_of):
+    cuts = [["blocks.0.steps.1"], ["blocks.0.steps.1", "blocks.1.steps.1"]]
+    sweep = sweep_of(grid={"parts.split": cuts})
+    assert [list(run.config.parts.split) for run in sweep.runs] == cuts
+    assert sweep.runs[1].name == "split=blocks.0.steps.1,blocks.1.steps.1-seed=0"
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"grids": {}}, "unknown key 'grids', did you mean 'grid'"),
+        ({"grid": {"optim.rate": [1]}}, "unknown option 'optim.rate'"),
+        ({"grid": {"optim.lr": 1e-3}}, "grid: optim.lr: expected a list of values, got 0.001"),
+        ({"grid": {"optim.lr": []}}, "grid: optim.lr: expected a list of values"),
+        ({"grid": {"optim.lr": [1e-3, -1]}}, "lr=-1-seed=0: optim.lr"),
+        ({"grid": {"optim.lr": [1e-3, 1e-3]}}, "two runs are called 'lr=0.001-seed=0'"),
+        ({"options": {"run.dir": "here"}}, "run.dir is the sweep's own: set out instead"),
+        ({"options": {"run.seed": 1}}, "run.seed is the sweep's own: set seeds instead"),
+        ({"options": ["optim.lr"]}, "options: expected names with values"),
+        ({"arms": {"a": {"grd": {}}}}, "arms.a: unknown key 'grd', did you mean 'grid'"),
+        ({"arms": {"a": 3}}, "arms.a: expected names with values, got 3"),
+        ({"seeds": 3}, "seeds: expected a list of whole numbers, got 3"),
+        ({"seeds": ["x"]}, "run.seed"),
+        ({"out": 3}, "out: expected the path of a folder"),
+        ({"workers": 0}, "workers: expected a whole number, 1 or more, got 0"),
+        ({"workers": 9}, "9 workers"),
+        ({"config": "nowhere.yaml"}, "nowhere.yaml"),
+    ],
+)
+def test_a_file_that_cannot_be_is_named_with_what_is_wrong(sweep_of, keys, message):
+    with pytest.raises(ConfigError) as error:
+        sweep_of(**keys)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, message", [("- a", "expected out, config"), ("a: [", "is not YAML"), (None, "No such")])
+def test_a_file_that_cannot_be_read(tmp_path, text, message):
+    path = tmp_path / "sweep.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_sweep(path)
