@@ -54,19 +54,17 @@ def config_of(folder: Path, name: str, replicas: int = 1) -> Config:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[tuple[int, int], Path]:
     """Folders of runs by number of workers and of replicas."""
-    folders = {key: tmp_path_factory.mktemp("workers{}replicas{}".format(*key)) for key in [(1, 1), (2, 1), (3, 1)]}
+    folders = {key: tmp_path_factory.mktemp("workers{}replicas{}".format(*key)) for key in [(1, 1), (3, 1)]}
     for name in RUNS:
         train(config_of(folders[1, 1], name))
-    for workers in (2, 3):
-        train_in_turn(workers, [config_of(folders[workers, 1], name) for name in RUNS])
+    train_in_turn(3, [config_of(folders[3, 1], name) for name in RUNS])
     return folders
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
 @pytest.mark.parametrize("name", RUNS)
-def test_workers_do_not_change_the_run(runs, name, num_workers):
-    assert_same_tensors(runs[1, 1] / name, runs[num_workers, 1] / name)
-    assert learned(runs[1, 1] / name) == learned(runs[num_workers, 1] / name)
+def test_workers_do_not_change_the_run(runs, name):
+    assert_same_tensors(runs[1, 1] / name, runs[3, 1] / name)
+    assert learned(runs[1, 1] / name) == learned(runs[3, 1] / name)
 
 
 @pytest.mark.parametrize("name", RUNS)
