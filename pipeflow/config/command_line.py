@@ -3,11 +3,11 @@
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeflow.config.config import SECTIONS, Config, option_names
 from pipeflow.config.loading import read_yaml, show, unknown_option
 from pipeflow.errors import ConfigError
-from pipeflow.safe_files import brief
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[str | None, dict[str, str]]:
@@ -41,13 +41,18 @@ def load(path: str | None, overrides: Mapping[str, str] | None = None) -> Config
     Raises ConfigError for a file that is not there or is not YAML, and for what `Config.from_dict` rejects.
     """
     settings = {} if path is None else read_yaml(path)
-    for name, text in (overrides or {}).items():
+    return Config.from_dict(put_over(settings, overrides or {}))
+
+
+def put_over(settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of options with `{"optim.lr": 1e-4}` put over them. A section that is none stays, for `from_dict`."""
+    sections = {name: dict(values) if isinstance(values, dict) else values for name, values in settings.items()}
+    for name, value in options.items():
         section, _, key = name.partition(".")
-        values = settings.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: {section}: has {brief(values)} where its options should be.")
-        values[key] = text
-    return Config.from_dict(settings)
+        values = sections.setdefault(section, {})
+        if isinstance(values, dict):
+            values[key] = value
+    return sections
 
 
 def describe_options() -> str:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeflow.config import PartsConfig
+from pipeflow.flow.layers import Shape
 from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior, diagonal_gaussian_terms
 
-Shape = tuple[int, ...]
 HeadMaker = Callable[[Shape], Prior]
 """Makes a head for a latent's shape."""
 

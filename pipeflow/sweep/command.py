@@ -36,7 +36,7 @@ def sweep(
     missing = [run for run in todo.runs if not _has_ended(run)]
     room = room_for(todo.workers, max(1, len(missing)), jobs, _gpus(todo))
     said = f"{count_text(len(todo.runs), 'run')} in {todo.out}: {len(todo.runs) - len(missing)} there"
-    print(f"{said}, {len(room.environments)} at a time" if missing else said, flush=True)
+    print(f"{said}, {len(room)} at a time" if missing else said, flush=True)
     pool, errors = Pool(room), {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -28,37 +28,32 @@ class Job:
     """Seconds from SIGTERM to its end."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """Room for some processes at a time."""
-
-    environments: Sequence[Mapping[str, str]]
-    """For each of them, what is put over this process's environment."""
-
-
-def room_for(workers: int, most: int, jobs: int | None = None, gpus: int = 0) -> Room:
+def room_for(workers: int, most: int, jobs: int | None = None, gpus: int = 0) -> list[dict[str, str]]:
     """Room for runs of so many workers each: a core a worker or, where there are GPUs, one of those.
+
+    Returns, for each run that there is room for at a time, what is put over this process's environment.
 
     most: runs that there are; jobs: at a time, instead of as many as the cores or GPUs are enough for.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = max(1, min(most, jobs or (gpus or cores) // workers))
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (count * workers))))
-    environments: list[dict[str, str]] = [{"OMP_NUM_THREADS": threads} for _ in range(count)]
+    environments = [{"OMP_NUM_THREADS": threads} for _ in range(count)]
     for place, environment in enumerate(environments if gpus else []):
         of_its_own = [str((place * workers + worker) % gpus) for worker in range(min(workers, gpus))]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(of_its_own)
-    return Room(environments=environments)
+    return environments
 
 
 class Pool:
     """Runs jobs in a room. `stop` has those that are running end, and starts no others."""
 
-    def __init__(self, room: Room):
+    def __init__(self, room: Sequence[Mapping[str, str]]):
+        """room: of `room_for`."""
         self._places: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
-        for environment in room.environments:
+        for environment in room:
             self._places.put(environment)
-        self._size = len(room.environments)
+        self._size = len(room)
         self._running: dict[subprocess.Popen[bytes], float] = {}
         self._lock, self._stopped = threading.Lock(), False
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeflow import safe_files
 from pipeflow.config import Config, option_names
+from pipeflow.config.command_line import put_over
 from pipeflow.config.loading import nearest, read_yaml, unknown_option
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief, in_full
@@ -136,16 +137,12 @@ def _base(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{path}: config: expected the path of a configuration, got {brief(given)}.")
     beside = path.parent / Path(given).expanduser()
     base = read_yaml(str(beside if beside.exists() else given))
-    return {**base, "run": {"figures": False, **_mapping(path, "config: run", base.get("run", {}))}}
+    return {**base, "run": {"figures": False, **_mapping(path, f"config {given}: run", base.get("run", {}))}}
 
 
 def _config(where: str, base: Mapping[str, Any], options: Mapping[str, Any], workers: int) -> Config:
-    sections = {name: dict(values) if isinstance(values, dict) else values for name, values in base.items()}
-    for name, value in options.items():
-        section, _, key = name.partition(".")
-        sections.setdefault(section, {})[key] = value
     try:
-        config = Config.from_dict(sections)
+        config = Config.from_dict(put_over(base, options))
         config.check_world_size(workers)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

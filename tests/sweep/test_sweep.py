@@ -119,12 +119,12 @@ def _commands() -> Iterator[bytes]:
 def test_a_run_has_gpus_of_its_own(monkeypatch, workers, most, jobs, gpus, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     room = room_for(workers, most, jobs, gpus)
-    assert list(room.environments) == [{"OMP_NUM_THREADS": "1", **each} for each in expected]
+    assert room == [{"OMP_NUM_THREADS": "1", **each} for each in expected]
 
 
 def test_without_gpus_cores_are_shared_out(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
-    assert len(room_for(1, 1000).environments) == cores
-    assert len(room_for(cores + 1, 1000).environments) == 1
-    assert room_for(1, 1).environments == [{"OMP_NUM_THREADS": str(cores)}]
+    assert len(room_for(1, 1000)) == cores
+    assert len(room_for(cores + 1, 1000)) == 1
+    assert room_for(1, 1) == [{"OMP_NUM_THREADS": str(cores)}]

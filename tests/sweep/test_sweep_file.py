@@ -78,6 +78,12 @@ def test_the_configuration_is_looked_for_beside_the_file(tmp_path, sweep_of):
     assert (run.config.optim.lr, run.config.optim.batch_size, run.config.run.figures) == (0.5, 8, True)
 
 
+def test_a_configuration_whose_section_is_none_is_named(tmp_path, sweep_of):
+    (tmp_path / "base.yaml").write_text("optim: 3\n")
+    with pytest.raises(ConfigError, match="optim: has 3 where its options should be"):
+        sweep_of(config="base.yaml", grid={"optim.lr": [1e-3]})
+
+
 def test_names_keep_their_section_where_two_would_be_alike(sweep_of):
     names = {
         run.name for run in sweep_of(grid={"link.dtype": ["int8"], "finetune.lr": [1.0], "optim.lr": [0.1, 0.2]}).runs
