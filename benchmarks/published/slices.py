@@ -7,22 +7,19 @@ RUNS/slices.jsonl          a line for each process that was started: the row, th
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
 from pipeflow.errors import CheckpointError
+from pipeflow.sweep.pool import Job, Pool, python
 
 POLL_S = 0.1
-TERMINATE_S = 10.0
-"""Seconds that a process gets to end after SIGTERM. It saves nothing: a run loses the work after its last checkpoint."""
+GRACE_S = 30.0
+"""Seconds that a run gets to save itself after SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +47,10 @@ class Leg:
         """The file that keeps the summary at the end of the leg when the run goes on."""
         return kept_summary(self.folder, self.epochs)
 
-    def start(self, num_threads: int) -> subprocess.Popen:
-        """The process, from wherever the run is."""
-        self.runs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pipeflow.launch", *self.arguments, "--run.dir", str(self.folder)]
-        with open(self.log, "a") as log:
-            print(f"{STARTED}{' '.join(command)}", file=log, flush=True)
-            environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    def job(self) -> Job:
+        """Its process, which goes on from wherever the run is."""
+        command = python("pipeflow.launch", *self.arguments, "--run.dir", str(self.folder))
+        return Job(name=self.row, command=command, log=self.log, grace_s=GRACE_S)
 
     def keep(self) -> None:
         """Copies the summary of a process that has ended well.
@@ -75,16 +68,6 @@ class Leg:
         partial = self.kept.with_suffix(".partial")
         shutil.copyfile(summary, partial)
         partial.replace(self.kept)
-
-    def error(self, code: int) -> str:
-        """Why the process failed: its last message."""
-        output = self.log.read_text().rpartition(STARTED)[2]
-        errors = [line for line in output.splitlines() if line.startswith("error: ")]
-        return errors[-1].removeprefix("error: ") if errors else f"exit code {code}, see {self.log}"
-
-
-STARTED = "started: "
-"""Before each command in a log: a run that is interrupted says a command too."""
 
 
 def kept_summary(folder: Path, epochs: int) -> Path:
@@ -107,46 +90,35 @@ class Slice:
 
         A row that fails ends there, the others go on.
         """
-        queues = {name: deque(leg for leg in legs if not leg.kept.exists()) for name, legs in rows.items()}
-        waiting = deque(name for name, legs in queues.items() if legs)
-        running: dict[str, subprocess.Popen] = {}
-        errors: dict[str, str] = {}
-        machine = describe_machine()
-        try:
-            while (running or waiting) and not self.is_over():
-                while waiting and len(running) < self.jobs:
-                    name = waiting.popleft()
-                    leg = queues[name][0]
-                    print(f"{name}: up to {leg.epochs} epochs, log in {leg.log}", flush=True)
-                    running[name] = leg.start(self.num_threads)
-                    note = {"row": name, "jobs": self.jobs, "threads": self.num_threads, "machine": machine}
-                    with open(leg.runs / "slices.jsonl", "a") as notes:
-                        print(json.dumps(note), file=notes)
-                for name, process in list(running.items()):
-                    code = process.poll()
-                    if code is None:
-                        continue
-                    del running[name]
-                    leg = queues[name].popleft()
-                    if code != 0:
-                        errors[name] = leg.error(code)
-                        print(f"{name}: {errors[name]}", flush=True)
-                        continue
-                    leg.keep()
-                    if queues[name]:
-                        waiting.appendleft(name)
-                time.sleep(POLL_S)
-        finally:
-            _stop(running.values())
-        return errors
+        missing = {name: [leg for leg in legs if not leg.kept.exists()] for name, legs in rows.items()}
+        pool = Pool([{"OMP_NUM_THREADS": str(self.num_threads)}] * self.jobs)
+        with ThreadPoolExecutor(self.jobs) as executor:
+            futures = {name: executor.submit(self._run_row, pool, legs) for name, legs in missing.items() if legs}
+            try:
+                while not self.is_over():
+                    done, running = wait(futures.values(), POLL_S)
+                    if not running or any(each.exception() for each in done):
+                        break
+            finally:
+                pool.stop()
+        ended = {name: future.result() for name, future in futures.items()}
+        return {name: error for name, error in ended.items() if error is not None}
 
-
-def _stop(processes: Collection[subprocess.Popen]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(TERMINATE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    def _run_row(self, pool: Pool, legs: Sequence[Leg]) -> str | None:
+        """One leg after the other; the error of the one that failed by itself."""
+        for leg in legs:
+            if pool.is_stopped:
+                return None
+            print(f"{leg.row}: up to {leg.epochs} epochs, log in {leg.log}", flush=True)
+            leg.runs.mkdir(parents=True, exist_ok=True)
+            note = {"row": leg.row, "jobs": self.jobs, "threads": self.num_threads, "machine": describe_machine()}
+            with open(leg.runs / "slices.jsonl", "a") as notes:
+                print(json.dumps(note), file=notes)
+            error = pool.run_job(leg.job())
+            if pool.is_stopped:
+                return None
+            if error is not None:
+                print(f"{leg.row}: {error}", flush=True)
+                return error
+            leg.keep()
+        return None

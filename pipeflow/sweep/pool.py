@@ -55,7 +55,7 @@ class Pool:
             self._places.put(environment)
         self._size = len(room)
         self._running: dict[subprocess.Popen[bytes], float] = {}
-        self._lock, self._stopped = threading.Lock(), False
+        self._lock, self.is_stopped = threading.Lock(), False
 
     def run(self, jobs: Sequence[Job], ended: Callable[[Job, str | None], None]) -> dict[str, str]:
         """Runs all of them in their order; the errors of those that failed, by name.
@@ -64,7 +64,7 @@ class Pool:
         """
         errors: dict[str, str] = {}
         with ThreadPoolExecutor(self._size) as executor:
-            futures = {executor.submit(self._run, job): job for job in jobs}
+            futures = {executor.submit(self.run_job, job): job for job in jobs}
             try:
                 for future in as_completed(futures):
                     job, error = futures[future], future.result()
@@ -79,7 +79,7 @@ class Pool:
     def stop(self) -> None:
         """SIGTERM for all, on which a run saves itself; SIGKILL for those that do not end."""
         with self._lock:
-            self._stopped = True
+            self.is_stopped = True
             running = dict(self._running)
         for process in running:
             process.send_signal(signal.SIGTERM)
@@ -89,14 +89,15 @@ class Pool:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def _run(self, job: Job) -> str | None:
+    def run_job(self, job: Job) -> str | None:
+        """Runs one as soon as there is a place for it; its error. Threads may call it at a time."""
         environment = self._places.get()
         try:
             job.log.parent.mkdir(parents=True, exist_ok=True)
             with open(job.log, "a") as log:
                 print(f"{STARTED}{' '.join(job.command)}", file=log, flush=True)
                 with self._lock:
-                    if self._stopped:
+                    if self.is_stopped:
                         return "not started"
                     # In a group of its own: Ctrl-C is this process's alone, which then stops the others once.
                     process = subprocess.Popen(

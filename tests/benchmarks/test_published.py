@@ -11,10 +11,11 @@ from benchmarks.published import run
 from benchmarks.published.report import table, write_report
 from benchmarks.published.results import SettingsDiffer, check_settings, measure, merge, verdicts
 from benchmarks.published.rows import CONFIGS, ROWS, Settings, equal_epochs, launch_arguments, table_lines
-from benchmarks.published.slices import STARTED, Leg, Slice
+from benchmarks.published.slices import Leg, Slice
 from pipeflow.config import load
 from pipeflow.errors import CheckpointError, ConfigError
 from pipeflow.rundir.records import Summary
+from pipeflow.sweep.pool import STARTED
 from tests.benchmarks.pretended import MACHINE
 from tests.small_runs import assert_same_tensors, small_config
 

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,6 @@ import torch
 from PIL import Image
 
 from pipeflow import load_flow, train
-from pipeflow.config import Config
-from pipeflow.errors import PREEMPTED_EXIT_CODE
 from pipeflow.plan.plan import make_plan
 from pipeflow.report.figures import bytes_by_phase
 from pipeflow.rundir.reading import read_run
@@ -21,44 +17,22 @@ from pipeflow.workers.timeline import COMPUTE, RECEIVE, SEND, WAIT
 from tests.small_runs import (
     assert_same_tensors,
     checkpoint_tensors,
-    errors_in,
     finish,
-    learned,
     options,
-    read_until,
-    small_config,
     train_in_turn,
 )
+from tests.training.pipeline_runs import RUNS, config_of
 
 CLOSE = 1e-5
 """By how much all parameters may differ, of their norm, after two epochs: slices change the order of sums."""
 
-RUNS = {
-    "plain": {},
-    "gpipe": {"finetune": {"schedule": "gpipe"}},
-    "reference": {"precision": {"step": "reference"}, "optim": {"name": "adamax", "ema": 0, "decay": "none"}},
-    "end_to_end": {"schedule": {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 2}},
-    "recompute": {"memory": {"activations": "recompute"}},
-    "invert": {"memory": {"activations": "invert"}},
-    "bfloat16": {"link": {"dtype": "bfloat16"}, "finetune": {"gradient_dtype": "bfloat16"}},
-    "int8": {"link": {"dtype": "int8"}},
-}
 REPLICAS = {
     "plain": {"split": "across", "num": 3, "replicas": 2},
     "end_to_end": {"split": "across", "num": 2, "replicas": 2},  # with a part for each place in line
 }
-FOREVER = {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 400}
 EXACT = [name for name in RUNS if name not in ("bfloat16", "int8")]
 SPREAD = ["plain", "reference", "end_to_end", "invert"]
 """Runs that two workers make as well."""
-
-
-def config_of(folder: Path, name: str, parallel: str = "pipeline", **sections: dict) -> Config:
-    """One of the runs, in a folder of its name: a local epoch, and two end to end that are clipped."""
-    changed = {"schedule": {"mode": "concurrent", "local_epochs": 1, "finetune_epochs": 2}, **RUNS[name], **sections}
-    changed["optim"] = {"clip_norm": 0.5, **changed.get("optim", {})}
-    changed["finetune"] = {"parallel": parallel, **changed.get("finetune", {})}
-    return small_config(folder / name, **changed)
 
 
 @pytest.fixture(scope="module")
@@ -220,78 +194,6 @@ def test_one_worker_by_itself_is_a_single_device(runs, tmp_path):
         "finetune.parallel pipeline: a single place in line trains the whole flow end to end, on its device" in output
     )
     assert json.loads((tmp_path / "plain/summary.json").read_text())["num_epochs"] == 2
-
-
-def test_a_nan_stops_all_workers(launch, tmp_path):
-    schedule = {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 2}
-    config = config_of(tmp_path, "plain", schedule=schedule, optim={"lr": 1e6, "warmup_steps": 0, "clip_norm": 0})
-    process = launch(3, *options(config))
-    (said,) = errors_in(finish(process))
-    assert process.returncode == 1
-    assert "the training loss of part " in said and "epoch 0, step " in said and "optim.lr" in said
-
-
-def long_config(folder: Path, **sections: dict) -> Config:
-    """Epochs of 20 batches, all end to end: what happens at any time most likely happens inside torch's schedule."""
-    about = {"schedule": {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 2}, "data": {"num_train": 640}}
-    return config_of(folder, "plain", **{**about, **sections})
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    """The folder of a long run by three workers."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    train_in_turn(3, [long_config(folder)])
-    return folder / "plain"
-
-
-@pytest.mark.parametrize("workers, parallel", [(2, "pipeline"), (1, "single")])
-def test_workers_that_are_preempted_stop_at_one_batch(undisturbed, launch, tmp_path, workers, parallel):
-    """And go on inside the epoch, as a pipeline to the last bit, as one device up to rounding; with the epoch's losses."""
-    process = launch(3, *options(long_config(tmp_path)))
-    seen = read_until(process, lambda line: line.startswith("epoch 0 ("))
-    process.send_signal(signal.SIGTERM)
-    output = seen + finish(process)
-    assert "preempted (SIGTERM at worker" in output and "nothing that was trained is lost" in output, output
-    assert process.exit_codes() == [PREEMPTED_EXIT_CODE] * 3 and not errors_in(output)
-    train_in_turn(workers, [long_config(tmp_path, finetune={"parallel": parallel})])
-    for path in tmp_path.glob("plain/checkpoints/*-step-*"):
-        shutil.rmtree(path)
-    if parallel == "pipeline":
-        assert_same_tensors(tmp_path / "plain", undisturbed)
-    ours, theirs = learned(tmp_path / "plain")[1], learned(undisturbed)[1]
-    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=0 if parallel == "pipeline" else 1e-3)
-
-
-@pytest.mark.parametrize(
-    "rank, signal_sent, told",
-    [(0, signal.SIGSTOP, "heartbeat for 2 s"), (1, signal.SIGKILL, ""), (2, signal.SIGSTOP, "heartbeat for 2 s")],
-)
-def test_a_worker_that_is_lost_is_named(launch, tmp_path, rank, signal_sent, told):
-    config = long_config(tmp_path, schedule=FOREVER, run={"heartbeat_timeout_s": 2})
-    process = launch(3, *options(config))
-    seen = read_until(process, lambda line: line.startswith("epoch 0 ("))
-    os.kill(process.workers[rank], signal_sent)
-    seen += read_until(process, lambda line: line.startswith("error: ") or " ended with -9" in line)
-    if signal_sent == signal.SIGSTOP:
-        os.kill(process.workers[rank], signal.SIGKILL)
-    output = seen + finish(process)
-    codes = process.exit_codes()
-    assert codes.pop(rank) == -signal.SIGKILL and codes == [1, 1]
-    (said,) = errors_in(output)
-    assert f"worker {rank} was lost" in said and told in said
-
-
-def test_a_worker_that_is_lost_among_replicas_is_named(launch, tmp_path):
-    """Worker 4 waits for the gradients of worker 5, and others for it; all hear of it."""
-    shared = {"split": "across", "num": 3, "replicas": 2}
-    process = launch(6, *options(long_config(tmp_path, schedule=FOREVER, parts=shared, run={"heartbeat_timeout_s": 2})))
-    read_until(process, lambda line: line.startswith("epoch 0 ("))
-    os.kill(process.workers[5], signal.SIGSTOP)
-    said = read_until(process, lambda line: line.startswith("error: "))
-    os.kill(process.workers[5], signal.SIGKILL)
-    assert "worker 5 was lost" in said and not errors_in(finish(process))
-    assert process.exit_codes() == [1] * 5 + [-signal.SIGKILL]
 
 
 def test_the_timeline_has_forwards_and_backwards_of_all_slices(launch, tmp_path):
