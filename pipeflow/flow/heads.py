@@ -37,7 +37,7 @@ class MaskedConv(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_outputs, num_inputs, 2, 3))
         self.bias = nn.Parameter(torch.zeros(num_outputs))
         if generator is not None:  # as He et al. (2015) have it for ReLUs, over the weights that count
-            scale = math.sqrt(2 / (num_inputs * float(mask.sum())))
+            scale = math.sqrt(2 / (num_inputs * (4 + sees_itself)))
             self.weight.data.normal_(std=scale, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -124,3 +124,17 @@ def test_the_published_run_is_quickest_with_a_pipeline_behind_concurrent_parts()
     assert "configured epochs with fine-tuning: concurrent, balanced 3, then gpipe x16 is quickest" in named
     ours, rival = (min(each.run_seconds for each in predictions if each.is_ours == mine) for mine in (True, False))
     assert ours < 0.95 * rival
+
+
+def test_heads_take_time_from_isolated_parts_alone():
+    """Local epochs take as much longer as the slowest part has more to multiply; end-to-end ones have no heads."""
+    epochs = {}
+    for head in ("gaussian", "autoregressive"):
+        predictor = predictor_of(FREE, parts={"split": "across", "num": 3, "head": head})
+        cut = predictor.cuts()[0]
+        way = predictor.local("concurrent", cut)
+        epochs[head] = (max(part.multiply_adds() for part in cut.parts), way.seconds, way.run_seconds - 8 * way.seconds)
+    plain, heads = epochs["gaussian"], epochs["autoregressive"]
+    assert heads[0] > 1.1 * plain[0]
+    assert heads[1] / plain[1] == pytest.approx(heads[0] / plain[0], rel=0.02)
+    assert heads[2] == pytest.approx(plain[2], rel=1e-6)
