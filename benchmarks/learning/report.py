@@ -4,17 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Protocol
+from typing import Any
 
+from benchmarks.learning.studies import Study
 from benchmarks.machine import in_words
-
-
-class Study(Protocol):
-    """See run.py."""
-
-    name: str
-    title: str
-    arms: Mapping[str, Mapping[str, Any]]
 
 
 def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Sequence[int], out: Path) -> None:

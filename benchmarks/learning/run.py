@@ -11,13 +11,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from benchmarks.learning.report import write_report
+from benchmarks.learning.studies import Study, read_studies
 from benchmarks.machine import command_line
 from benchmarks.results_file import ResultsFile
 from pipeflow.errors import PipeflowError
@@ -28,26 +28,6 @@ FASTEST, SLOWEST = 0.128, 1e-4
 """Rates beyond which none is tried."""
 KEPT = ("test_bpd", "exit_bpd", "train_macs", "bytes", "parts")
 """What results.json takes of a run's summary."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A table of arms."""
-
-    name: str
-    title: str
-    arms: Mapping[str, Mapping[str, Any]]
-    """Options of each."""
-
-
-def read_studies(document: Mapping[str, Any]) -> list[Study]:
-    """The studies of runs.yaml."""
-    studies = []
-    for name, each in document["studies"].items():
-        common = {**document["options"], **each.get("options", {})}
-        arms = {arm: {**common, **options} for arm, options in each["arms"].items()}
-        studies.append(Study(name=name, title=each["title"], arms=arms))
-    return studies
 
 
 class Runs:
@@ -83,11 +63,13 @@ class Runs:
         for seed, some in by_seed.items():
             path = out / f"seed{seed}.yaml"
             path.write_text(yaml.safe_dump({"arms": some}, sort_keys=False))
-            sweep(path, self._options.jobs, self._overrides, str(out))
-            entries = {entry["arm"]: entry for entry in json.loads((out / "sweep.json").read_text())}
-            for arm, rate, its_seed in missing:
-                if its_seed == seed:
-                    self._keep(self.key(arm, rate, seed), entries[f"{arm}, lr {rate:g}"])
+            try:
+                sweep(path, self._options.jobs, self._overrides, str(out))
+            finally:  # of a sweep that is stopped too: what has ended is there
+                entries = {entry["arm"]: entry for entry in json.loads((out / "sweep.json").read_text())}
+                for arm, rate, its_seed in missing:
+                    if its_seed == seed:
+                        self._keep(self.key(arm, rate, seed), entries[f"{arm}, lr {rate:g}"])
 
     def _keep(self, key: str, entry: Mapping[str, Any]) -> None:
         if entry["ended"]:

@@ -37,23 +37,30 @@ def sweep(
     room = room_for(todo.workers, max(1, len(missing)), jobs, _gpus(todo))
     said = f"{count_text(len(todo.runs), 'run')} in {todo.out}: {len(todo.runs) - len(missing)} there"
     print(f"{said}, {len(room)} at a time" if missing else said, flush=True)
-    pool, errors = Pool(room), {}
+    errors: dict[str, str] = {}
+
+    def ended(job: Job, error: str | None) -> None:
+        if error is None:
+            print(f"{job.name}: done", flush=True)
+        else:
+            say(f"{job.name}: {error}")
+            errors[job.name] = error
+        _save(todo, errors)
+
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        errors = pool.run([_job(run, todo) for run in missing], _say_end)
+        Pool(room).run([_job(run, todo) for run in missing], ended)
     except KeyboardInterrupt:
         say("stopped: runs that had begun are saved, and the same command goes on with them")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        results = [_result(run, todo, errors.get(run.name)) for run in todo.runs]
-        if todo.out.is_dir():
-            (todo.out / "sweep.json").write_text(json.dumps(results, indent=1) + "\n")
-    ended = [todo.out / run.name for run in todo.runs if _has_ended(run)]
-    if ended:
+        _save(todo, errors)
+    there = [todo.out / run.name for run in todo.runs if _has_ended(run)]
+    if there:
         from pipeflow.report.table import report  # matplotlib takes a second, and a sweep may have nothing to show
 
-        report(ended, todo.out)
+        report(there, todo.out)
     print(todo.out / "sweep.json", flush=True)
     return errors
 
@@ -90,11 +97,11 @@ def _job(run: SweepRun, todo: Sweep) -> Job:
     )
 
 
-def _say_end(job: Job, error: str | None) -> None:
-    if error is None:
-        print(f"{job.name}: done", flush=True)
-    else:
-        say(f"{job.name}: {error}")
+def _save(todo: Sweep, errors: Mapping[str, str]) -> None:
+    """Writes sweep.json, with what has come of each run so far."""
+    if todo.out.is_dir():
+        results = [_result(run, todo, errors.get(run.name)) for run in todo.runs]
+        (todo.out / "sweep.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _result(run: SweepRun, todo: Sweep, error: str | None) -> Mapping[str, Any]:

@@ -57,24 +57,16 @@ class Pool:
         self._running: dict[subprocess.Popen[bytes], float] = {}
         self._lock, self.is_stopped = threading.Lock(), False
 
-    def run(self, jobs: Sequence[Job], ended: Callable[[Job, str | None], None]) -> dict[str, str]:
-        """Runs all of them in their order; the errors of those that failed, by name.
-
-        ended: is told of each that has ended, with its error.
-        """
-        errors: dict[str, str] = {}
+    def run(self, jobs: Sequence[Job], ended: Callable[[Job, str | None], None]) -> None:
+        """Runs all of them in their order. ended: is told of each that has ended, with its error if it failed."""
         with ThreadPoolExecutor(self._size) as executor:
             futures = {executor.submit(self.run_job, job): job for job in jobs}
             try:
                 for future in as_completed(futures):
-                    job, error = futures[future], future.result()
-                    if error is not None:
-                        errors[job.name] = error
-                    ended(job, error)
+                    ended(futures[future], future.result())
             except BaseException:
                 self.stop()
                 raise
-        return errors
 
     def stop(self) -> None:
         """SIGTERM for all, on which a run saves itself; SIGKILL for those that do not end."""

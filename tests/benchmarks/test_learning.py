@@ -6,7 +6,8 @@ import math
 import pytest
 import yaml
 
-from benchmarks.learning.run import HERE, main, next_rates, read_studies
+from benchmarks.learning.run import HERE, main, next_rates
+from benchmarks.learning.studies import read_studies
 from pipeflow.config import Config
 
 pytestmark = pytest.mark.slow
