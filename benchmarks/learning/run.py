@@ -15,17 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
+from benchmarks.learning.gradients import cosines
 from benchmarks.learning.report import write_report
 from benchmarks.learning.studies import Study, read_studies
 from benchmarks.machine import command_line
 from benchmarks.results_file import ResultsFile
+from pipeflow.data.sources import load_data
 from pipeflow.errors import PipeflowError
+from pipeflow.rundir.reading import read_config
 from pipeflow.sweep.command import sweep
 
 HERE = Path(__file__).parent
 FASTEST, SLOWEST = 0.128, 1e-4
 """Rates beyond which none is tried."""
+IMAGES = 256
+"""Test images that gradients are compared on."""
 KEPT = ("test_bpd", "exit_bpd", "train_macs", "bytes", "parts")
 """What results.json takes of a run's summary."""
 
@@ -36,6 +42,7 @@ class Runs:
     def __init__(self, study: Study, results: ResultsFile, options: argparse.Namespace):
         self.study = study
         self._results, self._options = results, options
+        self._images: Tensor | None = None
         self._overrides = {"data.name": "images", "data.path": options.data} if options.data else {}
 
     def found(self, arm: str, rate: float, seed: int) -> dict[str, Any] | None:
@@ -66,16 +73,25 @@ class Runs:
             try:
                 sweep(path, self._options.jobs, self._overrides, str(out))
             finally:  # of a sweep that is stopped too: what has ended is there
-                entries = {entry["arm"]: entry for entry in json.loads((out / "sweep.json").read_text())}
-                for arm, rate, its_seed in missing:
-                    if its_seed == seed:
-                        self._keep(self.key(arm, rate, seed), entries[f"{arm}, lr {rate:g}"])
+                entries = json.loads((out / "sweep.json").read_text()) if (out / "sweep.json").exists() else []
+                keys = {f"{arm}, lr {rate:g}": self.key(arm, rate, seed) for arm, rate, its in missing if its == seed}
+                for entry in entries:
+                    if entry["arm"] in keys:
+                        self._keep(keys[entry["arm"]], entry, out)
 
-    def _keep(self, key: str, entry: Mapping[str, Any]) -> None:
+    def _keep(self, key: str, entry: Mapping[str, Any], folder: Path) -> None:
         if entry["ended"]:
-            self._results.add("runs", key, {name: entry[name] for name in KEPT})
+            run = {name: entry[name] for name in KEPT}
+            self._results.add("runs", key, {**run, "cosines": self._cosines(folder / entry["name"])})
         elif "error" in entry:
             self._results.add("runs", key, {"error": entry["error"]})
+
+    def _cosines(self, run: Path) -> dict[str, list[float]]:
+        """Of the gradients at each checkpoint of local epochs, by the epochs that are done."""
+        if self._images is None:
+            self._images = load_data(read_config(run).data).test[:IMAGES]
+        found = {path.name: cosines(path, self._images) for path in sorted(run.glob("checkpoints/epoch-??????"))}
+        return {name.removeprefix("epoch-").lstrip("0"): each for name, each in found.items() if each is not None}
 
     def best_rate(self, arm: str, rates: Sequence[float], seed: int) -> float:
         """The rate of the least bits/dim among these."""

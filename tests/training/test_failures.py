@@ -166,6 +166,7 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(launch, tmp_path):
     assert all(name.startswith("epoch-") and not name.endswith(".partial") for name in checkpoints)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_by_itself(torchrun, tmp_path):
     """With --max-restarts a killed worker costs the work since the last checkpoint, nothing else."""
     about = {"schedule": {"mode": "concurrent", "local_epochs": 8, "finetune_epochs": 1}, "data": {"num_train": 320}}

@@ -31,7 +31,7 @@ REPLICAS = {
     "end_to_end": {"split": "across", "num": 2, "replicas": 2},  # with a part for each place in line
 }
 EXACT = [name for name in RUNS if name not in ("bfloat16", "int8")]
-SPREAD = ["plain", "reference", "end_to_end", "invert"]
+SPREAD = ["plain", "end_to_end", "invert"]
 """Runs that two workers make as well."""
 
 

@@ -139,6 +139,7 @@ def test_workers_stop_at_one_batch_and_the_exit_code_says_it(tmp_path, launch):
     assert learned(tmp_path / "undisturbed") == learned(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_data_parallel_workers_stop_at_one_batch(tmp_path, launch):
     schedule = {"mode": "end_to_end", "local_epochs": 0, "finetune_epochs": 3}
     about = {"data": {"num_train": 320}, "schedule": schedule, "finetune": {"parallel": "ddp"}}
