@@ -1,7 +1,7 @@
-"""What an arm would take on several workers, by the planner, beside the quickest system that trains end to end there."""
+"""What an arm would take on several workers, by the planner."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pipeflow.config import Config
@@ -17,29 +17,28 @@ RATES = {"free links": 1e15, "100 Mbit/s": 1e8}
 """Bits a second of a link."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seconds:
-    """Of all of an arm's epochs, on workers and links that do nothing else."""
+def predicted(options: Mapping[str, Any], workers: int) -> dict[str, float]:
+    """Seconds of all of an arm's epochs by the name of the links' rate, with nothing else to do for workers and links.
 
-    own: float
-    end_to_end: float
-    """Of as many epochs of the quickest system that trains end to end: one worker, a pipeline, or data parallelism."""
-    system: str
-    """Which that is."""
+    An arm that trains end to end has those of the quickest system that does: one worker, a pipeline, or data parallelism.
+    """
+    settings = {
+        **options,
+        "data.num_test": 100,
+    }  # the planner reads no images; how many are evaluated it does not count
+    return _predicted(Config.from_dict(put_over({}, settings)), workers)
 
 
-def predicted(options: Mapping[str, Any], workers: int) -> dict[str, Seconds]:
-    """By the name of the links' rate. An arm that trains end to end has the quickest such system itself."""
-    # The planner reads no images, and the number that is evaluated does not matter to it.
-    plan = make_plan(Config.from_dict(put_over({}, {**options, "data.num_test": 100})))
-    found = {}
+@cache
+def _predicted(config: Config, workers: int) -> dict[str, float]:
+    plan, found = make_plan(config), {}
     for name, rate in RATES.items():
         predictor = Predictor(plan, Machines(workers=workers, flops=FLOPS, bandwidth=rate))
-        cuts = [cut for cut in predictor.cuts() if len(cut.parts) == workers]
-        rivals = [predictor.end_to_end(), predictor.data_parallel()[0]]
-        rivals += [predictor.pipeline(kind, cut) for kind in PIPELINES for cut in cuts]
-        best = min(rivals, key=lambda each: each.run_seconds)
-        mode = plan.config.schedule.mode
-        own = best if mode == "end_to_end" else predictor.local(mode, predictor.cuts()[0])
-        found[name] = Seconds(own=own.run_seconds, end_to_end=best.run_seconds, system=best.describe())
+        mode, cuts = config.schedule.mode, predictor.cuts()
+        if mode == "end_to_end":
+            ways = [predictor.end_to_end(), predictor.data_parallel()[0]]
+            ways += [predictor.pipeline(kind, cut) for kind in PIPELINES for cut in cuts if len(cut.parts) == workers]
+        else:
+            ways = [predictor.local(mode, cuts[0])]
+        found[name] = min(way.run_seconds for way in ways)
     return found

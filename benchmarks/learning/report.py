@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.learning.costs import FLOPS, RATES, predicted
 from benchmarks.learning.studies import Study
 from benchmarks.machine import in_words
 
@@ -19,25 +20,28 @@ def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Seq
         "",
         "Bits/dim of all test images: mean over seeds, with the standard error where there are several; each arm at its "
         "best rate. Exits are after each part, under its head. Multiply-adds are of training, heads included; the heads' "
-        "share is of a forward. MB = 1e6 bytes of latents, as if each part had a worker.",
+        "share is of a forward. MB = 1e6 bytes of latents, as if each part had a worker. Seconds are the planner's, with a "
+        f"worker for each part of {FLOPS / 1e9:g} GFLOP/s, over those of the system that is quickest there "
+        "to train end to end for as many epochs as the first arm.",
     ]
     for study in studies:
         lines += ["", f"## {study.title}", "", *_table(values["runs"], study, seeds)]
+        lines += _gradients(values["runs"], study, seeds[0])
     (out / "results.md").write_text("\n".join(lines) + "\n")
 
 
 def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> Iterator[str]:
     yield (
         "| arm | best rate (tried) | bits/dim | above end to end | exits | multiply-adds, end to end = 1 | heads' share "
-        "| MB forward |"
+        f"| MB forward | seconds, {' | seconds, '.join(RATES)} |"
     )
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|" + "---|" * len(RATES)
     reference = None
     for arm in study.arms:
         rates = _rates(runs, study.name, arm, seeds[0])
         ended = {rate: run for rate, run in rates.items() if "test_bpd" in run}
         if not ended:
-            yield f"| {arm} | - | not measured | - | - | - | - | - |"
+            yield f"| {arm} | - | not measured | - | - | - | - | - |" + " - |" * len(RATES)
             continue
         best = min(ended, key=lambda rate: ended[rate]["test_bpd"])
         found = [runs.get(f"{study.name} | {arm} | {best:g} | {seed}", {}) for seed in seeds]
@@ -54,8 +58,41 @@ def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> Itera
         yield (
             f"| {arm} | {best:g} ({tried}) | {_with_error([run['test_bpd'] for run in found])} | {bpd - reference[0]:+.3f} "
             f"| {', '.join(f'{mean(each):.3f}' for each in exits) or '-'} | {macs / reference[1]:.2f} | {share:.0%} "
-            f"| {mean(sum(run['bytes']['forward']) for run in found) / 1e6:,.0f} |"
+            f"| {mean(sum(run['bytes']['forward']) for run in found) / 1e6:,.0f} | {_seconds(study, arm, len(parts))} |"
         )
+
+
+def _gradients(runs: Mapping[str, Any], study: Study, seed: int) -> list[str]:
+    """A table of the cosines between local and end-to-end gradients, of the arms that have them."""
+    found = {}
+    for arm in study.arms:
+        ended = [run for run in _rates(runs, study.name, arm, seed).values() if "test_bpd" in run]
+        best = min(ended, key=lambda run: run["test_bpd"], default=None)
+        if best is not None and best["cosines"]:
+            found[arm] = best["cosines"]
+    epochs = sorted({epoch for each in found.values() for epoch in each}, key=int)
+    if not epochs:
+        return []
+    lines = [
+        "",
+        "Cosine between the local and the end-to-end gradient of each part but the last, behind so many epochs:",
+        "",
+    ]
+    lines += [f"| arm | {' | '.join(epochs)} |", "|---|" + "---|" * len(epochs)]
+    for arm, by_epoch in found.items():
+        cells = [
+            ", ".join(f"{each:.2f}" for each in by_epoch[epoch][:-1]) if epoch in by_epoch else "-" for epoch in epochs
+        ]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
+
+
+def _seconds(study: Study, arm: str, num_parts: int) -> str:
+    """The arm's seconds on a worker for each part, and those of the first arm, which trains end to end, on as many."""
+    first = next(iter(study.arms))
+    workers = num_parts if num_parts > 1 else study.workers
+    own, rival = predicted(study.arms[arm], workers), predicted(study.arms[first], workers)
+    return " | ".join(f"{own[rate] / rival[rate]:.2f}" for rate in RATES)
 
 
 def _rates(runs: Mapping[str, Any], study: str, arm: str, seed: int) -> dict[float, Any]:

@@ -12,7 +12,9 @@ class Study:
     name: str
     title: str
     arms: Mapping[str, Mapping[str, Any]]
-    """Options of each."""
+    """Options of each; the first trains end to end."""
+    workers: int = 3
+    """That the planner has for an arm without parts."""
 
 
 def read_studies(document: Mapping[str, Any]) -> list[Study]:

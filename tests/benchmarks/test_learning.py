@@ -49,6 +49,7 @@ def test_a_study_is_measured_and_goes_on_where_it_was(tmp_path, capsys):
         best = min(tried, key=tried.get)
         assert not next_rates([*tried], best) and (f"{best:g}", "1") in of_arm
     report = (tmp_path / "results.md").read_text()
+    print(report)
     assert report.count("± ") == 2 and "| gaussian | - | not measured" in report
     capsys.readouterr()
     assert main(words) == 0
