@@ -49,7 +49,9 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     return folders
 
 
-@pytest.mark.parametrize("name, num_workers", [*((name, 2) for name in TWO_WORKERS), *((name, 3) for name in SCHEDULES)])
+@pytest.mark.parametrize(
+    "name, num_workers", [*((name, 2) for name in TWO_WORKERS), *((name, 3) for name in SCHEDULES)]
+)
 def test_workers_do_not_change_the_run(runs, name, num_workers):
     assert_same_tensors(runs[1] / name, runs[num_workers] / name)
     assert learned(runs[1] / name) == learned(runs[num_workers] / name)
