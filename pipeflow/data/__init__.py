@@ -2,7 +2,8 @@
 
 from pipeflow.data.batches import Batches, dequantization_noise, dequantize, dequantized_batches
 from pipeflow.data.dead_leaves import dead_leaves
-from pipeflow.data.sources import ImageData, load_data
+from pipeflow.data.image_data import ImageData
+from pipeflow.data.sources import load_data
 
 __all__ = [
     "Batches", "ImageData", "dead_leaves", "dequantization_noise", "dequantize", "dequantized_batches", "load_data",

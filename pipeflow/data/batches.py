@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pipeflow.config.checks import check_batch_size
+from pipeflow.data.image_data import ImageData
 from pipeflow.data.random import generator
-from pipeflow.data.sources import ImageData
 from pipeflow.errors import ConfigError, DataError
 
 TEST_NOISE_SEED = 0
@@ -45,16 +45,17 @@ def dequantize(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 def dequantized_batches(images: torch.Tensor, batch_size: int, seed: int = TEST_NOISE_SEED) -> Iterator[torch.Tensor]:
     """Images in order, dequantized with the noise of evaluation: float32 in [-0.5, 0.5), [<= batch, ...].
 
-    The last batch may be incomplete. The noise of an image depends on the seed and its place, not on `batch_size`.
+    Floats come as they are. The last batch may be incomplete. The noise of an image depends on the seed and its place, not
+    on `batch_size`.
 
     Args:
-        images: uint8, [images, ...].
+        images: uint8 or float32, [images, ...].
         batch_size: number of images in a batch.
         seed: seed of the noise.
     """
     numbers = generator(seed, "noise of test")  # one generator for all batches, wherever they are cut
     for batch in images.split(batch_size):
-        yield dequantize(batch, torch.rand(batch.shape, generator=numbers))
+        yield batch if batch.is_floating_point() else dequantize(batch, torch.rand(batch.shape, generator=numbers))
 
 
 class Batches:
@@ -91,7 +92,7 @@ class Batches:
         return len(self.data.train) // self.batch_size
 
     def train_images(self, epoch: int, step: int) -> torch.Tensor:
-        """Training batch `step` of `epoch` after flips: uint8, [batch, ...].
+        """Training batch `step` of `epoch` after flips: uint8 or float32 as the data, [batch, ...].
 
         Raises:
             IndexError: `step` is not in 0 .. steps_per_epoch - 1.
@@ -111,18 +112,24 @@ class Batches:
         """The noise of training batch `step` of `epoch`, float32 in [0, 1), [batch, ...]."""
         return dequantization_noise(self.seed, "train", epoch, step, (self.batch_size, *self.data.shape))
 
-    def train(self, epoch: int, step: int) -> torch.Tensor:
-        """Training batch `step` of `epoch`, dequantized: float32 in [-0.5, 0.5), [batch, ...]."""
-        return dequantize(self.train_images(epoch, step), self.train_noise(epoch, step))
+    def train(self, epoch: int, step: int, share: slice = slice(None)) -> torch.Tensor:
+        """The images `share` of training batch `step` of `epoch`: float32, [share, ...].
+
+        Dequantized, in [-0.5, 0.5), or as they are where the data are floats.
+        """
+        images = self.train_images(epoch, step)[share]
+        return images if images.is_floating_point() else dequantize(images, self.train_noise(epoch, step)[share])
 
     def initial(self) -> torch.Tensor:
-        """The batch that layers are initialised on: training images without flips, float32 in [-0.5, 0.5)."""
+        """The batch that layers are initialised on: training images without flips, float32, [batch, ...], as in `train`."""
         chosen = torch.randperm(len(self.data.train), generator=generator(self.seed, "initial"))[: self.batch_size]
-        shape = (self.batch_size, *self.data.shape)
-        return dequantize(self.data.train[chosen], dequantization_noise(self.seed, "initial", 0, 0, shape))
+        images = self.data.train[chosen]
+        if images.is_floating_point():
+            return images
+        return dequantize(images, dequantization_noise(self.seed, "initial", 0, 0, images.shape))
 
     def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[torch.Tensor]:
-        """The first `num_images` test images (None: all), dequantized: float32 in [-0.5, 0.5), [<= batch, ...].
+        """The first `num_images` test images (None: all), as `dequantized_batches` gives them.
 
         The last batch may be incomplete. The noise of an image depends neither on the run's seed nor on `num_images` or
         `batch_size`.

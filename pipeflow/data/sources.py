@@ -1,13 +1,10 @@
 """Sources of images: CIFAR-10, a folder or a zip, the embedded dead leaves, or a user's function."""
 
 import contextlib
-import hashlib
 import io
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from pipeflow.config import DataConfig
 from pipeflow.data.dead_leaves import dead_leaves
+from pipeflow.data.image_data import ImageData
 from pipeflow.data.image_folder import load_images
 from pipeflow.errors import DataError
 from pipeflow.user_function import load_function
@@ -31,54 +29,6 @@ class TooFewImages(DataError):
     """There are fewer images than `data.num_train` or `data.num_test` takes."""
 
 
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """Training and test images.
-
-    Raises:
-        DataError: one of the two is empty or no uint8 tensor, or their images differ in shape.
-    """
-
-    train: Tensor
-    """uint8, [images, channels, height, width]; a user's own images may have any number of dimensions."""
-    test: Tensor
-    """uint8, with images of the same shape."""
-    name: str
-    """Name of the source in messages."""
-    notes: tuple[str, ...] = ()
-    """What the user should know of how the images came from their files; said at the start of a training."""
-
-    def __post_init__(self) -> None:
-        for part, images in (("train", self.train), ("test", self.test)):
-            where = f"{self.name}: the {part} images"
-            if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-                kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-                raise DataError(f"{where} are {kind}; give a uint8 tensor of values 0 to 255.")
-            if images.ndim < 2 or images.numel() == 0:
-                raise DataError(
-                    f"{where} have the shape {list(images.shape)}; give at least one image, [num, channels, height, width]."
-                )
-        train, test = list(self.train.shape[1:]), list(self.test.shape[1:])
-        if train != test:
-            raise DataError(
-                f"{self.name}: a train image has the shape {train}, a test image {test}; give both the same."
-            )
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
-        return tuple(self.train.shape[1:])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256, in hexadecimal, of the images, their number, shape and order: the same wherever they were loaded from."""
-        digest = hashlib.sha256()
-        for images in (self.train, self.test):
-            digest.update(f"{images.dtype} {list(images.shape)}\n".encode())
-            digest.update(images.flatten().numpy().data)
-        return digest.hexdigest()
-
-
 def load_data(data: DataConfig) -> ImageData:
     """The images that the section `data` of a configuration asks for.
 
@@ -89,25 +39,32 @@ def load_data(data: DataConfig) -> ImageData:
         DataError: an option is wrong, or the images cannot be had; the message names the option and the fix.
         ConfigError: there is no such `module:function`.
     """
+    whole = _load_whole(data)
+    train, test = (
+        _first(data.num_train, len(whole.train), "num_train"),
+        _first(data.num_test, len(whole.test), "num_test"),
+    )
+    return whole.taken(train, test)
+
+
+def _load_whole(data: DataConfig) -> ImageData:
+    """All images of a source, in its own order."""
     name = data.name
-    notes: Sequence[str] = ()
     if name == "cifar10":
         train, test = _cifar10("data" if data.path is None else data.path)
-    elif name == "images":
+        return ImageData(train, test, name)
+    if name == "images":
         *arrays, notes = load_images(data.path, data.channels)
         train, test = map(torch.from_numpy, arrays)
-    elif name == "dead_leaves":
-        train, test = _dead_leaves("train", data.num_train), _dead_leaves("test", data.num_test)
-    elif ":" in name:
-        made = _call_function(data)
-        train, test, name, notes = made.train, made.test, made.name, made.notes
-    else:
-        raise DataError(
-            f"data.name is {name!r}; it must be cifar10, images, dead_leaves or module:function (a function of "
-            f"yours that returns the images)."
-        )
-    train, test = _subset(train, data.num_train, "num_train"), _subset(test, data.num_test, "num_test")
-    return ImageData(train, test, name, tuple(notes))
+        return ImageData(train, test, name, tuple(notes))
+    if name == "dead_leaves":
+        return ImageData(_dead_leaves("train", data.num_train), _dead_leaves("test", data.num_test), name)
+    if ":" in name:
+        return _call_function(data)
+    raise DataError(
+        f"data.name is {data.name!r}; it must be cifar10, images, dead_leaves or module:function (a function of "
+        f"yours that returns the images)."
+    )
 
 
 def num_taken(num: int | None, there: int, option: str) -> int:
@@ -120,10 +77,11 @@ def num_taken(num: int | None, there: int, option: str) -> int:
     return there if num is None else num
 
 
-def _subset(images: Tensor, num: int | None, option: str) -> Tensor:
-    num = num_taken(num, len(images), option)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SUBSET_SEED))
-    return images[order[:num]]
+def _first(num: int | None, there: int, option: str) -> Callable[[Tensor], Tensor]:
+    """Takes the first `num` images, or their labels, in the permuted order."""
+    num = num_taken(num, there, option)
+    chosen = torch.randperm(there, generator=torch.Generator().manual_seed(SUBSET_SEED))[:num]
+    return lambda values: values[chosen]
 
 
 def _dead_leaves(part: str, num: int | None) -> Tensor:

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from pipeflow.data import Batches, dequantize
+from pipeflow.data import Batches
 from pipeflow.links.link import Stopped
 from pipeflow.workers.control import Control
 from pipeflow.workers.replicas import Replicas
@@ -76,8 +76,7 @@ class ImageFeed:
 
     def _load(self, epoch: int, step: int) -> tuple[Tensor, torch.cuda.Event | None]:
         with self._timeline.span(LOAD, f"images {step}"):
-            pixels, noise = self._batches.train_images(epoch, step), self._batches.train_noise(epoch, step)
-            images = dequantize(pixels[self._share], noise[self._share])
+            images = self._batches.train(epoch, step, self._share)
             if self._stream is None:
                 return images, None
             torch.cuda.set_device(self._device)

@@ -107,6 +107,16 @@ def test_a_slice_of_a_batch_needs_no_more_than_a_slice_of_the_noise():
     noise = dequantization_noise(3, "train", 2, 1, (12, 1, 2, 4))
     assert torch.equal(noise, batches.train_noise(2, 1))
     assert torch.equal(dequantize(batches.train_images(2, 1)[4:9], noise[4:9]), batches.train(2, 1)[4:9])
+    assert torch.equal(batches.train(2, 1, slice(4, 9)), batches.train(2, 1)[4:9])
+
+
+def test_floats_are_taken_as_they_are():
+    table = torch.arange(24.0).reshape(12, 2)
+    batches = Batches(ImageData(table, table[:5]), seed=3, batch_size=12, flip=False)
+    for taken in (batches.train(0, 0), batches.initial()):
+        assert sorted(taken.tolist()) == table.tolist() and taken.dtype == torch.float32
+    assert torch.equal(torch.cat(list(batches.test_batches(None, 2))), table[:5])
+    assert torch.equal(batches.train(0, 0, slice(4, 9)), batches.train(0, 0)[4:9])
 
 
 def test_noise_is_uniform_and_new_at_every_step():

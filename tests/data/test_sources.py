@@ -31,6 +31,12 @@ def ready(data):
     return ImageData(torch.from_numpy(TRAIN), torch.from_numpy(TRAIN[:50]), "own")
 
 
+def labelled(data):
+    train, test = torch.from_numpy(TRAIN), torch.from_numpy(TRAIN[:50])
+    names = tuple(f"c{label}" for label in range(100))
+    return ImageData(train, test, train_labels=train.flatten().long(), test_labels=test.flatten().long(), classes=names)
+
+
 def nothing(data):
     pass
 
@@ -75,42 +81,12 @@ def test_options_that_cannot_be_met(asked, words, options):
     assert all(word in message for word in words), message
 
 
-GOOD = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(
-    "train, test, says",
-    [
-        (GOOD.float(), GOOD, "train images are torch.float32"),
-        (GOOD, GOOD.numpy(), "test images are ndarray"),
-        (GOOD, torch.zeros(2, 3, 4, 5, dtype=torch.uint8), "[3, 4, 5]"),
-        (GOOD[:0], GOOD, "at least one image"),
-        (GOOD[:, 0, 0, 0], GOOD[:, 0, 0, 0], "[2]"),
-    ],
-)
-def test_image_data_says_what_is_wrong(train, test, says):
-    with pytest.raises(DataError) as caught:
-        ImageData(train, test, "mine")
-    assert says in str(caught.value) and "mine" in str(caught.value) and "give" in str(caught.value)
-
-
-def test_fingerprint_is_that_of_the_images_alone():
-    images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
-    fingerprint = ImageData(images, images[:1], "mine").fingerprint
-    strided = images.transpose(0, 3).contiguous().transpose(0, 3)
-    assert ImageData(strided, images[:1].clone(), "moved").fingerprint == fingerprint and len(fingerprint) == 64
-    changed = images.clone()
-    changed[1, 2, 3, 4] ^= 1
-    others = [
-        (changed, images[:1]),
-        (images, changed[1:]),
-        (images, images),
-        (images.flip(0), images[:1]),
-        (images.reshape(2, 3, 5, 4), images[:1].reshape(1, 3, 5, 4)),
-        (torch.cat([images, images[:1]]), images[1:]),
-    ]
-    found = {ImageData(*pair, "mine").fingerprint for pair in others}
-    assert len(found) == len(others) and fingerprint not in found
+def test_subsets_take_labels_along(options):
+    """The labels that `labelled` gives are the images' own values."""
+    data = load_data(options(name=f"{MINE}:labelled", num_train=30, num_test=7))
+    for images, labels in ((data.train, data.train_labels), (data.test, data.test_labels)):
+        assert torch.equal(images.flatten().long(), labels)
+    assert data.classes[50] == "c50"
 
 
 def test_dead_leaves_are_deterministic_and_fewer_are_the_first_of_more(options):

@@ -1,0 +1,121 @@
+"""Training and test items in memory: images, or rows of a table, with their labels where there are some."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pipeflow.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Training and test images.
+
+    Images are uint8, values 0 to 255, which are dequantized, or float32, values of one's own, which are taken as they are.
+
+    Raises:
+        DataError: the images are empty, of another type, not finite, or differ in shape or type between train and test; or
+            the labels do not fit them.
+    """
+
+    train: Tensor
+    """uint8 or float32, [images, channels, height, width]; a user's own items may have any number of dimensions."""
+    test: Tensor
+    """As `train`, with images of the same shape."""
+    name: str = "python"
+    """Name of the source in messages."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the images came from their files; said at the start of a training."""
+    train_labels: Tensor | None = None
+    """The class of each training image, int64, [images], 0 or more."""
+    test_labels: Tensor | None = None
+    """As `train_labels`: both are given, or neither."""
+    classes: tuple[str, ...] = ()
+    """Names of the labels 0, 1, ..., where they have names."""
+
+    def __post_init__(self) -> None:
+        for part, images in (("train", self.train), ("test", self.test)):
+            self._check_images(part, images)
+        train, test = list(self.train.shape[1:]), list(self.test.shape[1:])
+        if train != test:
+            raise DataError(
+                f"{self.name}: a train image has the shape {train}, a test image {test}; give both the same."
+            )
+        if self.train.dtype != self.test.dtype:
+            raise DataError(
+                f"{self.name}: the train images are {self.train.dtype}, the test images {self.test.dtype}; give both in "
+                f"one type."
+            )
+        self._check_labels()
+
+    def _check_images(self, part: str, images: Tensor) -> None:
+        where = f"{self.name}: the {part} images"
+        if not isinstance(images, Tensor) or images.dtype not in (torch.uint8, torch.float32):
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise DataError(
+                f"{where} are {kind}; give a uint8 tensor of values 0 to 255, or a float32 tensor of values that are no "
+                f"pixels."
+            )
+        if images.ndim < 2 or images.numel() == 0:
+            raise DataError(
+                f"{where} have the shape {list(images.shape)}; give at least one image, [num, channels, height, width]."
+            )
+        if images.dtype == torch.float32 and (bad := int((~images.isfinite()).sum())):
+            raise DataError(f"{where} have {bad:,} values that are NaN or infinite; give finite ones.")
+
+    def _check_labels(self) -> None:
+        if (self.train_labels is None) != (self.test_labels is None):
+            given, missing = ("test", "train") if self.train_labels is None else ("train", "test")
+            raise DataError(
+                f"{self.name}: the {given} images have labels, the {missing} images none; give both or none."
+            )
+        if self.classes and self.train_labels is None:
+            raise DataError(f"{self.name}: has names of classes, but no labels; give both or none.")
+        for part, images, labels in (
+            ("train", self.train, self.train_labels),
+            ("test", self.test, self.test_labels),
+        ):
+            if labels is None:
+                continue
+            where = f"{self.name}: the {part} labels"
+            if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(images),):
+                kind = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+                raise DataError(f"{where} are {kind}; give one int64 number an image, [{len(images)}].")
+            least, most = int(labels.min()), int(labels.max())
+            if least < 0 or (self.classes and most >= len(self.classes)):
+                bound = f"0 to {len(self.classes) - 1}, as there are names" if self.classes else "0 or more"
+                raise DataError(f"{where} go from {least} to {most}; they must be {bound}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return tuple(self.train.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256, in hexadecimal, of the images and labels, their number, shape and order.
+
+        It is the same wherever they were loaded from. Names are no part of it.
+        """
+        digest = hashlib.sha256()
+        for values in (self.train, self.test, self.train_labels, self.test_labels):
+            if values is not None:
+                digest.update(f"{values.dtype} {list(values.shape)}\n".encode())
+                digest.update(values.flatten().numpy().data)
+        return digest.hexdigest()
+
+    def taken(self, train: Callable[[Tensor], Tensor], test: Callable[[Tensor], Tensor]) -> "ImageData":
+        """Some of the images with their labels. train, test: give those to take of a tensor with an entry an image."""
+        return ImageData(
+            train(self.train),
+            test(self.test),
+            self.name,
+            self.notes,
+            None if self.train_labels is None else train(self.train_labels),
+            None if self.test_labels is None else test(self.test_labels),
+            self.classes,
+        )

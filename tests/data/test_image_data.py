@@ -1,0 +1,78 @@
+"""`ImageData`: what it takes, what it refuses, and its fingerprint."""
+
+import math
+
+import pytest
+import torch
+
+from pipeflow.data import ImageData
+from pipeflow.errors import DataError
+
+GOOD = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+LABELS = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    "train, test, says",
+    [
+        (GOOD.double(), GOOD, "train images are torch.float64"),
+        (GOOD.float(), GOOD, "train images are torch.float32, the test images torch.uint8"),
+        (GOOD, GOOD.numpy(), "test images are ndarray"),
+        (GOOD, torch.zeros(2, 3, 4, 5, dtype=torch.uint8), "[3, 4, 5]"),
+        (GOOD[:0], GOOD, "at least one image"),
+        (GOOD[:, 0, 0, 0], GOOD[:, 0, 0, 0], "[2]"),
+        (GOOD.float(), torch.full((2, 3, 4, 4), math.nan), "test images have 96 values that are NaN or infinite"),
+    ],
+)
+def test_images_that_cannot_be(train, test, says):
+    with pytest.raises(DataError) as caught:
+        ImageData(train, test, "mine")
+    assert says in str(caught.value) and "mine" in str(caught.value) and "give" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "labels, says",
+    [
+        ({"train_labels": LABELS}, "the train images have labels, the test images none"),
+        ({"test_labels": LABELS}, "the test images have labels, the train images none"),
+        ({"train_labels": LABELS, "test_labels": LABELS.int()}, "test labels are torch.int32 [2]"),
+        ({"train_labels": LABELS[:1], "test_labels": LABELS}, "train labels are torch.int64 [1]"),
+        ({"train_labels": [0, 1], "test_labels": LABELS}, "train labels are list"),
+        ({"train_labels": LABELS - 1, "test_labels": LABELS}, "train labels go from -1 to 0; they must be 0 or more"),
+        ({"train_labels": LABELS, "test_labels": LABELS, "classes": ("cat",)}, "go from 0 to 1; they must be 0 to 0"),
+        ({"classes": ("cat", "dog")}, "names of classes, but no labels"),
+    ],
+)
+def test_labels_that_cannot_be(labels, says):
+    with pytest.raises(DataError) as caught:
+        ImageData(GOOD, GOOD, **labels)
+    assert says in str(caught.value) and str(caught.value).startswith("python: ")
+
+
+def test_fingerprint_is_that_of_images_and_labels_alone():
+    images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
+    fingerprint = ImageData(images, images[:1], "mine").fingerprint
+    strided = images.transpose(0, 3).contiguous().transpose(0, 3)
+    assert ImageData(strided, images[:1].clone(), "moved").fingerprint == fingerprint and len(fingerprint) == 64
+    changed = images.clone()
+    changed[1, 2, 3, 4] ^= 1
+    others = [
+        (changed, images[:1]),
+        (images, changed[1:]),
+        (images, images),
+        (images.flip(0), images[:1]),
+        (images.reshape(2, 3, 5, 4), images[:1].reshape(1, 3, 5, 4)),
+        (torch.cat([images, images[:1]]), images[1:]),
+    ]
+    found = {ImageData(*pair, "mine").fingerprint for pair in others}
+    assert len(found) == len(others) and fingerprint not in found
+
+
+def test_labels_are_part_of_the_fingerprint_where_there_are_some():
+    plain = ImageData(GOOD, GOOD).fingerprint
+    # Written down by a version without labels: a run of that version is resumed.
+    assert plain == "7c200ab0c7be45ce3acff0db94b81130c50e1da0604ecd549a3dc4bfae124d70"
+    labels = [(LABELS, LABELS), (LABELS.flip(0), LABELS), (LABELS, LABELS.flip(0))]
+    found = {ImageData(GOOD, GOOD, train_labels=train, test_labels=test).fingerprint for train, test in labels}
+    assert len(found) == 3 and plain not in found
+    assert ImageData(GOOD.float(), GOOD.float()).fingerprint != plain
