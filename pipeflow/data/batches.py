@@ -10,6 +10,7 @@ import torch
 
 from pipeflow.config.checks import check_batch_size
 from pipeflow.data.image_data import ImageData
+from pipeflow.data.order import Order
 from pipeflow.data.random import generator
 from pipeflow.errors import ConfigError, DataError
 
@@ -83,13 +84,12 @@ class Batches:
         self.seed = seed
         self.batch_size = batch_size
         self.flip = flip
-        self._order_epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order = Order(len(data.train), seed, batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
         """Training batches in an epoch, without a last incomplete one."""
-        return len(self.data.train) // self.batch_size
+        return self._order.steps_per_epoch
 
     def train_images(self, epoch: int, step: int) -> torch.Tensor:
         """Training batch `step` of `epoch` after flips: uint8 or float32 as the data, [batch, ...].
@@ -97,12 +97,7 @@ class Batches:
         Raises:
             IndexError: `step` is not in 0 .. steps_per_epoch - 1.
         """
-        if not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
-        if epoch != self._order_epoch:
-            self._order = torch.randperm(len(self.data.train), generator=generator(self.seed, "order", epoch))
-            self._order_epoch = epoch
-        images = self.data.train[self._order[step * self.batch_size : (step + 1) * self.batch_size]]
+        images = self.data.train[self._order.batch(epoch, step)]
         if self.flip:
             mirrored = torch.rand(self.batch_size, generator=generator(self.seed, "flip", epoch, step)) < 0.5
             images[mirrored] = images[mirrored].flip(-1)
@@ -122,8 +117,7 @@ class Batches:
 
     def initial(self) -> torch.Tensor:
         """The batch that layers are initialised on: training images without flips, float32, [batch, ...], as in `train`."""
-        chosen = torch.randperm(len(self.data.train), generator=generator(self.seed, "initial"))[: self.batch_size]
-        images = self.data.train[chosen]
+        images = self.data.train[self._order.initial()]
         if images.is_floating_point():
             return images
         return dequantize(images, dequantization_noise(self.seed, "initial", 0, 0, images.shape))

@@ -97,16 +97,18 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256, in hexadecimal, of the images and labels, their number, shape and order.
+        """sha256, in hexadecimal, of the images, their number, shape and order: the same wherever they were loaded from.
 
-        It is the same wherever they were loaded from. Names are no part of it.
+        Labels are no part of it: a run whose flow takes none goes on where its images have come to have some.
         """
-        digest = hashlib.sha256()
-        for values in (self.train, self.test, self.train_labels, self.test_labels):
-            if values is not None:
-                digest.update(f"{values.dtype} {list(values.shape)}\n".encode())
-                digest.update(values.flatten().numpy().data)
-        return digest.hexdigest()
+        return _fingerprint(self.train, self.test)
+
+    @cached_property
+    def labels_fingerprint(self) -> str | None:
+        """The same of the labels, whose names are no part of it; None where there are none."""
+        if self.train_labels is None or self.test_labels is None:
+            return None
+        return _fingerprint(self.train_labels, self.test_labels)
 
     def taken(self, train: Callable[[Tensor], Tensor], test: Callable[[Tensor], Tensor]) -> "ImageData":
         """Some of the images with their labels. train, test: give those to take of a tensor with an entry an image."""
@@ -119,3 +121,11 @@ class ImageData:
             None if self.test_labels is None else test(self.test_labels),
             self.classes,
         )
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for values in tensors:
+        digest.update(f"{values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.flatten().numpy().data)
+    return digest.hexdigest()

@@ -51,8 +51,7 @@ def _load_whole(data: DataConfig) -> ImageData:
     """All images of a source, in its own order."""
     name = data.name
     if name == "cifar10":
-        train, test = _cifar10("data" if data.path is None else data.path)
-        return ImageData(train, test, name)
+        return _cifar10("data" if data.path is None else data.path)
     if name == "images":
         *arrays, notes = load_images(data.path, data.channels)
         train, test = map(torch.from_numpy, arrays)
@@ -88,8 +87,8 @@ def _dead_leaves(part: str, num: int | None) -> Tensor:
     return dead_leaves(DEAD_LEAVES_NUM[part] if num is None else num, seed=DEAD_LEAVES_SEEDS[part])
 
 
-def _cifar10(root: str) -> list[Tensor]:
-    """The 50,000 training and 10,000 test images, each uint8, [images, 3, 32, 32], in the official order."""
+def _cifar10(root: str) -> ImageData:
+    """The 50,000 training and 10,000 test images, uint8, [images, 3, 32, 32], in the official order, with their classes."""
     try:
         from torchvision.datasets import CIFAR10
     except ImportError as error:
@@ -99,7 +98,7 @@ def _cifar10(root: str) -> list[Tensor]:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            parts = [CIFAR10(root, train=train, download=True).data for train in (True, False)]
+            parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
     # torchvision raises OSError for the network and the disk, RuntimeError for a wrong checksum.
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -109,7 +108,16 @@ def _cifar10(root: str) -> list[Tensor]:
         ) from error
     finally:
         socket.setdefaulttimeout(timeout_before)
-    return [torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))) for part in parts]
+    train, test = (torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))) for part in parts)
+    train_labels, test_labels = (torch.tensor(part.targets, dtype=torch.int64) for part in parts)
+    return ImageData(
+        train,
+        test,
+        "cifar10",
+        train_labels=train_labels,
+        test_labels=test_labels,
+        classes=tuple(parts[0].classes),
+    )
 
 
 def _call_function(data: DataConfig) -> ImageData:

@@ -49,7 +49,7 @@ def test_labels_that_cannot_be(labels, says):
     assert says in str(caught.value) and str(caught.value).startswith("python: ")
 
 
-def test_fingerprint_is_that_of_images_and_labels_alone():
+def test_fingerprint_is_that_of_images_alone():
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
     fingerprint = ImageData(images, images[:1], "mine").fingerprint
     strided = images.transpose(0, 3).contiguous().transpose(0, 3)
@@ -68,11 +68,13 @@ def test_fingerprint_is_that_of_images_and_labels_alone():
     assert len(found) == len(others) and fingerprint not in found
 
 
-def test_labels_are_part_of_the_fingerprint_where_there_are_some():
-    plain = ImageData(GOOD, GOOD).fingerprint
-    # Written down by a version without labels: a run of that version is resumed.
-    assert plain == "7c200ab0c7be45ce3acff0db94b81130c50e1da0604ecd549a3dc4bfae124d70"
+def test_labels_have_a_fingerprint_of_their_own():
+    plain = ImageData(GOOD, GOOD)
+    # Written down by a version without labels: a run of that version is resumed, also where its images have labels now.
+    assert plain.fingerprint == "7c200ab0c7be45ce3acff0db94b81130c50e1da0604ecd549a3dc4bfae124d70"
+    assert plain.labels_fingerprint is None
     labels = [(LABELS, LABELS), (LABELS.flip(0), LABELS), (LABELS, LABELS.flip(0))]
-    found = {ImageData(GOOD, GOOD, train_labels=train, test_labels=test).fingerprint for train, test in labels}
-    assert len(found) == 3 and plain not in found
-    assert ImageData(GOOD.float(), GOOD.float()).fingerprint != plain
+    labelled = [ImageData(GOOD, GOOD, train_labels=train, test_labels=test) for train, test in labels]
+    assert {each.fingerprint for each in labelled} == {plain.fingerprint}
+    assert len({each.labels_fingerprint for each in labelled}) == 3
+    assert ImageData(GOOD.float(), GOOD.float()).fingerprint != plain.fingerprint

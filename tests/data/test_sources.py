@@ -123,8 +123,15 @@ def official(tmp_path, monkeypatch):
         return hashlib.md5((source / name).read_bytes()).hexdigest()
 
     batches = {f"data_batch_{i + 1}": pixels[4 * i : 4 * i + 4] for i in range(5)} | {"test_batch": pixels[20:]}
-    sums = [[name, dump(name, {"data": part, "labels": [0] * len(part)})] for name, part in batches.items()]
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": dump("batches.meta", {"label_names": ["cat"]})}
+    sums = [
+        [name, dump(name, {"data": part, "labels": [int(each[0]) % 2 for each in part]})]
+        for name, part in batches.items()
+    ]
+    meta = {
+        "filename": "batches.meta",
+        "key": "label_names",
+        "md5": dump("batches.meta", {"label_names": ["cat", "dog"]}),
+    }
     archive = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(source, source.name)
@@ -166,6 +173,12 @@ def test_cifar10_from_the_official_archive(place, official, site, options, tmp_p
     data = load_data(options(name="cifar10", path=None if place == "data" else "root"))
     for part, expected in ((data.train, pixels[:20]), (data.test, pixels[20:])):
         assert {image.numpy().tobytes() for image in part} == {image.tobytes() for image in expected}
+    for part, labels in ((data.train, data.train_labels), (data.test, data.test_labels)):
+        assert torch.equal(labels, part[:, 0, 0, 0].long() % 2)
+    assert data.classes == ("cat", "dog")
+    for part, labels in ((data.train, data.train_labels), (data.test, data.test_labels)):
+        assert torch.equal(labels, part[:, 0, 0, 0].long() % 2)
+    assert data.classes == ("cat", "dog")
     assert (tmp_path / ("data" if place == "data" else "root") / archive.name).exists()
     assert capfd.readouterr() == ("", "")
 
