@@ -116,16 +116,18 @@ Options of a run, with their defaults in brackets:
     flow = "function that builds the flow, where it was given from Python"
     devices = {"choices": ("auto", "cpu", "cuda"), "default": "auto", "help": "auto (default): a GPU if there is one"}
 
-    add = command("sample", "draw samples of a trained flow into a PNG", _sample)
+    add = command(
+        "sample", "draw samples of a trained flow into a PNG, or a .npy file where they are no images", _sample
+    )
     add("run", type=os.path.expanduser, metavar="RUN", help=run)
     add("--num", type=_at_least(1, int), default=64, help="images (default 64)")
     add("--temperature", type=_at_least(0, float), default=0.7, help="scale of the noise (default 0.7)")
     add("--seed", type=_at_least(0, int), default=0, help="of the noise (default 0)")
     add(
         "--out",
-        type=_png,
+        type=_png_or_npy,
         metavar="FILE.png",
-        help="default samples_t0.7_seed0.png, in RUN or, if RUN is no run folder, here",
+        help="default samples_t0.7_seed0.png, in RUN or, if RUN is no run folder, here; FILE.npy where they are no images",
     )
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
@@ -241,6 +243,10 @@ def _at_least(least: Number, kind: Callable[[str], Number]) -> Callable[[str], N
         return number
 
     return read
+
+
+def _png_or_npy(text: str) -> str:
+    return os.path.expanduser(text) if text.lower().endswith(".npy") else _png(text)
 
 
 def _png(text: str) -> str:

@@ -26,7 +26,7 @@ def cosines(checkpoint: Path, images: Tensor) -> list[float] | None:
         return None
     flow, config = saved.flow, saved.config
     parts = split_flow(flow, configured_cuts(flow, config), head_maker(config.parts))
-    (latent,) = dequantized_batches(images, len(images))
+    (latent,) = dequantized_batches(images, flow.values, len(images))
     bits = -flow.log_prob(latent).mean()
     whole = [torch.autograd.grad(bits, _parameters(part.layers), retain_graph=True) for part in parts]
     found = []

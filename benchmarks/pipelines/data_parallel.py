@@ -1,7 +1,6 @@
 """The whole flow on each worker under torch's DistributedDataParallel, plain or with one of its communication hooks."""
 
 import inspect
-import math
 import time
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.pipelines.measure import Clock, Sent, ring_bytes
 from pipeflow.config import Config
 from pipeflow.data import Batches, dequantize
-from pipeflow.flow import Flow, split_flow
+from pipeflow.flow import Flow, Values, split_flow
 from pipeflow.training.trainer import make_optimizer
-from pipeflow.use.likelihood import bits_per_dim
 from pipeflow.workers.replicas import share_of
 
 
@@ -87,8 +85,7 @@ class DataParallel:
         for images in self._batches.test_batches(None, self._batches.batch_size):
             output = self.part(images.to(self._device))
             total += float((output.contribution + output.log_head).sum())
-        num_images, num_dims = len(self._batches.data.test), math.prod(self._batches.data.shape)
-        return bits_per_dim(total / num_images, num_dims)
+        return Values(self._batches.data.shape).bits_per_dim(total / len(self._batches.data.test))
 
 
 class CompressedDataParallel(DataParallel):

@@ -14,7 +14,6 @@ later: a whole backward runs in the slot for inputs, nothing in the slot for wei
 the same.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,12 +119,12 @@ class TorchPipeline:
         parts = split_flow(flow, cut_names(flow, config.parts.split, len(owners)))
         mine = [part.to(device) for part, owner in zip(parts, owners) if owner == rank]
         self._mine, self._batch_size = mine, config.optim.batch_size
-        self._num_dims = math.prod(parts[0].input_shape)
+        self._values = parts[0].values
         self._initialize(mine, owners, config.optim.batch_size)
         modules = [Stage(part, wire) for part in mine]
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
         self.optimizer = make_optimizer(self.parameters, config, config.optim.lr)
-        nats_per_bit_per_dim = parts[0].nats_per_bit_per_dim
+        nats_per_bit_per_dim = parts[0].values.nats_per_bit_per_dim
 
         def loss_function(log_density: Tensor, _: Tensor) -> Tensor:
             with self.clock.span("loss"):
@@ -213,7 +212,7 @@ class TorchPipeline:
         mine = torch.tensor(sums[part.index], dtype=torch.float64, device=self._device)
         everyone = [torch.empty_like(mine) for _ in range(last + 1)]
         dist.all_gather(everyone, mine)
-        return exit_bits_per_dim([each.tolist() for each in everyone], int(num_images), self._num_dims)[-1]
+        return exit_bits_per_dim([each.tolist() for each in everyone], int(num_images), self._values)[-1]
 
     def _test_batches(self, part: Part, num_images: int) -> Iterator[Tensor]:
         """What the stage takes of the test images: they themselves, or latents from the worker before."""

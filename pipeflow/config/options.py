@@ -73,6 +73,12 @@ class DataConfig:
     num_train: int | None = option(None, "training images (null: all; dead_leaves: 2560)", at_least=1, at_most=10**7)
     num_test: int | None = option(None, "test images (null: all; dead_leaves: 512)", at_least=1, at_most=10**7)
     flip: bool = option(False, "random horizontal flips in training")
+    pad: int | None = option(
+        None,
+        "pad images to a height and width that are multiples of it, as blocks need: 8 for 3 (null: not at all)",
+        at_least=2,
+        at_most=1024,
+    )
 
     def __post_init__(self) -> None:
         if self.path is not None:

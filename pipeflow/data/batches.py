@@ -13,6 +13,7 @@ from pipeflow.data.image_data import ImageData
 from pipeflow.data.order import Order
 from pipeflow.data.random import generator
 from pipeflow.errors import ConfigError, DataError
+from pipeflow.flow.values import Values
 
 TEST_NOISE_SEED = 0
 """Seed of evaluation's noise. It is not the run's, so that bits/dim of different runs compare."""
@@ -43,20 +44,27 @@ def dequantize(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return images.to(torch.float32).sub_(128).div_(256).add_(torch.floor(noise * 2**17).mul_(2**-25))
 
 
-def dequantized_batches(images: torch.Tensor, batch_size: int, seed: int = TEST_NOISE_SEED) -> Iterator[torch.Tensor]:
-    """Images in order, dequantized with the noise of evaluation: float32 in [-0.5, 0.5), [<= batch, ...].
+def dequantized_batches(
+    images: torch.Tensor, values: Values, batch_size: int, seed: int = TEST_NOISE_SEED
+) -> Iterator[torch.Tensor]:
+    """Images in order, padded, and dequantized with the noise of evaluation: float32 in [-0.5, 0.5), [<= batch, ...].
 
     Floats come as they are. The last batch may be incomplete. The noise of an image depends on the seed and its place, not
     on `batch_size`.
 
     Args:
-        images: uint8 or float32, [images, ...].
+        images: uint8 or float32, [images, *values.shape].
+        values: says whether they are floats, and the padding.
         batch_size: number of images in a batch.
         seed: seed of the noise.
     """
     numbers = generator(seed, "noise of test")  # one generator for all batches, wherever they are cut
     for batch in images.split(batch_size):
-        yield batch if batch.is_floating_point() else dequantize(batch, torch.rand(batch.shape, generator=numbers))
+        if values.is_float:
+            yield batch
+        else:
+            padded = values.pad(batch)
+            yield dequantize(padded, torch.rand(padded.shape, generator=numbers))
 
 
 class Batches:
@@ -67,13 +75,14 @@ class Batches:
         seed: the run's seed.
         batch_size: images in a global training batch.
         flip: mirror each training image left to right with probability 1/2.
+        pad: height and width are padded to multiples of it; None: not at all.
 
     Raises:
         ConfigError: `batch_size` is below 1 or above the number of training images.
-        DataError: `flip` with images that are not [channels, height, width].
+        DataError: `flip` or `pad` with images that are not [channels, height, width], `pad` with floats.
     """
 
-    def __init__(self, data: ImageData, seed: int, batch_size: int, flip: bool) -> None:
+    def __init__(self, data: ImageData, seed: int, batch_size: int, flip: bool, pad: int | None = None) -> None:
         check_batch_size(batch_size, len(data.train), data.name)
         if flip and len(data.shape) != 3:
             raise DataError(
@@ -81,6 +90,8 @@ class Batches:
                 f"right: set data.flip to false, or give images of [channels, height, width]."
             )
         self.data = data
+        self.values = data.values(pad)
+        """The values of an image, as the data have them and as the batches do."""
         self.seed = seed
         self.batch_size = batch_size
         self.flip = flip
@@ -104,23 +115,26 @@ class Batches:
         return images
 
     def train_noise(self, epoch: int, step: int) -> torch.Tensor:
-        """The noise of training batch `step` of `epoch`, float32 in [0, 1), [batch, ...]."""
-        return dequantization_noise(self.seed, "train", epoch, step, (self.batch_size, *self.data.shape))
+        """The noise of training batch `step` of `epoch`, float32 in [0, 1), [batch, *values.padded_shape]."""
+        return dequantization_noise(self.seed, "train", epoch, step, (self.batch_size, *self.values.padded_shape))
 
     def train(self, epoch: int, step: int, share: slice = slice(None)) -> torch.Tensor:
-        """The images `share` of training batch `step` of `epoch`: float32, [share, ...].
+        """The images `share` of training batch `step` of `epoch`: float32, [share, *values.padded_shape].
 
-        Dequantized, in [-0.5, 0.5), or as they are where the data are floats.
+        They are padded and dequantized, in [-0.5, 0.5), or as they are where the data are floats.
         """
         images = self.train_images(epoch, step)[share]
-        return images if images.is_floating_point() else dequantize(images, self.train_noise(epoch, step)[share])
+        if self.values.is_float:
+            return images
+        return dequantize(self.values.pad(images), self.train_noise(epoch, step)[share])
 
     def initial(self) -> torch.Tensor:
-        """The batch that layers are initialised on: training images without flips, float32, [batch, ...], as in `train`."""
+        """The batch that layers are initialised on: training images without flips, float32, as in `train`."""
         images = self.data.train[self._order.initial()]
-        if images.is_floating_point():
+        if self.values.is_float:
             return images
-        return dequantize(images, dequantization_noise(self.seed, "initial", 0, 0, images.shape))
+        padded = self.values.pad(images)
+        return dequantize(padded, dequantization_noise(self.seed, "initial", 0, 0, padded.shape))
 
     def test_batches(self, num_images: int | None, batch_size: int) -> Iterator[torch.Tensor]:
         """The first `num_images` test images (None: all), as `dequantized_batches` gives them.
@@ -138,4 +152,4 @@ class Batches:
                 f"eval.num_images is {num_images}, but there are {there} test images ({self.data.name}): it must be "
                 f"from 1 to {there}, or null for all."
             )
-        return dequantized_batches(self.data.test[:num_images], batch_size)
+        return dequantized_batches(self.data.test[:num_images], self.values, batch_size)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeflow.errors import DataError
+from pipeflow.flow.values import Values
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,10 @@ class ImageData:
         """Shape of one image."""
         return tuple(self.train.shape[1:])
 
+    def values(self, pad: int | None) -> Values:
+        """The values of an image, padded as `data.pad` says. Raises DataError as `padded_values`."""
+        return padded_values(self.shape, self.train.is_floating_point(), pad, self.name)
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256, in hexadecimal, of the images, their number, shape and order: the same wherever they were loaded from.
@@ -129,3 +134,23 @@ def _fingerprint(*tensors: Tensor) -> str:
         digest.update(f"{values.dtype} {list(values.shape)}\n".encode())
         digest.update(values.flatten().numpy().data)
     return digest.hexdigest()
+
+
+def padded_values(shape: tuple[int, ...], is_float: bool, pad: int | None, name: str) -> Values:
+    """The values of images of a shape, padded to a height and width that are multiples of `pad`, `data.pad`.
+
+    Raises DataError where images cannot be padded. name: of their source, for the message.
+    """
+    if pad is None:
+        return Values(shape, is_float=is_float)
+    if is_float:
+        raise DataError(
+            f"data.pad is {pad}, but {name} has floats: the density of a value that is always the same has no bound, and "
+            f"bits/dim would mean nothing. Set data.pad to null, or give images as uint8."
+        )
+    if len(shape) != 3:
+        raise DataError(
+            f"data.pad is {pad}, but an image of {name} has the shape {list(shape)}, which has no height and width: set "
+            f"data.pad to null, or give images of [channels, height, width]."
+        )
+    return Values(shape, padding=(-shape[1] % pad, -shape[2] % pad))

@@ -8,9 +8,10 @@ from pipeflow.flow.heads import head_maker
 from pipeflow.flow.layers import ActNorm, FactorOut, InvertibleConv1x1, Layer, Squeeze
 from pipeflow.flow.part import Part
 from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior
+from pipeflow.flow.values import Values
 
 __all__ = [
     "ActNorm", "Coupling", "FactorOut", "Flow", "FlowStep", "GaussianPrior", "InvertibleConv1x1", "Layer", "Part",
-    "Prior", "Squeeze", "StandardPrior", "build_flow", "configured_cuts", "cut_names", "glow", "head_maker",
+    "Prior", "Squeeze", "StandardPrior", "Values", "build_flow", "configured_cuts", "cut_names", "glow", "head_maker",
     "split_flow",
 ]  # fmt: skip

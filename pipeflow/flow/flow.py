@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeflow.flow.layers import Layer, Shape, run_layers
 from pipeflow.flow.priors import GaussianPrior, Prior
+from pipeflow.flow.values import Values
 
 PRIOR = "prior"
 """Name of the top prior in a state dict. The name `heads` is reserved for the heads of parts, which the flow lacks."""
@@ -34,6 +35,8 @@ class Flow(nn.Module):
         if not layers:
             raise ValueError("a flow needs at least one layer")
         self.shape = tuple(shape)
+        self.values = Values(self.shape)
+        """The data that the flow is trained on, 8-bit values of its own shape unless a run says otherwise."""
         self.names = list(layers)
         reserved = {PRIOR, "heads", "shapes", *dir(self)}
         for name, layer in layers.items():

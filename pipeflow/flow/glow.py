@@ -88,7 +88,7 @@ def _build_glow(config: Config, shape: Shape) -> Flow:
         size = "x".join(map(str, shape[1:]))
         raise ConfigError(
             f"model.num_blocks: {model.num_blocks} blocks need height and width that are multiples of {multiple}, which "
-            f"images of {size} pixels do not have: use fewer blocks or other images."
+            f"images of {size} pixels do not have: set data.pad to {multiple}, use fewer blocks, or other images."
         )
     net_dtype = torch.bfloat16 if config.precision.coupling == "bfloat16" else torch.float32
     fold = config.precision.step == "fast"

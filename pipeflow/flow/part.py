@@ -1,7 +1,6 @@
 """A part: consecutive layers of a flow, trained by themselves on the head that judges their latent."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -51,7 +50,7 @@ class Part(nn.Module):
         self._has_head = not isinstance(head, NoHead)
         self.input_shape, self.output_shape = flow.shapes[first], flow.shapes[last]
         self._layer_shapes = flow.shapes[first:last]
-        self.nats_per_bit_per_dim = flow.num_dims * math.log(2)
+        self.values = flow.values
         self._activations = activations
         self.reconstruction_error: Tensor | None = None
         """With `invert`: largest difference between the part's input and its recomputed value in the last backward."""
@@ -90,7 +89,7 @@ class Part(nn.Module):
         Its unit is bits per dimension of the image. The last part's loss is the objective of the whole flow without the
         contributions of the earlier parts.
         """
-        return -(output.contribution + output.log_head).mean() / self.nats_per_bit_per_dim
+        return -(output.contribution + output.log_head).mean() / self.values.nats_per_bit_per_dim
 
     def outgoing(self, output: PartOutput) -> Tensor:
         """The latent for the next part, detached so that no gradient ever comes back."""

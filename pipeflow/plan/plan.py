@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pipeflow.config import Config
 from pipeflow.config.checks import check_batch_size
 from pipeflow.data import load_data
+from pipeflow.data.image_data import padded_values
 from pipeflow.data.image_folder import measure_images
 from pipeflow.data.sources import DEAD_LEAVES_NUM, num_taken
 from pipeflow.errors import ConfigError, DataError
@@ -152,6 +153,7 @@ def _measure_data(config: Config) -> Images:
         raise DataError("data.name is python: images given from Python cannot be planned from a configuration.")
     shape: Shape = SMALL_IMAGE
     if data.name == "dead_leaves":  # there are as many as are asked for
+        shape = padded_values(shape, False, data.pad, data.name).padded_shape
         return Images(shape, data.num_train or DEAD_LEAVES_NUM["train"], data.num_test or DEAD_LEAVES_NUM["test"])
     if data.name == "cifar10":
         train, test = CIFAR10_NUM["train"], CIFAR10_NUM["test"]
@@ -159,5 +161,6 @@ def _measure_data(config: Config) -> Images:
         shape, train, test = measure_images(data.path, data.channels)
     else:
         images = load_data(data)
-        shape, train, test = images.shape, len(images.train), len(images.test)
+        return Images(images.values(data.pad).padded_shape, len(images.train), len(images.test))
+    shape = padded_values(shape, False, data.pad, data.name).padded_shape
     return Images(shape, num_taken(data.num_train, train, "num_train"), num_taken(data.num_test, test, "num_test"))

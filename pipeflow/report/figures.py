@@ -248,9 +248,9 @@ def _plot(axes: Axes, curve: Curve, scale: float, **style: Any) -> None:
 
 
 def _set_limits(axes: Axes, axis: Axis, largest: float, curves: Sequence[Curve], initial: float) -> None:
-    """Makes room for the curves. A diverging one leaves the picture at 1.25 times the initial value."""
+    """Makes room for the curves. A diverging one leaves the picture a quarter above the initial value."""
     values = [bpd for _, curve in curves for bpd in curve if not math.isnan(bpd)]
-    top, bottom = min(max(values), 1.25 * initial), min(values)
+    top, bottom = min(max(values), initial + 0.25 * max(abs(initial), 1)), min(values)
     margin = 0.04 * (top - bottom) or 0.1
     axes.set_ylim(bottom - margin, top + margin)
     axes.set_xlim(-0.01 * (largest or 1), 1.01 * (largest or 1))

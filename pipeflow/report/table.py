@@ -81,6 +81,13 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, consol
     if alone:
         which = f" of {', '.join(alone)}" if len(alone) < len(runs) else ""
         console.print(f"MB{which}: would travel between workers, but all parts were in one process", highlight=False)
+    for name, run in runs.items():
+        values = run.summary.values
+        if values is not None and values.dtype == "float32":
+            nats = values.values().nats(run.summary.test_bpd)
+            console.print(f"bits/dim of {name}: of a density of floats; test {nats:.3f} nats an item", highlight=False)
+        elif values is not None:
+            console.print(f"bits/dim of {name}: a bound, of images without their padding", highlight=False)
     console.print("MB all: evaluations, initial latents, control and gradients too", highlight=False)
     try:
         if len(runs) == 1:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
-from pipeflow.flow import Flow
+from pipeflow.flow import Flow, Values
+from pipeflow.rundir.records import ValuesRecord
 from pipeflow.safe_files import brief, open_file, parse_json
 
 MODEL_FILE = "model.safetensors"
@@ -23,10 +24,10 @@ MAX_IMAGE_VALUES = 4_000_000
 
 @dataclass(frozen=True)
 class Weights:
-    """A trained flow's parameters and buffers by name, the shape of an image, and the options that built the flow."""
+    """A trained flow's parameters and buffers by name, the values it was trained on, and the options that built it."""
 
     tensors: Mapping[str, Tensor]
-    shape: tuple[int, ...]
+    values: Values
     settings: Mapping[str, Any] | None
     """Sections of a configuration, as plain values that nobody has checked; None in files of pipeflow 0.1."""
 
@@ -45,7 +46,9 @@ def model_metadata(flow: Flow, config: Config) -> dict[str, str]:
         "precision": {key: settings["precision"][key] for key in ("step", "coupling")},
         "run": {"seed": config.run.seed},
     }
-    return {"shape": json.dumps(list(flow.shape)), "config": json.dumps(built_by)}
+    about = {"shape": json.dumps(list(flow.shape)), "config": json.dumps(built_by)}
+    record = ValuesRecord.of(flow.values)
+    return about if record is None else {**about, "values": json.dumps(record.to_json())}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -72,11 +75,13 @@ def read_weights(path: Path) -> Weights:
                     f"{path} is a safetensors file without a flow, as of latents: give a {MODEL_FILE} or a run folder."
                 )
             shape = check_shape(parse_json(metadata["shape"]))
+            record = ValuesRecord.from_json(parse_json(metadata["values"])) if "values" in metadata else None
+            values = check_values(record, shape)
             settings = parse_json(metadata.get("config", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from None
-    return Weights(tensors, shape, settings)
+    return Weights(tensors, values, settings)
 
 
 def check_shape(shape: object) -> tuple[int, ...]:
@@ -86,6 +91,14 @@ def check_shape(shape: object) -> tuple[int, ...]:
     if math.prod(shape) > MAX_IMAGE_VALUES:
         raise ValueError(f"its images have the shape {brief(shape)}, the limit is {MAX_IMAGE_VALUES:,} values")
     return tuple(shape)
+
+
+def check_values(record: ValuesRecord | None, shape: tuple[int, ...]) -> Values:
+    """The values that a flow of a shape was trained on. Raises ValueError where a file's record has those of another."""
+    values = Values(shape) if record is None else record.values()
+    if len(values.shape) != len(shape) or values.padded_shape != shape or 0 in values.shape:
+        raise ValueError(f"its values have the shape {brief(values.shape)}, its flow {brief(shape)}")
+    return values
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:

@@ -150,4 +150,5 @@ def _summary_so_far(name: str, start: Start, events: list[Event]) -> Summary:
             total=links.total() + back.total() + gathered.total() + evaluation + finetune + control,
         ),
         wire=None if start.world_size is None else start.world_size > 1,
+        values=start.values,
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal, Self
 
 from pipeflow.config import FINETUNE
+from pipeflow.flow import Values
 from pipeflow.rundir.typed_json import Count, Finite, Number, Positive, Record, RecordError, Seconds, Text
 
 Mode = Literal["concurrent", "alternate", "sequential", "finetune", "end_to_end"]
@@ -20,6 +21,25 @@ class PartSummary(Record):
     forward_macs: Count
     head_macs: Count = 0
     output_shape: tuple[Count, ...]
+
+
+class ValuesRecord(Record):
+    """The values that a flow was trained on, where they are not 8-bit values of its own shape; see `Values`."""
+
+    shape: tuple[Count, ...]
+    padding: tuple[Count, Count]
+    dtype: Literal["uint8", "float32"]
+
+    @classmethod
+    def of(cls, values: Values) -> "ValuesRecord | None":
+        """The record of some values; None for 8-bit ones without padding."""
+        if values == Values(values.shape):
+            return None
+        return cls(shape=values.shape, padding=values.padding, dtype="float32" if values.is_float else "uint8")
+
+    def values(self) -> Values:
+        """The values that the record is of."""
+        return Values(self.shape, self.padding, self.dtype == "float32")
 
 
 class EpochBytes(Record):
@@ -148,6 +168,7 @@ class Summary(Record):
     test_bpd_raw: Number | None = None
     data: Text | None = None
     """Fingerprint of the images, `ImageData.fingerprint`."""
+    values: ValuesRecord | None = None
     changes: tuple[Change, ...] = ()
 
 
@@ -157,6 +178,7 @@ class Start(Record):
     initial_bpd: Finite
     parts: tuple[PartSummary, ...]
     world_size: Count | None = None
+    values: ValuesRecord | None = None
 
 
 class Gather(Record):
@@ -213,7 +235,7 @@ class Manifest(Record):
     stage: Stage
     config: Mapping[Text, Mapping[Text, object]] | None = None
     shape: tuple[Count, ...] | None = None
-    """Shape of an image, so that the flow can be built without the images."""
+    """Shape of an image as the flow takes it, so that the flow can be built without the images."""
     cuts: tuple[Text, ...] | None = None
     """Names of the layers that the parts begin with, but for the first part."""
     counts: Mapping[Text, tuple[Count, Count]]
@@ -225,6 +247,7 @@ class Manifest(Record):
     position: Position | None = None
     data: Text | None = None
     """Fingerprint of the images, `ImageData.fingerprint`."""
+    values: ValuesRecord | None = None
     changes: tuple[Change, ...] = ()
     """Options that changed on the way to the checkpoint."""
 

@@ -13,7 +13,7 @@ from pipeflow.units import count_text
 _OF_THE_COMMAND = ("run.dir", "run.resume")
 """Options that say where the run is and how it is begun, and are no properties of it."""
 
-_FIXED = ("model", "data.flip", "run.seed", "optim.name", "optim.batch_size")
+_FIXED = ("model", "data.flip", "data.pad", "run.seed", "optim.name", "optim.batch_size")
 """Sections and options that a run keeps for as long as it lives."""
 
 _DATA = "data"

@@ -20,7 +20,7 @@ from pipeflow.config import Config
 from pipeflow.errors import CheckpointError, ConfigError
 from pipeflow.flow import Flow, build_flow
 from pipeflow.rundir.checkpoint import MANIFEST_FILE, Checkpoints, read_manifest, read_tensors
-from pipeflow.rundir.model import MODEL_FILE, Weights, check_shape, damaged, read_weights
+from pipeflow.rundir.model import MODEL_FILE, Weights, check_shape, check_values, damaged, read_weights
 from pipeflow.rundir.reading import read_config, read_summary, to_config
 from pipeflow.rundir.records import Manifest, Summary
 from pipeflow.safe_files import brief, in_full
@@ -134,13 +134,13 @@ def _from_checkpoint(folder: Path, manifest: Manifest, given: GivenFlow) -> Save
                 f"checkpoint {folder} is of pipeflow 0.1 and does not tell the shape of an image: start the run's command "
                 f"again, or load it from Python with load_flow(path, flow=...) and a Flow."
             )
-        shape = check_shape(given.shape if isinstance(given, Flow) else manifest.shape)
+        values = check_values(manifest.values, check_shape(given.shape if isinstance(given, Flow) else manifest.shape))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {folder}: {error}") from None
     read = read_tensors(folder, manifest, lambda key: key.startswith(("model/", "ema/")) and "/heads." not in key)
     trained = {key.removeprefix("model/"): value for key, value in read.items() if key.startswith("model/")}
     averages = {key.removeprefix("ema/"): value for key, value in read.items() if key.startswith("ema/")}
-    weights = Weights({**trained, **averages}, shape, None)
+    weights = Weights({**trained, **averages}, values, None)
     return SavedFlow(flow=_build(folder, weights, config, given), source=folder, config=config, manifest=manifest)
 
 
@@ -153,6 +153,7 @@ def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> 
         raise ConfigError(f"flow: a {kind}: give a Flow, a function that builds it, or its name, module:function.")
     if given is None and config.model.name == "python":
         raise CheckpointError(f"{source}: its flow was given from Python; {_GIVE}.")
+    shape = weights.values.padded_shape
     is_glow = given is None and config.model.name == "glow"
     # Compiling pays off in a training; here it would take longer than most uses.
     config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, compile=False))
@@ -162,13 +163,14 @@ def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> 
         elif is_glow:
             flow = _without_memory(config, weights)
         else:
-            flow = build_flow(config, weights.shape, given)
+            flow = build_flow(config, shape, given)
     except ConfigError as error:
         if given is not None:
             raise
         raise CheckpointError(f"{source}: its flow cannot be built: {error}") from None
-    if flow.shape != weights.shape:
-        raise ConfigError(f"flow: made for images of shape {flow.shape}, but {source} is of {weights.shape}.")
+    if flow.shape != shape:
+        raise ConfigError(f"flow: made for images of shape {flow.shape}, but {source} is of {shape}.")
+    flow.values = weights.values
     try:
         _check_fits(weights.tensors, flow)
         flow.load_state_dict(weights.tensors, assign=is_glow)
@@ -187,7 +189,7 @@ def _without_memory(config: Config, weights: Weights) -> Flow:
     if config.model.num_blocks * config.model.num_steps > len(weights.tensors):
         raise ConfigError(f"it asks for more flow steps than the {len(weights.tensors)} tensors are for")
     with torch.device("meta"):
-        return build_flow(config, weights.shape)
+        return build_flow(config, weights.values.padded_shape)
 
 
 def _check_fits(tensors: Mapping[str, Tensor], flow: Flow) -> None:

@@ -11,7 +11,7 @@ from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.device import has_bfloat16
 from pipeflow.errors import CheckpointError, ConfigError, DataError
-from pipeflow.flow import Flow, Part, build_flow, configured_cuts, head_maker, split_flow
+from pipeflow.flow import Flow, Part, Values, build_flow, configured_cuts, head_maker, split_flow
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Manifest
@@ -45,7 +45,7 @@ def open_folder(world: World, folder: RunFolder) -> Manifest | None:
 class ImagesInfo:
     """Facts about the images that all workers know, though only some hold the images."""
 
-    shape: tuple[int, ...]
+    values: Values
     num_train: int
     num_test: int
     fingerprint: str
@@ -63,29 +63,63 @@ class Images:
         self.batches = cache(self._load)
         about = None
         if world.rank == 0:
-            images = self.batches().data
-            for note in images.notes:
+            batches = self.batches()
+            images, values = batches.data, batches.values
+            for note in (*images.notes, *_notes(values)):
                 print(note, flush=True)
-            about = [list(images.shape), len(images.train), len(images.test), images.fingerprint]
-        shape, *others = world.control.broadcast(about, "the data's shape")
-        self.info = ImagesInfo(tuple(shape), *others)
+            about = [
+                list(values.shape),
+                list(values.padding),
+                values.is_float,
+                len(images.train),
+                len(images.test),
+                images.fingerprint,
+            ]
+        shape, padding, is_float, *others = world.control.broadcast(about, "the data's shape")
+        self.info = ImagesInfo(Values(tuple(shape), tuple(padding), is_float), *others)
 
     def _load(self) -> Batches:
         config = self._config
         data = load_data(config.data) if self._data is None else self._data
+        batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip, config.data.pad)
         if self._rank != 0:
-            found = ImagesInfo(data.shape, len(data.train), len(data.test), data.fingerprint)
+            found = ImagesInfo(batches.values, len(data.train), len(data.test), data.fingerprint)
             if found != self.info:
                 raise DataError(
-                    f"data: worker {self._rank} has {found.num_train} training images of shape {list(found.shape)} that "
-                    f"are not those of worker 0 ({self.info.num_train} of shape {list(self.info.shape)}): give all workers "
-                    f"the same data."
+                    f"data: worker {self._rank} has {found.num_train} training images of shape {list(data.shape)} that "
+                    f"are not those of worker 0 ({self.info.num_train} of shape {list(self.info.values.shape)}): give all "
+                    f"workers the same data."
                 )
-        return Batches(data, config.run.seed, config.optim.batch_size, config.data.flip)
+        return batches
 
 
-def make_flow(world: World, config: Config, flow: Flow | None, shape: tuple[int, ...]) -> Flow:
-    """The flow of the configuration, or the one that was given, once it is seen to fit and to be the same everywhere."""
+def _notes(values: Values) -> list[str]:
+    """What the user should know of bits/dim where they are not those of 8-bit values alone."""
+    if values.is_float:
+        return [
+            f"the data are floats: bits/dim and nats are of a density in their unit, and may be negative; 1 bit/dim is "
+            f"{values.nats(1):.4g} nats an item"
+        ]
+    if values.padding != (0, 0):
+        (_, height, width), (_, rows, columns) = values.shape, values.padded_shape
+        return [
+            f"data.pad: images of {width}x{height} (width x height) are padded to {columns}x{rows} by their edges; "
+            f"bits/dim are a bound on those of the {width}x{height} values alone"
+        ]
+    return []
+
+
+def make_flow(world: World, config: Config, flow: Flow | None, data: Values) -> Flow:
+    """The flow of the configuration, or the one that was given, once it is seen to fit and to be the same everywhere.
+
+    The flow's `values` become those of the data.
+    """
+    made = _make_flow(world, config, flow, data.padded_shape)
+    made.values = data
+    return made
+
+
+def _make_flow(world: World, config: Config, flow: Flow | None, shape: tuple[int, ...]) -> Flow:
     if flow is None:
         if world.rank == 0 and config.precision.coupling == "bfloat16" and not has_bfloat16(world.device):
             print(

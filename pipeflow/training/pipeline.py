@@ -80,9 +80,9 @@ class Pipeline:
         self._replicas = replicas
         self._clip_norm = config.optim.clip_norm
         self._world = world
-        self._nats_per_bit_per_dim = parts[0].nats_per_bit_per_dim
+        self._values = parts[0].values
         self._num_parts = num_parts
-        density_gradient = -1 / (self._nats_per_bit_per_dim * config.optim.batch_size)
+        density_gradient = -1 / (self._values.nats_per_bit_per_dim * config.optim.batch_size)
         self._line = world.pipeline_line()
         self._stage = LinkedStage(
             parts,
@@ -119,7 +119,7 @@ class Pipeline:
         inputs = () if images is None else (images,)
         is_last = self._stage.is_last
         self._schedule.step(*inputs, target=self._target if is_last else None, losses=losses, return_outputs=False)
-        return torch.stack(losses).detach().sum() * self._replicas.size + 8 if is_last else None
+        return torch.stack(losses).detach().sum() * self._replicas.size + self._values.offset if is_last else None
 
     def check(self, losses: Losses, phase: Phase, step: int, loss: Tensor | None) -> None:
         """Adds the loss in the last place, and checks what was recovered by inverting, before the update."""
@@ -149,7 +149,7 @@ class Pipeline:
             output = trainer.run(latent)
             added += float((output.contribution + output.log_head).mean())
             latent = output.latent
-        losses.check(str(self._trainers[0].part.index), phase.steps, -added / self._nats_per_bit_per_dim)
+        losses.check(str(self._trainers[0].part.index), phase.steps, -added / self._values.nats_per_bit_per_dim)
 
     def _add_up_gradients(self) -> None:
         replicas = self._replicas

@@ -9,23 +9,26 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-import safetensors
-import torch
-from torch import Tensor
-
-import pipeflow
 from pipeflow.config import Config
 from pipeflow.flow import Part
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.log import MetricsLog
-from pipeflow.rundir.records import Carried, Epoch, Manifest, Memory, PartSummary, Position, Stage, Summary
+from pipeflow.rundir.records import (
+    Carried,
+    Epoch,
+    Manifest,
+    Position,
+    Stage,
+    Summary,
+    ValuesRecord,
+)  # fmt: skip
 from pipeflow.rundir.resuming import resume_lines
 from pipeflow.training.opening import first_lines
 from pipeflow.training.progress import Progress
+from pipeflow.training.run_summary import run_summary
 from pipeflow.training.schedule import Phase, Schedule, epoch_cost, training_macs
 from pipeflow.training.totals import EpochDraft, Evaluated, RunningTotals, Traffic
 from pipeflow.units import traffic_text
-from pipeflow.use.sample import sample_grid
 from pipeflow.workers.timeline import Span
 from pipeflow.workers.trace import write_trace
 from pipeflow.workers.world import World
@@ -67,6 +70,7 @@ class Recorder:
         self.has_ended = self.is_main and folder.has_ended(manifest)
         """Whether the run had ended before this process began."""
         self._fingerprint = fingerprint
+        self._values = ValuesRecord.of(parts[0].values)
         self._totals = RunningTotals(None if manifest is None else manifest.state, self._travels)
         self._sent_before = self._totals.shown_bytes
         self._draft: EpochDraft | None = None
@@ -128,8 +132,9 @@ class Recorder:
             parts=[part.describe() for part in self.parts],
             config=self.config.to_dict(),
             world_size=self.world.size,
+            values=self._values and self._values.to_json(),
         )
-        self.say(f"initialised: test {result.test_bpd:.3f} bits/dim")
+        self.say(f"initialised: test {self.parts[0].values.text(result.test_bpd)}")
 
     @_on_rank_0
     def epoch_begins(self, phase: Phase, first_step: int, carried: Carried | None) -> None:
@@ -232,6 +237,7 @@ class Recorder:
             log_position=self.log.position(),
             position=position,
             data=self._fingerprint,
+            values=self._values,
             changes=self.changes,
         )
 
@@ -249,19 +255,23 @@ class Recorder:
         self._totals.seconds["eval"] += seconds
 
     @_on_rank_0
-    def finish(self, memory: Sequence[tuple[int, int]], samples: Tensor | None) -> Summary | None:
-        """Writes samples and summary; the summary. memory: bytes that each worker held at first, and at most."""
-        summary = self._summary(memory)
+    def finish(self, memory: Sequence[tuple[int, int]]) -> Summary | None:
+        """Writes the summary, the last file: it marks a run that has ended.
+
+        memory: bytes that each worker held at first, and at most.
+        """
+        summary = run_summary(
+            self.folder.path.name, self.config, self.world, self.parts, self.history, self._totals, self._final, memory
+        )
+        summary = dataclasses.replace(summary, data=self._fingerprint, values=self._values, changes=self.changes)
         told = {key: value for key, value in summary.to_json().items() if key not in ("epochs", "parts")}
         self.log.event("end", **told)
         self.log.close()
-        if samples is not None and samples.ndim == 4 and samples.shape[1] in (1, 3):
-            sample_grid(samples, self.folder.path / "samples.png")
-        self.folder.write_summary(summary)  # the last file: it marks a run that has ended
+        self.folder.write_summary(summary)
         listed = ", ".join(f"{value:.3f}" for value in summary.exit_bpd or ())
         exits = f" (exits before the gather {listed})" if listed else ""
         self.say(
-            f"done: test {summary.test_bpd:.3f} bits/dim on all test images{exits}, "
+            f"done: test {self.parts[0].values.text(summary.test_bpd)} on all test images{exits}, "
             f"{traffic_text(summary.bytes.total, self._totals.wire)}, results in {self.folder.path}"
         )
         return summary
@@ -269,32 +279,3 @@ class Recorder:
     def close(self) -> None:
         """Closes log and display, however the run ended."""
         self._resources.close()
-
-    def _summary(self, memory: Sequence[tuple[int, int]]) -> Summary:
-        totals, world = self._totals, self.world
-        return Summary(
-            name=self.folder.path.name,
-            test_bpd=self._final.test_bpd,
-            initial_bpd=totals.initial_bpd,
-            exit_bpd=totals.exit_bpd,
-            num_epochs=len(self.history),
-            train_macs=totals.macs,
-            epochs=tuple(self.history),
-            parts=tuple(PartSummary.from_json(part.describe()) for part in self.parts),
-            seconds=totals.run_seconds(),
-            bytes=totals.run_bytes(num_links=len(self.parts) - 1),
-            memory=Memory(before=tuple(before for before, _ in memory), peak=tuple(peak for _, peak in memory)),
-            wire=totals.wire,
-            world_size=world.size,
-            replicas=self.config.parts.replicas,
-            backend=world.backend if world.size > 1 else "none",
-            device=world.device.type,
-            versions={
-                "pipeflow": pipeflow.__version__,
-                "torch": torch.__version__,
-                "safetensors": safetensors.__version__,
-            },
-            test_bpd_raw=self._final.test_bpd_raw,
-            data=self._fingerprint,
-            changes=self.changes,
-        )

@@ -21,7 +21,7 @@ from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.model import MODEL_FILE, model_metadata, save_flow
 from pipeflow.rundir.tensor_file import lay_out
 from pipeflow.training.stages import Stages
-from pipeflow.use.sample import to_images
+from pipeflow.use.sample import file_suffix, save_samples, to_data
 
 SAMPLE_TEMPERATURE = 0.7
 """Temperature of the grid of samples that a run leaves."""
@@ -30,8 +30,8 @@ _NUM_SAMPLES = 64
 
 
 @torch.no_grad()
-def leave_results(stages: Stages, folder: RunFolder, say: Callable[[str], None]) -> Tensor | None:
-    """Writes the model file, and draws the images of the grid: none for a flow that has no inverse."""
+def leave_results(stages: Stages, folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Writes the model file and samples: none for a flow that has no inverse."""
     flow, config, model = stages.flow, stages.config, folder.path / MODEL_FILE
     with stages.averaged():
         if stages.is_pipelined:
@@ -40,13 +40,15 @@ def leave_results(stages: Stages, folder: RunFolder, say: Callable[[str], None])
             save_flow(flow, folder.path, config)
         try:
             noise = generator(config.run.seed, "samples")
-            if not stages.is_pipelined:
-                return to_images(flow.sample(_NUM_SAMPLES, noise, SAMPLE_TEMPERATURE))
-            held = [owner for trainer in stages.worker.trainers for owner in trainer.part.owners()]
-            return to_images(sample_by_layers(flow, held, model, stages.world.device, noise))
+            if stages.is_pipelined:
+                held = [owner for trainer in stages.worker.trainers for owner in trainer.part.owners()]
+                samples = sample_by_layers(flow, held, model, stages.world.device, noise)
+            else:
+                samples = flow.sample(_NUM_SAMPLES, noise, SAMPLE_TEMPERATURE)
         except NoInverse as error:
             say(f"no samples: {error}")
-            return None
+            return
+    save_samples(to_data(samples, flow.values), folder.path / f"samples{file_suffix(flow.values)}")
 
 
 def assemble_model(flow: Flow, run_dir: Path, config: Config, checkpoints: Checkpoints) -> None:

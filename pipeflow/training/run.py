@@ -52,7 +52,7 @@ class Run:
             images = Images(world, config, data)
             check_images(self.folder.path, manifest, config, images.info.fingerprint)
             self.num_test = images.info.num_test
-            self.flow = make_flow(world, config, flow, images.info.shape)
+            self.flow = make_flow(world, config, flow, images.info.values)
             self.parts = make_parts(world, config, self.flow, manifest)
             num_steps = images.info.num_train // config.optim.batch_size
             self.schedule = Schedule(config, len(self.parts), num_steps)
@@ -205,8 +205,8 @@ class Run:
             self.gather()
         if not self.is_main:
             return None
-        samples = leave_results(self.stages, self.folder, self.recorder.say)
-        return self.recorder.finish(memory, samples)
+        leave_results(self.stages, self.folder, self.recorder.say)
+        return self.recorder.finish(memory)
 
     # --- interruptions ------------------------------------------------------------------------------------------------
 
@@ -277,4 +277,4 @@ class Run:
         if self.control.broadcast(self.is_main and stopped, "whether the run stops here"):
             raise Interrupted
         merged = {int(part): values for each in everyone for part, values in each.items()}
-        return exit_bits_per_dim([merged[part] for part in sorted(merged)], num_images, self.flow.num_dims)
+        return exit_bits_per_dim([merged[part] for part in sorted(merged)], num_images, self.flow.values)

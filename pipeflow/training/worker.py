@@ -31,7 +31,7 @@ class Trained:
     """A worker's report of a phase that it has trained."""
 
     losses: Losses
-    """Losses in bits/dim by part's index as text; the first part's have the 8 bits of 256 values in them."""
+    """Losses in bits/dim by part's index as text; the first part's have `Values.offset` in them, 8 bits for images."""
     stopped_at: int | None
     """The batch before which the phase was interrupted, where this worker knows of it."""
     busy_seconds: float
@@ -197,7 +197,7 @@ class Worker:
         with self._timeline.span(COMPUTE, f"part {part.index} forward {position}"):
             output, loss = trainer.forward(latent, is_last)
             # The check comes before the latent leaves: a NaN stops here instead of travelling on.
-            shown = loss + 8 if part.index == 0 else loss
+            shown = loss + part.values.offset if part.index == 0 else loss
             weight = len(latent) / self._micro_batches[-1].stop
             losses.add(str(part.index), step, shown, part.reconstruction_error, weight, is_last)
         if part.index < max(phase.training(step)):

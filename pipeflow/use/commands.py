@@ -7,7 +7,7 @@ from pipeflow.data.image_files import read_images
 from pipeflow.device import choose_device
 from pipeflow.errors import DataError
 from pipeflow.rundir.saved_flow import SavedFlow, open_flow
-from pipeflow.use.sample import sample_grid
+from pipeflow.use.sample import file_suffix, sample_grid, save_samples
 from pipeflow.use.trained_flow import TrainedFlow
 
 
@@ -20,17 +20,23 @@ def sample(
     flow: str | None = None,
     device: str = "auto",
 ) -> str:
-    """Writes samples of a flow as one PNG: `out`, or by default a file in the run folder, if `path` is one, or here.
+    """Writes samples of a flow as one PNG or, where they are no pictures, as an array of NumPy, .npy.
 
-    path, flow, device: as `load_flow` takes them. Raises what it and `TrainedFlow.sample` raise, and DataError where the
-    flow's images cannot be drawn.
+    path, flow, device: as `load_flow` takes them. out: file, by default one in the run folder, if `path` is one, or here.
+    Raises what `load_flow` and `TrainedFlow.sample` raise, and DataError where `out` is of the other kind.
     """
     _, trained = _load(path, flow, device)
+    suffix = file_suffix(trained.flow.values)
     if out is None:
         folder = Path(path) if (Path(path) / "config.yaml").exists() else Path()
-        out = folder / f"samples_t{temperature:g}_seed{seed}.png"
-    _check_drawn(trained)
-    sample_grid(trained.sample(num, temperature, seed), _with_folder(out))
+        out = folder / f"samples_t{temperature:g}_seed{seed}{suffix}"
+    if Path(out).suffix.lower() != suffix:
+        kind = "floats" if trained.flow.values.is_float else "8-bit values"
+        raise DataError(
+            f"--out {out}: {trained.source} makes {kind} of shape {list(trained.shape)}, which go into a file that ends in "
+            f"{suffix}."
+        )
+    save_samples(trained.sample(num, temperature, seed), _with_folder(out))
     return f"{num} samples, temperature {temperature:g}, seed {seed}: {out}"
 
 
@@ -42,6 +48,7 @@ def encode(
     path, flow, device: as `load_flow` takes them. Raises what it raises, and DataError where a file is no such image.
     """
     saved, trained = _load(path, flow, device)
+    _check_drawn(trained)
     latents = trained.encode(read_images(images, trained.shape, _channels(saved)))
     latents.save(_with_folder(out))
     shapes = {"last": latents.last, **{f"taken_out.{index}": each for index, each in enumerate(latents.taken_out)}}
@@ -79,10 +86,12 @@ def _channels(saved: SavedFlow) -> int | None:
 
 
 def _check_drawn(trained: TrainedFlow) -> None:
-    if len(trained.shape) != 3 or trained.shape[0] not in (1, 3):
+    if file_suffix(trained.flow.values) != ".png":
+        kind = "floats" if trained.flow.values.is_float else "8-bit values"
         raise DataError(
-            f"{trained.source}: its flow makes images of shape {list(trained.shape)}; only [1 or 3, height, width] can be "
-            f"drawn. From Python, pipeflow.load_flow(path) gives them as tensors."
+            f"{trained.source}: its flow is of {kind} of shape {list(trained.shape)}; only 8-bit values of [1 or 3, "
+            f"height, width] are images that can be read and drawn. From Python, pipeflow.load_flow(path) takes and gives "
+            f"tensors."
         )
 
 

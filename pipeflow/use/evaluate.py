@@ -9,8 +9,9 @@ from pipeflow.data import ImageData, dequantized_batches, load_data
 from pipeflow.data.sources import TooFewImages
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
-from pipeflow.flow import Part, split_flow
+from pipeflow.flow import Part, Values, split_flow
 from pipeflow.rundir.saved_flow import GivenFlow, SavedFlow, open_flow
+from pipeflow.units import count_text
 from pipeflow.use.likelihood import exit_bits_per_dim, sum_over_batches
 from pipeflow.use.trained_flow import BATCH_SIZE
 
@@ -25,6 +26,8 @@ class Evaluation:
     summary_bpd: float | None
     """The run's own, from its summary; None where these are not the weights that it ended with."""
     num_images: int
+    values: Values
+    """What the bits/dim are of."""
     device: str
     source: Path
     """The model file, or the folder of the checkpoint, that the weights are from."""
@@ -56,13 +59,15 @@ def evaluate(
     where = choose_device(device)
     for part in parts:
         part.to(where)
-    batches = dequantized_batches(images.test, batch_size)
+    values = saved.flow.values
+    batches = dequantized_batches(images.test, values, batch_size)
     sums = sum_over_batches(parts, (batch.to(where) for batch in batches))
-    exits = exit_bits_per_dim([sums[part.index] for part in parts], len(images.test), saved.flow.num_dims)
+    exits = exit_bits_per_dim([sums[part.index] for part in parts], len(images.test), values)
     return Evaluation(
         test_bpd=exits[-1],
         summary_bpd=None if saved.summary is None else saved.summary.test_bpd,
         num_images=len(images.test),
+        values=values,
         device=where.type,
         source=saved.source,
     )
@@ -70,8 +75,8 @@ def evaluate(
 
 def describe(evaluation: Evaluation) -> str:
     """An evaluation in one line."""
-    images = "image" if evaluation.num_images == 1 else "images"
-    result = f"test {evaluation.test_bpd:.6f} bits/dim on {evaluation.num_images:,} {images} ({evaluation.device})"
+    measured = evaluation.values.text(evaluation.test_bpd, digits=6)
+    result = f"test {measured} on {count_text(evaluation.num_images, evaluation.values.item)} ({evaluation.device})"
     if evaluation.summary_bpd is None:
         return f"{result}; {evaluation.source}"
     if evaluation.test_bpd == evaluation.summary_bpd:
@@ -107,9 +112,12 @@ def _load_images(path: str | Path, saved: SavedFlow, data: ImageData | str | Pat
             raise DataError(
                 f"{path}: the run's images cannot be loaded: {error} If they moved, {_SAY_WHERE}."
             ) from None
-    if images.shape != saved.flow.shape:
-        shapes = f"its flow takes shape {list(saved.flow.shape)}, they have {list(images.shape)}"
-        raise _others(path, which, shapes)
+    expected = saved.flow.values
+    if images.shape != expected.shape:
+        raise _others(path, which, f"its flow takes shape {list(expected.shape)}, they have {list(images.shape)}")
+    if images.train.is_floating_point() != expected.is_float:
+        kind = "floats" if expected.is_float else "8-bit values"
+        raise _others(path, which, f"its flow takes {kind}, they are {images.train.dtype}")
     if saved.data is not None and images.fingerprint != saved.data:
         raise _others(path, which, "their contents differ")
     return images

@@ -1,26 +1,11 @@
 """The likelihood of a flow that is cut into parts: sums over batches, and the bits per dimension that they make."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from pipeflow.flow import Part
-
-Number = TypeVar("Number", float, Tensor)
-
-
-def bits_per_dim(log_prob: Number, num_dims: int) -> Number:
-    """Bits per dimension of 8-bit data, `-(log p(x) - D ln 256) / (D ln 2) = 8 - log p(x) / (D ln 2)`.
-
-    Args:
-        log_prob: natural log-density of x = v/256 - 1/2 + u, where v is the 8-bit value and u ~ U(0, 1/256); a float
-            or a tensor of any shape. The result has the same type and precision.
-        num_dims: D, the number of values in an image.
-    """
-    return 8 - log_prob / (num_dims * math.log(2))
+from pipeflow.flow import Part, Values
 
 
 @torch.no_grad()
@@ -46,10 +31,10 @@ def sum_over_batches(
     return {index: total.tolist() for index, total in sums.items()}
 
 
-def exit_bits_per_dim(sums: Sequence[Sequence[float]], num_images: int, num_dims: int) -> list[float]:
+def exit_bits_per_dim(sums: Sequence[Sequence[float]], num_images: int, values: Values) -> list[float]:
     """B_1 ... B_K, the bits/dim had the flow ended at part k, from each part's sums in the order of the parts."""
     exits, total = [], 0.0
     for contribution, log_head in sums:
         total += contribution
-        exits.append(bits_per_dim((total + log_head) / num_images, num_dims))
+        exits.append(values.bits_per_dim((total + log_head) / num_images))
     return exits

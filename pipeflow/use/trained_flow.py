@@ -14,8 +14,7 @@ from pipeflow.errors import DataError
 from pipeflow.flow import Flow
 from pipeflow.rundir.saved_flow import GivenFlow, SavedFlow, open_flow
 from pipeflow.use.latents import Latents, join
-from pipeflow.use.likelihood import bits_per_dim
-from pipeflow.use.sample import draw_samples, to_images
+from pipeflow.use.sample import draw_samples, to_data
 
 BATCH_SIZE = 64
 
@@ -41,8 +40,10 @@ class TrainedFlow:
     """A trained flow on one device. Inputs may be on any device; results are on the CPU and have no gradients.
 
     Images are uint8, [num, *shape]. Where `x` is meant, it is a dequantized image, `v/256 - 1/2 + u` with v the 8-bit value
-    and u in [0, 1/256): float32 in [-0.5, 0.5). The work is done in batches of `batch_size` images, on which no result
-    depends by more than rounding, except samples.
+    and u in [0, 1/256): float32 in [-0.5, 0.5), with the padding of `data.pad`. The work is done in batches of `batch_size`
+    images, on which no result depends by more than rounding, except samples.
+
+    A flow that was trained on floats takes and gives float32 wherever images stand here, as they are: x are the same.
     """
 
     def __init__(self, saved: SavedFlow, device: torch.device):
@@ -54,8 +55,8 @@ class TrainedFlow:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
-        return self.flow.shape
+        """Shape of one image, without padding."""
+        return self.flow.values.shape
 
     def __repr__(self) -> str:
         numbers = sum(parameter.numel() for parameter in self.flow.parameters())
@@ -64,9 +65,9 @@ class TrainedFlow:
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
-        """log p(x) of dequantized images in nats: [num], float64.
+        """log p(x) of dequantized images, or of floats, in nats: [num], float64.
 
-        Raises DataError where x has another shape or type, or values outside of [-0.5, 0.5).
+        Raises DataError where x has another shape or type, or values outside of [-0.5, 0.5), or floats that are not finite.
         """
         self._check_dequantized(x)
         return self._log_prob(x.split(batch_size))
@@ -76,15 +77,16 @@ class TrainedFlow:
 
     @torch.no_grad()
     def bits_per_dim(self, images: Tensor, seed: int = TEST_NOISE_SEED, batch_size: int = BATCH_SIZE) -> Tensor:
-        """Bits per dimension of each of some uint8 images: [num], float64.
+        """Bits per dimension of each of some images, as `Values.bits_per_dim` defines them: [num], float64.
 
         seed: of the uniform noise that dequantizes them; an image's noise depends on the seed and its place among them.
         With the default, the mean over a run's test images is the run's test bits/dim, up to rounding.
 
-        Raises DataError where images are no uint8 images of the flow's shape.
+        Raises DataError where images are none of the flow's type and shape.
         """
         self._check_images(images)
-        return bits_per_dim(self._log_prob(dequantized_batches(images.cpu(), batch_size, seed)), self.flow.num_dims)
+        values = self.flow.values
+        return values.bits_per_dim(self._log_prob(dequantized_batches(images.cpu(), values, batch_size, seed)))
 
     @torch.no_grad()
     def encode(self, images: Tensor, batch_size: int = BATCH_SIZE) -> Latents:
@@ -97,7 +99,9 @@ class TrainedFlow:
         batches = []
         for batch in images.split(batch_size):
             x = batch.to(self.device)
-            last, _, taken_out = self.flow((x.float() + 0.5) / 256 - 0.5 if x.dtype == torch.uint8 else x)
+            last, _, taken_out = self.flow(
+                (self.flow.values.pad(x).float() + 0.5) / 256 - 0.5 if x.dtype == torch.uint8 else x
+            )
             batches.append(Latents(last, tuple(taken_out)).to("cpu"))
         return join(batches)
 
@@ -105,7 +109,7 @@ class TrainedFlow:
         """The images that `encode` maps to these latents: uint8, [num, *shape], the ones that were encoded.
 
         They are the same unless the flow's rounding exceeds half a bin, 1/512. `as_images=False` gives x, float32, without
-        rounding it to a bin or clamping it.
+        rounding it to a bin, clamping it, or cutting off its padding.
 
         Raises DataError for latents of another flow, NoInverse where a layer has no inverse.
         """
@@ -122,7 +126,7 @@ class TrainedFlow:
         for start in range(0, len(latents), batch_size):
             batch = latents[start : start + batch_size].to(self.device)
             x = self.flow.inverse(batch.last, batch.taken_out)
-            decoded.append(to_images(x) if as_images else x.cpu())
+            decoded.append(to_data(x, self.flow.values) if as_images else x.cpu())
         return torch.cat(decoded)
 
     def sample(self, num: int, temperature: float = 0.7, seed: int = 0, batch_size: int = BATCH_SIZE) -> Tensor:
@@ -171,18 +175,27 @@ class TrainedFlow:
 
     def _check_images(self, images: Tensor) -> None:
         _check_tensor(images)
+        if self.flow.values.is_float:
+            self._check_dequantized(images)
+            return
         if images.dtype != torch.uint8:
             raise DataError(
                 f"images are {images.dtype}: give uint8 values 0 to 255, or to log_prob and encode float32 in [-0.5, 0.5)."
             )
-        self._check_shape(images)
+        self._check_shape(images, self.shape)
 
     def _check_dequantized(self, x: Tensor) -> None:
         _check_tensor(x)
+        if self.flow.values.is_float and x.dtype != torch.float32:
+            raise DataError(f"x is {x.dtype}, this flow was trained on floats: use x.float().")
         if x.dtype != torch.float32:
             advice = "bits_per_dim takes uint8 images" if x.dtype == torch.uint8 else "use x.float()"
             raise DataError(f"x is {x.dtype}, this takes float32 in [-0.5, 0.5): {advice}.")
-        self._check_shape(x)
+        self._check_shape(x, self.flow.shape)
+        if self.flow.values.is_float:
+            if not x.isfinite().all():
+                raise DataError("x has values that are NaN or infinite: give finite ones.")
+            return
         least, most = x.min().item(), x.max().item()
         if not (least >= -0.5 and most < 0.5):  # NaN is neither
             raise DataError(
@@ -190,11 +203,11 @@ class TrainedFlow:
                 f"of 0 to 255 and u in [0, 1/256): bits_per_dim takes uint8 images and does that by itself."
             )
 
-    def _check_shape(self, images: Tensor) -> None:
-        if images.shape[1:] != self.shape or not len(images):
-            advice = ": give one image as images[None]" if images.shape == self.shape else ""
+    def _check_shape(self, images: Tensor, shape: tuple[int, ...]) -> None:
+        if images.shape[1:] != shape or not len(images):
+            advice = ": give one image as images[None]" if images.shape == shape else ""
             raise DataError(
-                f"images have the shape {list(images.shape)}, this flow takes [num, {str(list(self.shape))[1:]}{advice}."
+                f"images have the shape {list(images.shape)}, this flow takes [num, {str(list(shape))[1:]}{advice}."
             )
 
 

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from pipeflow.flow import Flow, Layer, cut_names, split_flow
-from pipeflow.use.likelihood import bits_per_dim
 
 
 class DenseCoupling(Layer):
@@ -52,6 +51,6 @@ def test_defaults_suit_dense_layers_and_parts_of_them_learn(normal):
             part.loss(output).backward()
             optimizer.step()
             latent, total = part.outgoing(output), total + output.contribution.detach()
-            exits.append(bits_per_dim((total + output.log_head).mean().item(), own.num_dims))
+            exits.append(own.values.bits_per_dim((total + output.log_head).mean().item()))
         history.append(exits)
     assert all(last < first - 1 for first, last in zip(history[0], history[-1]))

@@ -10,7 +10,6 @@ from pipeflow.config import PartsConfig
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, GaussianPrior, Layer, Prior, StandardPrior, glow, head_maker, split_flow
 from pipeflow.flow.heads import HEADS, AutoregressiveHead
-from pipeflow.use.likelihood import bits_per_dim
 
 CUTS = {
     "one part": [],
@@ -83,7 +82,7 @@ class TestObjective:
         *_, (last, output) = outputs(parts, x)
         own = list(last.global_parameters().values())
         local = torch.autograd.grad(last.loss(output), own)
-        whole = torch.autograd.grad(-flow.log_prob(x).mean() / last.nats_per_bit_per_dim, own)
+        whole = torch.autograd.grad(-flow.log_prob(x).mean() / last.values.nats_per_bit_per_dim, own)
         assert all(map(torch.equal, local, whole))
 
     def test_an_earlier_parts_objective_is_that_of_the_flow_that_stops_there(self, flow, x):
@@ -94,7 +93,7 @@ class TestObjective:
         assert torch.equal(output.contribution + output.log_head, short.log_prob(x))
         own = list(part.global_parameters().values())
         local = torch.autograd.grad(part.loss(output), own)
-        exit_loss = torch.autograd.grad(bits_per_dim(short.log_prob(x).mean(), short.num_dims), own)
+        exit_loss = torch.autograd.grad(short.values.bits_per_dim(short.log_prob(x).mean()), own)
         torch.testing.assert_close(local, exit_loss, atol=1e-6, rtol=1e-5)
 
 

@@ -70,11 +70,16 @@ def test_files_that_are_no_such_images_are_named(finished_run, tmp_path, files):
     assert caught.value.filename == "/proc/latents"  # and not that of a file which is renamed to it
 
 
-def test_images_of_two_channels_cannot_be_drawn(train_own, noise, tmp_path, monkeypatch):
+def test_samples_of_two_channels_are_no_picture(train_own, noise, tmp_path, monkeypatch):
     run = train_own(tmp_path / "run", pipeflow.glow((2, 4, 4), 1, 1, 4), noise)
     (tmp_path / "of_two.py").write_text(
         "from pipeflow import glow\ndef make():\n    return glow((2, 4, 4), num_blocks=1, num_steps=1, width=4)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DataError, match=r"\[2, 4, 4\]; only .* can be drawn"):
-        sample(run, flow="of_two:make")
+    with pytest.raises(DataError, match=r"8-bit values of shape \[2, 4, 4\].*ends in \.npy"):
+        sample(run, flow="of_two:make", out=tmp_path / "a.png")
+    assert sample(run, num=3, flow="of_two:make").endswith("/run/samples_t0.7_seed0.npy")
+    samples = np.load(run / "samples_t0.7_seed0.npy", allow_pickle=False)
+    assert samples.dtype == np.uint8 and samples.shape == (3, 2, 4, 4)
+    with pytest.raises(DataError, match=r"\[2, 4, 4\]; only .* can be read and drawn"):
+        encode(run, ["a.png"], tmp_path / "a.safetensors", flow="of_two:make")

@@ -8,6 +8,7 @@ from PIL import Image
 
 import pipeflow
 from pipeflow.errors import CheckpointError, DataError
+from pipeflow.flow import Values
 from pipeflow.rundir.reading import read_config
 from pipeflow.use.evaluate import Evaluation, describe, evaluate
 
@@ -36,11 +37,14 @@ def test_evaluate_groups_its_sums_as_a_run_that_ended_in_parts_did(finished_run,
 
 
 def test_an_evaluation_is_one_line():
-    about = {"source": Path("model.safetensors")}
+    about = {"source": Path("model.safetensors"), "values": Values((3, 32, 32))}
     same = Evaluation(**about, test_bpd=4.1234567, summary_bpd=4.1234567, num_images=10_000, device="cpu")
     assert describe(same).startswith("test 4.123457 bits/dim on 10,000 images (cpu); summary.json: the same to the ")
     other = Evaluation(**about, test_bpd=4.5, summary_bpd=4.25, num_images=1, device="cuda")
     assert describe(other) == "test 4.500000 bits/dim on 1 image (cuda); summary.json: 4.250000 (+2.5e-01 here)"
+    table = {**about, "values": Values((2,), is_float=True)}
+    floats = Evaluation(**table, test_bpd=-0.5, summary_bpd=-0.5, num_images=3, device="cpu")
+    assert describe(floats).startswith("test -0.500000 bits/dim, -0.693147 nats an item on 3 items (cpu); summary.json")
 
 
 def test_of_a_run_that_has_not_ended_it_is_that_of_its_newest_checkpoint(copy):

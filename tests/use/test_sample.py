@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pipeflow.flow import glow
-from pipeflow.use.sample import draw_samples, sample_grid, to_images
+from pipeflow.use.sample import draw_samples, sample_grid, to_data
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_inverse_takes_samples_to_the_images_they_are(flow):
     images = torch.arange(2 * 3 * 64, dtype=torch.uint8).view(2, 3, 8, 8)
     with torch.no_grad():
         latent, _, taken_out = flow((images.float() + 0.5) / 256 - 0.5)
-        assert torch.equal(to_images(flow.inverse(latent, taken_out)), images)
+        assert torch.equal(to_data(flow.inverse(latent, taken_out), flow.values), images)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
