@@ -31,6 +31,7 @@ def check(config: "Config") -> None:
     if config.num_epochs == 0:
         raise ConfigError("schedule.local_epochs and schedule.finetune_epochs are both 0: nothing would train.")
     _ = config.schedule.turn  # raises where alternate_every is no length of a turn
+    _ = config.data.memory_bytes  # and this, where it is no amount of memory
     _check_names(config)
     _check_parts(config)
     if config.num_parts is not None:

@@ -13,6 +13,7 @@ from typing import Literal
 from pipeflow.config.option import option
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief
+from pipeflow.units import read_quantity
 
 FINETUNE = ("finetune", "end_to_end")
 """Modes of phases in which the gathered flow trains as one."""
@@ -79,6 +80,14 @@ class DataConfig:
         at_least=2,
         at_most=1024,
     )
+    memory: str = option(
+        "2 GB", "most that images of files take in memory; more are read from the disk, batch by batch"
+    )
+
+    @property
+    def memory_bytes(self) -> float:
+        """`memory` in bytes. Raises ConfigError where it is no amount of memory."""
+        return read_quantity("data.memory", "memory", self.memory)
 
     def __post_init__(self) -> None:
         if self.path is not None:

@@ -12,6 +12,7 @@ from pipeflow.config.checks import check_batch_size
 from pipeflow.data.image_data import ImageData
 from pipeflow.data.order import Order
 from pipeflow.data.random import generator
+from pipeflow.data.stored import Images, subset
 from pipeflow.errors import ConfigError, DataError
 from pipeflow.flow.values import Values
 
@@ -45,7 +46,7 @@ def dequantize(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def dequantized_batches(
-    images: torch.Tensor, values: Values, batch_size: int, seed: int = TEST_NOISE_SEED
+    images: Images, values: Values, batch_size: int, seed: int = TEST_NOISE_SEED
 ) -> Iterator[torch.Tensor]:
     """Images in order, padded, and dequantized with the noise of evaluation: float32 in [-0.5, 0.5), [<= batch, ...].
 
@@ -59,7 +60,8 @@ def dequantized_batches(
         seed: seed of the noise.
     """
     numbers = generator(seed, "noise of test")  # one generator for all batches, wherever they are cut
-    for batch in images.split(batch_size):
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
         if values.is_float:
             yield batch
         else:
@@ -152,4 +154,4 @@ class Batches:
                 f"eval.num_images is {num_images}, but there are {there} test images ({self.data.name}): it must be "
                 f"from 1 to {there}, or null for all."
             )
-        return dequantized_batches(self.data.test[:num_images], self.values, batch_size)
+        return dequantized_batches(subset(self.data.test, slice(num_images)), self.values, batch_size)

@@ -1,84 +1,151 @@
-"""Decoded images kept between runs, as a .npy file and a JSON file that tells whether the .npy file is intact.
+"""Decoded images kept between runs, as an .npy file and a JSON file that tells whether the .npy file is intact.
 
-Both lie in the user's cache folder, since the source may be read-only. A cache that is missing, damaged or not writable is
-no error: the images are then decoded again.
+Both lie in the user's cache folder, since the source may be read-only. A cache that is missing or damaged is no error: the
+images are then decoded again.
 """
 
-import hashlib
+import contextlib
+import errno
+import fcntl
+import io
 import json
+import math
 import os
-import tempfile
-from collections.abc import Callable
+import shutil
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
-from pipeflow.safe_files import open_file, read_json
+from pipeflow.data.stored import StoredImages
+from pipeflow.errors import DataError
+from pipeflow.output import say
+from pipeflow.safe_files import read_json
+
+Write = Callable[[int, memoryview], None]
+"""Stores images: takes the index of the first, and the bytes of that one and of those after it."""
 
 
-def read_cache(fingerprint: str, num_train: int) -> tuple[np.ndarray, int] | None:
-    """What `write_cache` stored under `fingerprint`; None if it is not intact.
+def read_cache(fingerprint: str, num_train: int) -> tuple[StoredImages, int] | None:
+    """The images that `write_cache` stored under `fingerprint`, and how many were converted; None if they are not intact.
 
     num_train: number of training images, which come before the test images.
     """
     try:
-        folder = _folder(fingerprint)
+        folder = cache_folder() / fingerprint
         about = read_json(folder / "images.json")
-        with open_file(folder / "images.npy") as file:
-            # The checksum comes before the parsing, because a damaged header may ask for any amount of memory.
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            num_converted = int(about["num_converted"])
-            if about != _about(fingerprint, num_train, num_converted, sha256):
-                return None
-            file.seek(0)
-            images = np.load(file, allow_pickle=False)
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError, MemoryError):
+        images = StoredImages(folder / "images.npy")
+        num_converted = int(about["num_converted"])
+        if about != _about(fingerprint, num_train, num_converted, images.sha256()):
+            return None
+    except (OSError, DataError, ValueError, TypeError, LookupError):
         return None
-    are_images = images.dtype == np.uint8 and images.ndim == 4 and len(images) > num_train
+    are_images = not images.is_floating_point() and images.ndim == 4 and len(images) > num_train
     return (images, num_converted) if are_images else None
 
 
-def write_cache(fingerprint: str, images: np.ndarray, num_converted: int, num_train: int) -> None:
-    """Stores images under `fingerprint`, or does nothing if that is impossible.
+def write_cache(
+    fingerprint: str, num_train: int, shape: tuple[int, ...], decode: Callable[[Write], int]
+) -> tuple[StoredImages, int]:
+    """Decodes images into the cache; what `read_cache` gives from then on.
+
+    Of processes that start together one decodes, while the others wait for it. What one that was killed has left is removed
+    by the next that decodes anything.
 
     Args:
-        images: uint8, [images, channels, height, width], training before test images.
-        num_converted: number of those that hold less or more than their files.
-        num_train: number of training images.
+        fingerprint: of the source.
+        num_train: number of training images, which come before the test images.
+        shape: of all images, [images, channels, height, width].
+        decode: writes them all, in any order; returns the number of those that hold less or more than their files.
+
+    Raises:
+        OSError: the cache cannot be written, or has no room for them.
     """
+    root = cache_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root)
+    with _new_file(root / f".{fingerprint}.npy") as (path, file):
+        kept = read_cache(fingerprint, num_train)  # another process may have written it meanwhile
+        if kept is not None:
+            return kept
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        start, image_bytes = len(header.getvalue()), math.prod(shape[1:])
+        size = start + shape[0] * image_bytes
+        if shutil.disk_usage(root).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root))
+        os.ftruncate(file, size)
+        _write(file, header.getbuffer(), 0)
+        num_converted = decode(lambda first, pixels: _write(file, pixels, start + first * image_bytes))
+        images = StoredImages(path)
+        about = _about(fingerprint, num_train, num_converted, images.sha256())
+        folder = root / fingerprint
+        folder.mkdir(exist_ok=True)
+        new = folder / ".images.json"
+        new.write_text(json.dumps(about))
+        new.replace(folder / "images.json")
+        path.replace(folder / "images.npy")  # from here on the cache is intact
+    return images, num_converted
+
+
+def cache_folder() -> Path:
+    """Where caches of all sources lie. Raises OSError if the user has no home folder."""
+    root = os.environ.get("XDG_CACHE_HOME")
     try:
-        folder = _folder(fingerprint)
-        folder.mkdir(parents=True, exist_ok=True)
-        sha256 = _replace(folder / "images.npy", lambda file: np.save(file, images, allow_pickle=False))
-        about = _about(fingerprint, num_train, num_converted, sha256)
-        _replace(folder / "images.json", lambda file: file.write(json.dumps(about).encode()))
-    except (OSError, RuntimeError):
-        return
+        return (Path(root).expanduser() if root else Path.home() / ".cache") / "pipeflow"
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, str(error)) from None
 
 
 def _about(fingerprint: str, num_train: int, num_converted: int, sha256: str) -> dict[str, object]:
     return {"fingerprint": fingerprint, "num_train": num_train, "num_converted": num_converted, "sha256": sha256}
 
 
-def _folder(fingerprint: str) -> Path:
-    """The cache folder of a source. Raises RuntimeError if the user has no home folder."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root).expanduser() if root else Path.home() / ".cache") / "pipeflow" / fingerprint
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[tuple[Path, int]]:
+    """A file that one process at a time writes, by its path and descriptor; removed afterwards unless it was renamed.
 
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> str:
-    """Writes a file so that others see all of it or nothing; returns its sha256.
-
-    Workers that start together may write the same file, so each writes a temporary file of its own.
+    On a file system without locks each process has a file of its own.
     """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            write(file)
-            file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    return sha256
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process decodes the same images: waiting for it ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            os.close(file)
+            path = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _is_at(path, file):
+            break
+        os.close(file)  # whoever held it has renamed or removed it
+    try:
+        yield path, file
+    finally:
+        if _is_at(path, file):
+            path.unlink()
+        os.close(file)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Removes unfinished files that nobody writes any more."""
+    for path in root.glob(".*.npy*"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _write(file: int, content: memoryview, offset: int) -> None:
+    while content:
+        count = os.pwrite(file, content, offset)
+        content, offset = content[count:], offset + count

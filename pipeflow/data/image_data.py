@@ -1,13 +1,13 @@
-"""Training and test items in memory: images, or rows of a table, with their labels where there are some."""
+"""Training and test items, in memory or on the disk: images, or rows of a table, with their labels where there are some."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from pipeflow.data.stored import Images, in_chunks, subset
 from pipeflow.errors import DataError
 from pipeflow.flow.values import Values
 
@@ -17,15 +17,16 @@ class ImageData:
     """Training and test images.
 
     Images are uint8, values 0 to 255, which are dequantized, or float32, values of one's own, which are taken as they are.
+    They are tensors, or `StoredImages`, which are read when they are needed.
 
     Raises:
         DataError: the images are empty, of another type, not finite, or differ in shape or type between train and test; or
             the labels do not fit them.
     """
 
-    train: Tensor
+    train: Images
     """uint8 or float32, [images, channels, height, width]; a user's own items may have any number of dimensions."""
-    test: Tensor
+    test: Images
     """As `train`, with images of the same shape."""
     name: str = "python"
     """Name of the source in messages."""
@@ -53,10 +54,10 @@ class ImageData:
             )
         self._check_labels()
 
-    def _check_images(self, part: str, images: Tensor) -> None:
+    def _check_images(self, part: str, images: Images) -> None:
         where = f"{self.name}: the {part} images"
-        if not isinstance(images, Tensor) or images.dtype not in (torch.uint8, torch.float32):
-            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        if not isinstance(images, Images) or images.dtype not in (torch.uint8, torch.float32):
+            kind = images.dtype if isinstance(images, Images) else type(images).__name__
             raise DataError(
                 f"{where} are {kind}; give a uint8 tensor of values 0 to 255, or a float32 tensor of values that are no "
                 f"pixels."
@@ -65,7 +66,7 @@ class ImageData:
             raise DataError(
                 f"{where} have the shape {list(images.shape)}; give at least one image, [num, channels, height, width]."
             )
-        if images.dtype == torch.float32 and (bad := int((~images.isfinite()).sum())):
+        if images.dtype == torch.float32 and (bad := sum(int((~each.isfinite()).sum()) for each in in_chunks(images))):
             raise DataError(f"{where} have {bad:,} values that are NaN or infinite; give finite ones.")
 
     def _check_labels(self) -> None:
@@ -115,24 +116,32 @@ class ImageData:
             return None
         return _fingerprint(self.train_labels, self.test_labels)
 
-    def taken(self, train: Callable[[Tensor], Tensor], test: Callable[[Tensor], Tensor]) -> "ImageData":
-        """Some of the images with their labels. train, test: give those to take of a tensor with an entry an image."""
-        return ImageData(
-            train(self.train),
-            test(self.test),
-            self.name,
-            self.notes,
-            None if self.train_labels is None else train(self.train_labels),
-            None if self.test_labels is None else test(self.test_labels),
-            self.classes,
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images in memory, wherever they are now."""
+        return self.train.nbytes + self.test.nbytes
+
+    def subset(self, train: Tensor, test: Tensor) -> "ImageData":
+        """Some of the images with their labels. train, test: their indices, int64."""
+        return replace(
+            self,
+            train=subset(self.train, train),
+            test=subset(self.test, test),
+            train_labels=None if self.train_labels is None else self.train_labels[train],
+            test_labels=None if self.test_labels is None else self.test_labels[test],
         )
 
+    def in_memory(self) -> "ImageData":
+        """The same, with images that are on the disk read into memory."""
+        return replace(self, train=self.train[:], test=self.test[:])
 
-def _fingerprint(*tensors: Tensor) -> str:
+
+def _fingerprint(*tensors: Images) -> str:
     digest = hashlib.sha256()
     for values in tensors:
         digest.update(f"{values.dtype} {list(values.shape)}\n".encode())
-        digest.update(values.flatten().numpy().data)
+        for chunk in in_chunks(values):
+            digest.update(chunk.flatten().numpy().data)
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeflow.data import picture
-from pipeflow.data.image_folder import MAX_FILE_BYTES
+from pipeflow.data.image_source import MAX_FILE_BYTES
 from pipeflow.errors import DataError
 from pipeflow.safe_files import in_full, read_bytes
 

@@ -4,17 +4,19 @@ import contextlib
 import io
 import os
 import socket
-from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeflow.config import DataConfig
-from pipeflow.data.dead_leaves import dead_leaves
 from pipeflow.data.image_data import ImageData
 from pipeflow.data.image_folder import load_images
+from pipeflow.data.leaves import dead_leaves
+from pipeflow.data.stored import StoredImages
 from pipeflow.errors import DataError
+from pipeflow.units import bytes_text
 from pipeflow.user_function import load_function
 
 SUBSET_SEED = 0
@@ -32,6 +34,8 @@ class TooFewImages(DataError):
 def load_data(data: DataConfig) -> ImageData:
     """The images that the section `data` of a configuration asks for.
 
+    Those of a folder or zip stay on the disk, where they take more than `data.memory`, and are read as they are needed.
+
     They come in a permuted order that is the same in every run. `num_train` and `num_test` take the first images in this
     order, because folders are sorted by class and the first images of a folder would all be of one class.
 
@@ -40,11 +44,16 @@ def load_data(data: DataConfig) -> ImageData:
         ConfigError: there is no such `module:function`.
     """
     whole = _load_whole(data)
-    train, test = (
-        _first(data.num_train, len(whole.train), "num_train"),
-        _first(data.num_test, len(whole.test), "num_test"),
-    )
-    return whole.taken(train, test)
+    train = _first(data.num_train, len(whole.train), "num_train")
+    test = _first(data.num_test, len(whole.test), "num_test")
+    images = whole.subset(train, test)
+    if images.nbytes <= data.memory_bytes:
+        return images.in_memory()
+    if isinstance(images.train, StoredImages):
+        size = bytes_text(images.nbytes)
+        note = f"{size} of images are more than data.memory ({data.memory}): they are read from the disk."
+        return replace(images, notes=(*images.notes, note))
+    return images
 
 
 def _load_whole(data: DataConfig) -> ImageData:
@@ -53,9 +62,8 @@ def _load_whole(data: DataConfig) -> ImageData:
     if name == "cifar10":
         return _cifar10("data" if data.path is None else data.path)
     if name == "images":
-        *arrays, notes = load_images(data.path, data.channels)
-        train, test = map(torch.from_numpy, arrays)
-        return ImageData(train, test, name, tuple(notes))
+        images, test_images, notes = load_images(data.path, data.channels, data.memory_bytes)
+        return ImageData(images, test_images, name, tuple(notes))
     if name == "dead_leaves":
         return ImageData(_dead_leaves("train", data.num_train), _dead_leaves("test", data.num_test), name)
     if ":" in name:
@@ -76,11 +84,10 @@ def num_taken(num: int | None, there: int, option: str) -> int:
     return there if num is None else num
 
 
-def _first(num: int | None, there: int, option: str) -> Callable[[Tensor], Tensor]:
-    """Takes the first `num` images, or their labels, in the permuted order."""
+def _first(num: int | None, there: int, option: str) -> Tensor:
+    """Indices of the first `num` images in the permuted order."""
     num = num_taken(num, there, option)
-    chosen = torch.randperm(there, generator=torch.Generator().manual_seed(SUBSET_SEED))[:num]
-    return lambda values: values[chosen]
+    return torch.randperm(there, generator=torch.Generator().manual_seed(SUBSET_SEED))[:num]
 
 
 def _dead_leaves(part: str, num: int | None) -> Tensor:

@@ -262,4 +262,4 @@ def test_a_file_that_cannot_be_used_is_named(make, says, files, write, options, 
     message = error_of(options, write(tmp_path / "source", files))
     assert "data.path" in message and "train/dog/2.png" in message and "source" in message
     assert all(words in message for words in says), message
-    assert not cache.exists() and not recwarn.list
+    assert not list(cache.rglob("*")) and not recwarn.list

@@ -1,0 +1,105 @@
+"""A process that decodes image files: their contents go in, their pixels come out.
+
+It is a program of its own and no fork of a worker, which has threads and connections that no copy of it may hold, and no
+process of `multiprocessing`, which would run the user's script once more. It imports no torch, and ends when the worker
+does, however that ends.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from pipeflow.data import picture
+from pipeflow.errors import DataError
+
+Decoded = tuple[np.ndarray, bool] | Exception
+"""What `picture.decode` gives, or raises."""
+
+
+def decode_all(contents: Sequence[bytes], channels: int | None) -> list[Decoded]:
+    """Decodes files up to the first that cannot be, whose error is the last entry. channels: as for `picture.decode`."""
+    decoded: list[Decoded] = []
+    for content in contents:
+        try:
+            decoded.append(picture.decode(content, channels))
+        except Exception as error:  # a broken file can make a decoder raise anything
+            return [*decoded, error]
+    return decoded
+
+
+class DecoderProcess:
+    """The process, as the worker sees it.
+
+    Raises:
+        DataError: it cannot be started, or is lost.
+    """
+
+    def __init__(self) -> None:
+        # With the worker's own search path it finds the same pipeflow.
+        program = f"import sys; sys.path[:] = {sys.path!r}; from pipeflow.data.decoder import main; main()"
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                process_group=0,  # Ctrl-C in a terminal is for the worker
+            )
+        except OSError as error:
+            raise DataError(f"a process that decodes images cannot be started ({error.strerror}).") from None
+
+    def decode_all(self, contents: Sequence[bytes], channels: int | None) -> list[Decoded]:
+        """As the function `decode_all`, over there."""
+        requests, answers = self._process.stdin, self._process.stdout
+        assert requests is not None and answers is not None
+        try:
+            _send(requests, {"sizes": list(map(len, contents)), "channels": channels}, contents)
+            answer = answers.readline()
+            decoded: list[Decoded] = []
+            for each in json.loads(answer):
+                if "error" in each:
+                    kind = picture.NotUsable if each["is_picture"] else ValueError
+                    decoded.append(kind(each["error"]))
+                else:
+                    pixels = np.frombuffer(answers.read(math.prod(each["shape"])), np.uint8)
+                    decoded.append((pixels.reshape(each["shape"]), each["is_converted"]))
+        except (OSError, ValueError):
+            self._process.kill()  # if it lives, it has not answered as it should
+            code = self._process.wait()
+            raise DataError(
+                f"a process that decodes images was lost (exit code {code}); the machine may be short of memory."
+            ) from None
+        return decoded
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def main() -> None:
+    """Decodes what comes over standard input until that ends."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    while line := requests.readline():
+        request = json.loads(line)
+        contents = [requests.read(size) for size in request["sizes"]]
+        head: list[dict[str, Any]] = []
+        pixels = []
+        for each in decode_all(contents, request["channels"]):
+            if isinstance(each, Exception):
+                head.append({"error": str(each), "is_picture": isinstance(each, picture.NotUsable)})
+            else:
+                pixels.append(each[0].tobytes())
+                head.append({"shape": each[0].shape, "is_converted": each[1]})
+        _send(answers, head, pixels)
+
+
+def _send(stream: IO[bytes], head: object, contents: Sequence[bytes]) -> None:
+    stream.write(json.dumps(head).encode() + b"\n")
+    for content in contents:
+        stream.write(content)
+    stream.flush()
