@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.learning.costs import FLOPS, RATES, predicted
-from benchmarks.learning.studies import Study
+from benchmarks.learning.studies import Arm, Study
 from benchmarks.machine import in_words
 
 
@@ -30,6 +30,21 @@ def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Seq
     (out / "results.md").write_text("\n".join(lines) + "\n")
 
 
+def run_key(arm: str, rate: float, seed: int) -> str:
+    """Name of a run in results.json."""
+    return f"{arm} | {rate:g} | {seed}"
+
+
+def runs_of(runs: Mapping[str, Any], arm: str, seed: int) -> dict[float, Any]:
+    """What results.json has of an arm with one seed, by rate."""
+    found = {}
+    for key, run in runs.items():
+        its_arm, rate, its_seed = key.rsplit(" | ", 2)
+        if (its_arm, its_seed) == (arm, str(seed)):
+            found[float(rate)] = run
+    return dict(sorted(found.items()))
+
+
 def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> Iterator[str]:
     yield (
         "| arm | best rate (tried) | bits/dim | above end to end | exits | multiply-adds, end to end = 1 | heads' share "
@@ -38,13 +53,13 @@ def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> Itera
     yield "|---|---|---|---|---|---|---|---|" + "---|" * len(RATES)
     reference = None
     for arm in study.arms:
-        rates = _rates(runs, study.name, arm, seeds[0])
+        rates = runs_of(runs, arm.name, seeds[0])
         ended = {rate: run for rate, run in rates.items() if "test_bpd" in run}
         if not ended:
-            yield f"| {arm} | - | not measured | - | - | - | - | - |" + " - |" * len(RATES)
+            yield f"| {arm.name} | - | not measured | - | - | - | - | - |" + " - |" * len(RATES)
             continue
         best = min(ended, key=lambda rate: ended[rate]["test_bpd"])
-        found = [runs.get(f"{study.name} | {arm} | {best:g} | {seed}", {}) for seed in seeds]
+        found = [runs.get(run_key(arm.name, best, seed), {}) for seed in seeds]
         found = [run for run in found if "test_bpd" in run]
         bpd, macs = mean(run["test_bpd"] for run in found), mean(run["train_macs"] for run in found)
         reference = reference or (bpd, macs)
@@ -56,7 +71,8 @@ def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> Itera
             for rate, run in rates.items()
         )
         yield (
-            f"| {arm} | {best:g} ({tried}) | {_with_error([run['test_bpd'] for run in found])} | {bpd - reference[0]:+.3f} "
+            f"| {arm.name} | {best:g} ({tried}) | {_with_error([run['test_bpd'] for run in found])} "
+            f"| {bpd - reference[0]:+.3f} "
             f"| {', '.join(f'{mean(each):.3f}' for each in exits) or '-'} | {macs / reference[1]:.2f} | {share:.0%} "
             f"| {mean(sum(run['bytes']['forward']) for run in found) / 1e6:,.0f} | {_seconds(study, arm, len(parts))} |"
         )
@@ -66,10 +82,10 @@ def _gradients(runs: Mapping[str, Any], study: Study, seed: int) -> list[str]:
     """A table of the cosines between local and end-to-end gradients, of the arms that have them."""
     found = {}
     for arm in study.arms:
-        ended = [run for run in _rates(runs, study.name, arm, seed).values() if "test_bpd" in run]
+        ended = [run for run in runs_of(runs, arm.name, seed).values() if "test_bpd" in run]
         best = min(ended, key=lambda run: run["test_bpd"], default=None)
         if best is not None and best["cosines"]:
-            found[arm] = best["cosines"]
+            found[arm.name] = best["cosines"]
     epochs = sorted({epoch for each in found.values() for epoch in each}, key=int)
     if not epochs:
         return []
@@ -87,22 +103,11 @@ def _gradients(runs: Mapping[str, Any], study: Study, seed: int) -> list[str]:
     return lines
 
 
-def _seconds(study: Study, arm: str, num_parts: int) -> str:
+def _seconds(study: Study, arm: Arm, num_parts: int) -> str:
     """The arm's seconds on a worker for each part, and those of the first arm, which trains end to end, on as many."""
-    first = next(iter(study.arms))
     workers = num_parts if num_parts > 1 else study.workers
-    own, rival = predicted(study.arms[arm], workers), predicted(study.arms[first], workers)
+    own, rival = predicted(arm.options, workers), predicted(study.arms[0].options, workers)
     return " | ".join(f"{own[rate] / rival[rate]:.2f}" for rate in RATES)
-
-
-def _rates(runs: Mapping[str, Any], study: str, arm: str, seed: int) -> dict[float, Any]:
-    """What is known at each rate, with the first seed."""
-    found = {}
-    for key, run in runs.items():
-        its_study, its_arm, rate, its_seed = key.split(" | ")
-        if (its_study, its_arm, its_seed) == (study, arm, str(seed)):
-            found[float(rate)] = run
-    return dict(sorted(found.items()))
 
 
 def _with_error(numbers: Sequence[float]) -> str:

@@ -3,8 +3,8 @@
     python -m benchmarks.learning.run --data cifar10.zip [--studies heads] [--jobs 2]
 
 For each arm of runs.yaml: one seed at every rate, and at rates beyond them until the best is not the first or the last;
-then all seeds at the best. Runs go to RUNS and resume; a rate at which training is stopped counts as the worst. Writes
-results.md and results.json beside this file after each step.
+then all seeds at the best. Where an arm has the rate of another, only that. Runs go to RUNS and resume; a rate at which
+training is stopped counts as the worst. Writes results.md and results.json beside this file after each step.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 
 from benchmarks.learning.gradients import cosines
-from benchmarks.learning.report import write_report
+from benchmarks.learning.report import run_key, runs_of, write_report
 from benchmarks.learning.studies import Study, read_studies
 from benchmarks.machine import command_line
 from benchmarks.results_file import ResultsFile
@@ -41,31 +41,23 @@ class Runs:
 
     def __init__(self, study: Study, results: ResultsFile, options: argparse.Namespace):
         self.study = study
+        self.arms = {arm.name: arm for arm in study.arms}
         self._results, self._options = results, options
         self._images: Tensor | None = None
         self._overrides = {"data.name": "images", "data.path": options.data} if options.data else {}
 
     def found(self, arm: str, rate: float, seed: int) -> dict[str, Any] | None:
         """What is known of a run."""
-        return self._results.values["runs"].get(self.key(arm, rate, seed))
-
-    def key(self, arm: str, rate: float, seed: int) -> str:
-        """Its name in results.json."""
-        return f"{self.study.name} | {arm} | {rate:g} | {seed}"
+        return self._results.values["runs"].get(run_key(arm, rate, seed))
 
     def train(self, wanted: Sequence[tuple[str, float, int]]) -> None:
-        """Trains those that are not known yet, all in one sweep."""
+        """Trains those that are not known yet, all of a seed in one sweep."""
         missing = [each for each in wanted if self.found(*each) is None]
-        if not missing:
-            return
-        arms = {
-            f"{arm}, lr {rate:g}": {"options": {**self.study.arms[arm], "optim.lr": rate}, "seeds": [seed]}
-            for arm, rate, seed in missing
-        }
-        by_seed: dict[int, dict] = {}
-        for (_, _, seed), (name, arm) in zip(missing, arms.items()):
-            by_seed.setdefault(seed, {})[name] = arm
-        out = self._options.runs / self.study.name
+        by_seed: dict[int, dict[str, dict]] = {}
+        for arm, rate, seed in missing:
+            options = {**self.arms[arm].options, "optim.lr": rate}
+            by_seed.setdefault(seed, {})[f"{arm}, lr {rate:g}"] = {"options": options, "seeds": [seed]}
+        out = self._options.runs
         out.mkdir(parents=True, exist_ok=True)
         for seed, some in by_seed.items():
             path = out / f"seed{seed}.yaml"
@@ -74,7 +66,7 @@ class Runs:
                 sweep(path, self._options.jobs, self._overrides, str(out))
             finally:  # of a sweep that is stopped too: what has ended is there
                 entries = json.loads((out / "sweep.json").read_text()) if (out / "sweep.json").exists() else []
-                keys = {f"{arm}, lr {rate:g}": self.key(arm, rate, seed) for arm, rate, its in missing if its == seed}
+                keys = {f"{arm}, lr {rate:g}": run_key(arm, rate, seed) for arm, rate, its in missing if its == seed}
                 for entry in entries:
                     if entry["arm"] in keys:
                         self._keep(keys[entry["arm"]], entry, out)
@@ -93,32 +85,38 @@ class Runs:
         found = {path.name: cosines(path, self._images) for path in sorted(run.glob("checkpoints/epoch-??????"))}
         return {name.removeprefix("epoch-").lstrip("0"): each for name, each in found.items() if each is not None}
 
-    def best_rate(self, arm: str, rates: Sequence[float], seed: int) -> float:
-        """The rate of the least bits/dim among these."""
-        return min(rates, key=lambda rate: (self.found(arm, rate, seed) or {}).get("test_bpd", float("inf")))
+    def rates(self, arm: str, seed: int) -> dict[float, float]:
+        """Bits/dim of the arm's runs with this seed, by rate; infinite where training was stopped."""
+        there = runs_of(self._results.values["runs"], arm, seed)
+        return {rate: run.get("test_bpd", float("inf")) for rate, run in there.items()}
 
 
-def next_rates(rates: Sequence[float], best: float) -> list[float]:
-    """The rates to try beside these, where the best is the first or the last of them."""
-    if best == max(rates) and 2 * best <= FASTEST:
+def next_rates(known: Mapping[float, float]) -> list[float]:
+    """The rates to try beside those that are known, with their bits/dim, where the best is the first or the last."""
+    best = min(known, key=known.__getitem__)
+    if best == max(known) and 2 * best <= FASTEST:
         return [2 * best]
-    if best == min(rates) and best / 2 >= SLOWEST:
+    if best == min(known) and best / 2 >= SLOWEST:
         return [best / 2]
     return []
 
 
 def steps(runs: Runs, rates: Sequence[float], seeds: Sequence[int]) -> Iterator[None]:
     """Everything that a study trains; after each step there is something to report."""
-    tried = {arm: sorted(rates) for arm in runs.study.arms}
-    while True:
-        runs.train([(arm, rate, seeds[0]) for arm, its_rates in tried.items() for rate in its_rates])
+    first, tried = seeds[0], {arm.name: list(rates) for arm in runs.study.arms if arm.rate_of is None}
+    while any(tried.values()):
+        runs.train([(arm, rate, first) for arm, its_rates in tried.items() for rate in its_rates])
         yield
-        more = {arm: next_rates(its, runs.best_rate(arm, its, seeds[0])) for arm, its in tried.items()}
-        if not any(more.values()):
-            break
-        tried = {arm: sorted([*its, *more[arm]]) for arm, its in tried.items()}
-    best = {arm: runs.best_rate(arm, its, seeds[0]) for arm, its in tried.items()}
-    runs.train([(arm, rate, seed) for seed in seeds for arm, rate in best.items()])
+        tried = {arm: next_rates(runs.rates(arm, first)) for arm in tried}
+    wanted = []
+    for arm in runs.study.arms:
+        known = runs.rates(arm.rate_of or arm.name, first)
+        if not known:
+            raise ValueError(
+                f"arm {arm.name!r} takes the rate of {arm.rate_of!r}, which has none yet: train its study first"
+            )
+        wanted += [(arm.name, min(known, key=known.__getitem__), seed) for seed in seeds]
+    runs.train(sorted(wanted, key=lambda each: each[2]))
     yield
 
 
@@ -135,11 +133,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE, help="where the results go")
     options = parser.parse_args(words)
     document = yaml.safe_load(options.file.read_text())
-    studies = read_studies(document)
     options.out.mkdir(parents=True, exist_ok=True)
     command = command_line("benchmarks.learning.run", ["--data", "cifar10.zip"])
     settings = {"options": document["options"], "data": bool(options.data)}
     try:
+        studies = read_studies(document)
         results = ResultsFile(options.out / "results.json", command, settings, ["runs"])
         for study in studies:
             if options.studies is None or study.name in options.studies:

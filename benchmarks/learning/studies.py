@@ -1,4 +1,4 @@
-"""The studies of runs.yaml: tables of arms that are compared."""
+"""The arms and studies of runs.yaml: what is trained, and which tables compare it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,22 +6,39 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A configuration that is trained at its own best rate, with several seeds."""
+
+    name: str
+    options: Mapping[str, Any]
+    rate_of: str | None = None
+    """Name of the arm whose best rate it takes, where only the number of epochs differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """A table of arms."""
+    """A table of arms that are compared."""
 
     name: str
     title: str
-    arms: Mapping[str, Mapping[str, Any]]
-    """Options of each; the first trains end to end."""
+    arms: tuple[Arm, ...]
+    """The first trains end to end."""
     workers: int = 3
     """That the planner has for an arm without parts."""
 
 
 def read_studies(document: Mapping[str, Any]) -> list[Study]:
-    """The studies of runs.yaml."""
+    """The studies of runs.yaml. Raises ValueError where one names an arm that there is not."""
+    arms: dict[str, Arm] = {}
+    for name, own in document["arms"].items():
+        options = {**document["options"], **own}
+        rate_of = options.pop("rate_of", None)
+        if rate_of is not None and rate_of not in arms:
+            raise ValueError(f"arms: {name!r} takes the rate of {rate_of!r}, which does not stand before it")
+        arms[name] = Arm(name=name, options=options, rate_of=rate_of)
     studies = []
     for name, each in document["studies"].items():
-        common = {**document["options"], **each.get("options", {})}
-        arms = {arm: {**common, **options} for arm, options in each["arms"].items()}
-        studies.append(Study(name=name, title=each["title"], arms=arms))
+        if missing := [arm for arm in each["arms"] if arm not in arms]:
+            raise ValueError(f"studies: {name} has no arm of the name {missing[0]!r}")
+        studies.append(Study(name=name, title=each["title"], arms=tuple(arms[arm] for arm in each["arms"])))
     return studies

@@ -19,21 +19,24 @@ TOY = {
         "data.num_train": 64, "data.num_test": 16, "model.num_blocks": 2, "model.num_steps": 2, "model.width": 8,
         "schedule.local_epochs": 2, "schedule.finetune_epochs": 0, "optim.batch_size": 32, "eval.num_images": 8,
     },
+    "arms": {
+        "end to end": {"schedule.mode": "end_to_end"},
+        "linear": {"parts.head": "autoregressive"},
+        "linear, 1 epoch": {"rate_of": "linear", "parts.head": "autoregressive", "schedule.local_epochs": 1},
+        "gaussian": {},
+    },
     "studies": {
-        "heads": {
-            "title": "Heads",
-            "arms": {"end to end": {"schedule.mode": "end_to_end"}, "linear": {"parts.head": "autoregressive"}},
-        },
-        "other": {"title": "Another", "arms": {"gaussian": {}}},
+        "heads": {"title": "Heads", "arms": ["end to end", "linear", "linear, 1 epoch"]},
+        "other": {"title": "Another", "arms": ["gaussian"]},
     },
 }  # fmt: skip
 
 
 def test_rates_go_on_until_the_best_is_in_the_middle():
-    assert next_rates([1e-3, 2e-3], 2e-3) == [4e-3]
-    assert next_rates([1e-3, 2e-3], 1e-3) == [5e-4]
-    assert next_rates([1e-3, 2e-3, 4e-3], 2e-3) == []
-    assert next_rates([0.1, 0.2], 0.2) == []
+    assert next_rates({1e-3: 4.2, 2e-3: 4.1}) == [4e-3]
+    assert next_rates({1e-3: 4.1, 2e-3: 4.2}) == [5e-4]
+    assert next_rates({1e-3: 4.2, 2e-3: 4.1, 4e-3: 4.3}) == []
+    assert next_rates({0.1: 4.2, 0.2: 4.1}) == []
 
 
 def test_a_study_is_measured_and_goes_on_where_it_was(tmp_path, capsys):
@@ -42,15 +45,16 @@ def test_a_study_is_measured_and_goes_on_where_it_was(tmp_path, capsys):
     words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     assert main(words) == 0, capsys.readouterr().err
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
-    assert {key.split(" | ")[1] for key in runs} == {"end to end", "linear"}
+    assert {key.split(" | ")[0] for key in runs} == {"end to end", "linear", "linear, 1 epoch"}
     for arm in ("end to end", "linear"):
-        of_arm = {tuple(key.split(" | ")[2:]): run for key, run in runs.items() if f"| {arm} |" in key}
+        of_arm = {tuple(key.split(" | ")[1:]): run for key, run in runs.items() if key.startswith(f"{arm} |")}
         tried = {float(rate): run.get("test_bpd", math.inf) for (rate, seed), run in of_arm.items() if seed == "0"}
         best = min(tried, key=tried.get)
-        assert not next_rates([*tried], best) and (f"{best:g}", "1") in of_arm
+        assert not next_rates(tried) and (f"{best:g}", "1") in of_arm
+    assert {key for key in runs if "1 epoch" in key} == {f"linear, 1 epoch | {best:g} | {seed}" for seed in (0, 1)}
     report = (tmp_path / "results.md").read_text()
     print(report)
-    assert report.count("± ") == 2 and "| gaussian | - | not measured" in report
+    assert report.count("± ") == 3 and "| gaussian | - | not measured" in report
     capsys.readouterr()
     assert main(words) == 0
     assert "runs in" not in capsys.readouterr().out, "nothing was trained again"
@@ -58,10 +62,10 @@ def test_a_study_is_measured_and_goes_on_where_it_was(tmp_path, capsys):
 
 def test_the_studies_own_runs_can_be_made():
     for study in read_studies(yaml.safe_load((HERE / "runs.yaml").read_text())):
-        for options in study.arms.values():
+        for arm in study.arms:
             sections: dict = {}
-            for name, value in options.items():
+            for name, value in arm.options.items():
                 section, _, key = name.partition(".")
                 sections.setdefault(section, {})[key] = value
             config = Config.from_dict(sections)
-            assert config.num_epochs == 12
+            assert config.num_epochs == 12 or "epochs" in arm.name
