@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from pipeflow.flow.glow import glow
     from pipeflow.rundir.records import Summary
     from pipeflow.use.evaluate import evaluate
+    from pipeflow.use.importing import import_glow
     from pipeflow.use.latents import Latents
     from pipeflow.use.trained_flow import TrainedFlow, load_flow
 
 __version__ = "0.2.0"
 __all__ = [
     "Config", "Flow", "ImageData", "Latents", "Layer", "PipeflowError", "Summary", "TrainedFlow", "evaluate", "glow",
-    "load_flow", "train",
+    "import_glow", "load_flow", "train",
 ]  # fmt: skip
 
 _PLACES = {
@@ -43,6 +44,7 @@ _PLACES = {
     "Summary": "pipeflow.rundir.records",
     "TrainedFlow": "pipeflow.use.trained_flow",
     "evaluate": "pipeflow.use.evaluate",
+    "import_glow": "pipeflow.use.importing",
     "glow": "pipeflow.flow",
     "load_flow": "pipeflow.use.trained_flow",
 }

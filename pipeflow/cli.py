@@ -165,6 +165,17 @@ Options of a run, with their defaults in brackets:
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
 
+    add = command(
+        "import", "make a pipeflow flow of a trained Glow of y0ast/Glow-PyTorch, with equal likelihood", _import
+    )
+    add("file", type=os.path.expanduser, metavar="FILE", help="its state dict, as torch.save wrote it, or a checkpoint")
+    add(
+        "--out",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="folder for model.safetensors (default: named after FILE, in the current folder)",
+    )
+
     add = command("report", "compare runs in a table, and draw figures of them", _report)
     add("run_dirs", type=os.path.expanduser, metavar="RUN", nargs="+", help="folder of a run, ended or not")
     add(
@@ -221,6 +232,12 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     from pipeflow.use.evaluate import describe, evaluate
 
     print(describe(evaluate(options.run, options.device, options.data, options.flow)))
+
+
+def _import(options: argparse.Namespace, rest: list[str]) -> None:
+    from pipeflow.use.importing import describe, import_glow
+
+    print(describe(import_glow(options.file, options.out)))
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> None:

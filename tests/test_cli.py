@@ -21,7 +21,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return code, output.out, output.err
 
 
-COMMANDS = ("train", "plan", "sample", "evaluate", "encode", "interpolate", "report", "sweep")
+COMMANDS = ("train", "plan", "sample", "evaluate", "encode", "interpolate", "import", "report", "sweep")
 
 
 @pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)])

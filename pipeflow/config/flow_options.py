@@ -1,5 +1,6 @@
 """The options of the flow and of the parts that it is cut into."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,15 @@ class ModelConfig:
         "form of the invertible 1x1 convolution",
         {"lu": "its LU factors, of which the log-determinant is a sum", "plain": "the matrix itself"},
     )
+    init: str | None = option(
+        None,
+        "trained flow whose parameters a new run starts from: a run folder, a checkpoint in it, or a model.safetensors "
+        "(null: random ones)",
+    )
+
+    def __post_init__(self) -> None:
+        if self.init is not None:
+            object.__setattr__(self, "init", os.path.expanduser(self.init))
 
 
 @dataclass(frozen=True, kw_only=True)

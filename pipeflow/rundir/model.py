@@ -42,7 +42,7 @@ def model_metadata(flow: Flow, config: Config) -> dict[str, str]:
     """The text that a model file tells its flow by."""
     settings = config.to_dict()
     built_by = {
-        "model": settings["model"],
+        "model": {name: value for name, value in settings["model"].items() if name != "init"},
         "precision": {key: settings["precision"][key] for key in ("step", "coupling")},
         "run": {"seed": config.run.seed},
     }

@@ -2,7 +2,7 @@
 
 run folder    that of a run which has ended: its model.safetensors; else its newest good checkpoint
 checkpoint    a folder such as runs/mine/checkpoints/epoch-000003
-model file    a model.safetensors, in its run folder or by itself
+model file    a model.safetensors, in its run folder or by itself; also a folder with nothing else of a run
 
 The weights are those that the run evaluates: averaged ones where it keeps averages.
 """
@@ -75,6 +75,8 @@ def open_flow(path: str | Path, given: GivenFlow = None) -> SavedFlow:
 
 def _from_run(run_dir: Path, given: GivenFlow) -> SavedFlow:
     if not (run_dir / "config.yaml").exists():
+        if (run_dir / MODEL_FILE).exists():
+            return _from_file(run_dir / MODEL_FILE, given)
         raise CheckpointError(
             f"{in_full(run_dir)} is not a run folder (it has no config.yaml), nor a checkpoint of one, nor a {MODEL_FILE}: "
             f"give one of these."
@@ -178,10 +180,19 @@ def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> 
         if given is not None:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{source} is of another flow than the one that is given or built: {reason}."
+                f"{source} is of another flow than the one that is given or built: {reason}.{_options_of(config)}"
             ) from None
         raise damaged(source, error) from None
     return flow
+
+
+def _options_of(config: Config) -> str:
+    """The end of a message: the options that a saved Glow was built by."""
+    model = config.model
+    if model.name != "glow":
+        return ""
+    names = ("num_blocks", "num_steps", "width", "coupling", "invconv")
+    return f" It was built by {', '.join(f'model.{name} {getattr(model, name)}' for name in names)}."
 
 
 def _without_memory(config: Config, weights: Weights) -> Flow:

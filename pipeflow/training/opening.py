@@ -15,6 +15,7 @@ from pipeflow.flow import Flow, Part, Values, build_flow, configured_cuts, head_
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Manifest
+from pipeflow.rundir.saved_flow import open_flow
 from pipeflow.units import count_text
 from pipeflow.workers import parent
 from pipeflow.workers.world import World
@@ -134,6 +135,24 @@ def _make_flow(world: World, config: Config, flow: Flow | None, shape: tuple[int
     if any(theirs != values for theirs in world.control.share(values, "the flow's values")):
         raise ConfigError("flow: its initial values differ between workers: build it under torch.manual_seed(...).")
     return flow
+
+
+def load_initial(world: World, path: str, flow: Flow) -> None:
+    """Gives the flow the parameters of a trained one (`model.init`), once they are seen to be the same everywhere.
+
+    Raises ConfigError where there is no such flow, or one of other layers.
+    """
+    values = flow.values  # of this run's data, whatever the other was trained on
+    try:
+        saved = open_flow(path, flow)
+    except (CheckpointError, ConfigError) as error:
+        raise ConfigError(f"model.init: {error}") from None
+    flow.values = values
+    sums = [float(parameter.detach().double().sum()) for parameter in flow.parameters()]
+    if any(theirs != sums for theirs in world.control.share(sums, "the parameters of model.init")):
+        raise ConfigError(f"model.init: {path} is another flow on other workers: give all workers the same file.")
+    if world.rank == 0:
+        print(f"model.init: the run starts from the parameters of {saved.source}", flush=True)
 
 
 def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | None) -> list[Part]:

@@ -17,7 +17,7 @@ from pipeflow.rundir.resuming import check_images, ended, next_commands
 from pipeflow.training.entries import Entries
 from pipeflow.training.interruption import Inside, Interrupted, position_of, resume_inside
 from pipeflow.training.losses import Losses
-from pipeflow.training.opening import Images, check_timeline, make_flow, make_parts, open_folder
+from pipeflow.training.opening import Images, check_timeline, load_initial, make_flow, make_parts, open_folder
 from pipeflow.training.recorder import Recorder
 from pipeflow.training.results import leave_results
 from pipeflow.training.saver import Saver
@@ -53,6 +53,8 @@ class Run:
             check_images(self.folder.path, manifest, config, images.info.fingerprint)
             self.num_test = images.info.num_test
             self.flow = make_flow(world, config, flow, images.info.values)
+            if manifest is None and config.model.init is not None:
+                load_initial(world, config.model.init, self.flow)
             self.parts = make_parts(world, config, self.flow, manifest)
             num_steps = images.info.num_train // config.optim.batch_size
             self.schedule = Schedule(config, len(self.parts), num_steps)
