@@ -111,6 +111,7 @@ class TestCheckpoint:
         assert "epoch-000002" in message and key in message
 
 
+@pytest.mark.slow
 def test_workers_unpickle_nothing(launch, tmp_path):
     """Neither from each other, through torch's collectives of objects, nor from the run folder when they resume."""
     process = launch(2, str(tmp_path / "run"), entry="tests.hostile.programs.unpickles_nothing:main")

@@ -78,6 +78,7 @@ def test_other_options_are_not_taken_for_the_same_run(swept, capsys):
     assert "model.width" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_saves_its_runs_and_goes_on(tmp_path):
     path = write(
         tmp_path, options={**OPTIONS, "schedule.local_epochs": 400, "eval.every_epochs": 1000}, seeds=[0, 1, 2]
