@@ -44,7 +44,7 @@ $(VENV)-lowest/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(LOWEST) -m pip install --quiet uv
 	$(LOWEST) -m uv pip compile --quiet --resolution lowest-direct pyproject.toml --output-file $(VENV)-lowest/lowest.txt
-	$(LOWEST) -m pip install --quiet --editable . pytest pytest-timeout --constraint $(VENV)-lowest/lowest.txt
+	$(LOWEST) -m pip install --quiet --editable '.[flows]' pytest pytest-timeout --constraint $(VENV)-lowest/lowest.txt
 	touch $@
 
 clean:

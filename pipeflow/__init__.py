@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeflow.config import Config
     from pipeflow.data import ImageData
     from pipeflow.errors import PipeflowError
-    from pipeflow.flow import Flow, Layer
+    from pipeflow.flow import Flow, Layer, from_normflows, from_zuko
     from pipeflow.flow.glow import glow
     from pipeflow.rundir.records import Summary
     from pipeflow.use.evaluate import evaluate
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
-    "Config", "Flow", "ImageData", "Latents", "Layer", "PipeflowError", "Summary", "TrainedFlow", "evaluate", "glow",
-    "import_glow", "load_flow", "train",
+    "Config", "Flow", "ImageData", "Latents", "Layer", "PipeflowError", "Summary", "TrainedFlow", "evaluate",
+    "from_normflows", "from_zuko", "glow", "import_glow", "load_flow", "train",
 ]  # fmt: skip
 
 _PLACES = {
@@ -45,6 +45,8 @@ _PLACES = {
     "TrainedFlow": "pipeflow.use.trained_flow",
     "evaluate": "pipeflow.use.evaluate",
     "import_glow": "pipeflow.use.importing",
+    "from_normflows": "pipeflow.flow",
+    "from_zuko": "pipeflow.flow",
     "glow": "pipeflow.flow",
     "load_flow": "pipeflow.use.trained_flow",
 }

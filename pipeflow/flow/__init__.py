@@ -1,5 +1,6 @@
 """Layers, flows and parts: mathematics on one device, without anything distributed."""
 
+from pipeflow.flow.adapters import NormflowsLayer, ZukoLayer, from_normflows, from_zuko
 from pipeflow.flow.coupling import Coupling, FlowStep
 from pipeflow.flow.cuts import configured_cuts, cut_names, split_flow
 from pipeflow.flow.flow import Flow
@@ -11,7 +12,7 @@ from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior
 from pipeflow.flow.values import Values
 
 __all__ = [
-    "ActNorm", "Coupling", "FactorOut", "Flow", "FlowStep", "GaussianPrior", "InvertibleConv1x1", "Layer", "Part",
-    "Prior", "Squeeze", "StandardPrior", "Values", "build_flow", "configured_cuts", "cut_names", "glow", "head_maker",
-    "split_flow",
+    "ActNorm", "Coupling", "FactorOut", "Flow", "FlowStep", "GaussianPrior", "InvertibleConv1x1", "Layer",
+    "NormflowsLayer", "Part", "Prior", "Squeeze", "StandardPrior", "Values", "ZukoLayer", "build_flow", "configured_cuts",
+    "cut_names", "from_normflows", "from_zuko", "glow", "head_maker", "split_flow",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ class Flow(nn.Module):
             raise ValueError("a layer stands in the list twice: parts could not be told apart, make one for each place")
         if not layers:
             raise ValueError("a flow needs at least one layer")
+        _check_nothing_is_shared(layers)
         self.shape = tuple(shape)
         self.values = Values(self.shape)
         """The data that the flow is trained on, 8-bit values of its own shape unless a run says otherwise."""
@@ -126,6 +127,16 @@ class Flow(nn.Module):
     def multiply_adds(self) -> int:
         """Multiply-adds of one forward of one image through the whole flow."""
         return sum(self.layer_multiply_adds())
+
+
+def _check_nothing_is_shared(layers: Mapping[str, Layer]) -> None:
+    """Raises ValueError where two layers have a parameter in common: each of two parts would train it by itself."""
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        for parameter in layer.parameters() if isinstance(layer, nn.Module) else ():
+            owner = owners.setdefault(id(parameter), name)
+            if owner != name:
+                raise ValueError(f"layers {owner!r} and {name!r} share a parameter: give each layer its own")
 
 
 def _register(root: nn.Module, name: str, layer: Layer) -> None:
