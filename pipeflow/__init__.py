@@ -19,6 +19,7 @@ from pipeflow.workers import parent  # noqa: F401 - looks at its parent now
 if TYPE_CHECKING:
     from pipeflow.config import Config
     from pipeflow.data import ImageData
+    from pipeflow.data.given import GivenData
     from pipeflow.errors import PipeflowError
     from pipeflow.flow import Flow, Layer, from_normflows, from_zuko
     from pipeflow.flow.glow import glow
@@ -55,7 +56,7 @@ _PLACES = {
 def train(
     config: Config,
     flow: Flow | None = None,
-    data: ImageData | None = None,
+    data: GivenData | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Summary:

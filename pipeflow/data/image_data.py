@@ -20,8 +20,8 @@ class ImageData:
     They are tensors, or `StoredImages`, which are read when they are needed.
 
     Raises:
-        DataError: the images are empty, of another type, not finite, or differ in shape or type between train and test; or
-            the labels do not fit them.
+        DataError: the images are empty, of another type, not finite, floats that are whole numbers or 8-bit values over
+            255, or differ in shape or type between train and test; or the labels do not fit them.
     """
 
     train: Images
@@ -66,8 +66,10 @@ class ImageData:
             raise DataError(
                 f"{where} have the shape {list(images.shape)}; give at least one image, [num, channels, height, width]."
             )
-        if images.dtype == torch.float32 and (bad := sum(int((~each.isfinite()).sum()) for each in in_chunks(images))):
-            raise DataError(f"{where} have {bad:,} values that are NaN or infinite; give finite ones.")
+        if images.dtype == torch.float32:
+            if bad := sum(int((~each.isfinite()).sum()) for each in in_chunks(images)):
+                raise DataError(f"{where} have {bad:,} values that are NaN or infinite; give finite ones.")
+            _check_continuous(next(in_chunks(images)), where)
 
     def _check_labels(self) -> None:
         if (self.train_labels is None) != (self.test_labels is None):
@@ -134,6 +136,20 @@ class ImageData:
     def in_memory(self) -> "ImageData":
         """The same, with images that are on the disk read into memory."""
         return replace(self, train=self.train[:], test=self.test[:])
+
+
+def _check_continuous(values: Tensor, where: str) -> None:
+    """Raises DataError for floats that have few values: their density has no bound, and bits/dim would mean nothing."""
+    for scale, are, fix in (
+        (1, "whole numbers", "images.byte()"),
+        (255, "8-bit values over 255, as ToTensor makes them", "(images * 255).round().byte() or PILToTensor"),
+    ):
+        scaled = values * scale
+        if bool(((scaled - scaled.round()).abs() < 1e-3).all()):
+            raise DataError(
+                f"{where} are floats, but {are}: a flow would learn a density without bound. Give pixels as uint8, by "
+                f"{fix}, and add noise to other values."
+            )
 
 
 def _fingerprint(*tensors: Images) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeflow.config import DataConfig
+from pipeflow.data.given import TAKES, NoImages, as_image_data
 from pipeflow.data.image_data import ImageData
 from pipeflow.data.image_folder import load_images
 from pipeflow.data.leaves import dead_leaves
@@ -130,12 +131,9 @@ def _cifar10(root: str) -> ImageData:
 def _call_function(data: DataConfig) -> ImageData:
     """The images that the user's function returns."""
     made = load_function("data.name", data.name)(data)
-    if isinstance(made, ImageData):
-        return made
-    if isinstance(made, tuple | list) and len(made) == 2:
-        train, test = (torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in made)
-        return ImageData(train, test, data.name)
-    raise DataError(
-        f"data.name is {data.name!r}, but it returned {type(made).__name__}; it must return an ImageData or a pair "
-        f"(train, test) of uint8 tensors or arrays, [images, channels, height, width]."
-    )
+    try:
+        return as_image_data(made, data.name)
+    except NoImages:
+        raise DataError(
+            f"data.name is {data.name!r}, but it returned {type(made).__name__}; it must return {TAKES}."
+        ) from None

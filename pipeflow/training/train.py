@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from pipeflow.config import Config
 from pipeflow.data import ImageData
+from pipeflow.data.given import GivenData, NoImages, as_image_data
 from pipeflow.errors import CheckpointError, ConfigError
 from pipeflow.flow import Flow
 from pipeflow.output import say, stdout_may_break
@@ -32,7 +33,7 @@ Report = Callable[[dict[str, Any]], None]
 def train(
     config: Config,
     flow: Flow | None = None,
-    data: ImageData | None = None,
+    data: GivenData | None = None,
     report: Report | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Summary:
@@ -42,7 +43,8 @@ def train(
         config: the run.
         flow: a flow of one's own instead of `model.name`. With several workers each builds it, to the same values: under
             `torch.manual_seed`.
-        data: images of one's own instead of `data.name`.
+        data: images of one's own instead of `data.name`, as `pipeflow.data.given` takes them: an ImageData, or a pair
+            (train, test), each an array, a tensor, a pair (images, labels) of these, or a Dataset.
         report: is called by every worker, also by those that wait out the fine-tuning, after each epoch and its
             checkpoint, and at the end: on rank 0 with `{"event": "epoch", **record}` and `{"event": "end", **summary}`,
             as they stand in `summary.json`, elsewhere with an empty dictionary. It may wait for the other workers' calls;
@@ -56,12 +58,12 @@ def train(
             `checkpoint.grace_s` is ended.
         KeyboardInterrupt: SIGINT came before there was anything to save, or a second time.
     """
-    config = _name_what_is_given(config, flow, data)
+    config, images = _name_what_is_given(config, flow, data)
     with (
         stdout_may_break(lambda error: _say_that_stdout_broke(error, config)),
         join_workers(config) as world,
         _disk_errors_in_words(config),
-        Run(world, config, flow, data) as run,
+        Run(world, config, flow, images) as run,
     ):
         # Before the start there is nothing to save, and signals just end the process: others may be gone already.
         run.start()
@@ -103,23 +105,26 @@ def _say_that_stdout_broke(error: OSError, config: Config) -> None:
     say(f"standard output: {error.strerror}: the run goes on without it; its log is {config.run.dir}/metrics.jsonl.")
 
 
-def _name_what_is_given(config: Config, flow: Flow | None, data: ImageData | None) -> Config:
-    """The configuration with `python` for the names of what was given, so that nobody takes another flow or data for it.
+def _name_what_is_given(config: Config, flow: Flow | None, data: GivenData | None) -> tuple[Config, ImageData | None]:
+    """The images that were given, and the configuration with `python` for the names of what was given.
 
-    Raises ConfigError where it says `python` and nothing was given, or something else than a Flow or ImageData was.
+    So nobody takes another flow or other data for it. Raises ConfigError where the configuration says `python` and nothing
+    was given, or something else than a Flow or images was; DataError where the images cannot be used.
     """
-    for section, argument, given, kind in (("model", "flow", flow, Flow), ("data", "data", data, ImageData)):
-        if given is not None and not isinstance(given, kind):
-            made = "Flow(layers, shape)" if kind is Flow else "ImageData(train, test, name)"
-            raise ConfigError(
-                f"{argument}: train(config, {argument}=...) takes a pipeflow.{made}, not a {type(given).__name__}."
-            )
+    if flow is not None and not isinstance(flow, Flow):
+        kind = type(flow).__name__
+        raise ConfigError(f"flow: train(config, flow=...) takes a pipeflow.Flow(layers, shape), not a {kind}.")
+    try:
+        images = None if data is None else as_image_data(data)
+    except NoImages as error:
+        raise ConfigError(f"data: train(config, data=...): {error}") from None
+    for section, argument, given in (("model", "flow", flow), ("data", "data", images)):
         named = getattr(config, section)
         if given is not None:
             config = dataclasses.replace(config, **{section: dataclasses.replace(named, name="python")})
         elif named.name == "python":
             raise ConfigError(f"{section}.name: python, but train(config, {argument}=...) was given none.")
-    return config
+    return config, images
 
 
 @contextlib.contextmanager

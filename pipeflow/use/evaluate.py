@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeflow.config import DataConfig
 from pipeflow.data import ImageData, dequantized_batches, load_data
+from pipeflow.data.given import GivenData, as_image_data
 from pipeflow.data.sources import TooFewImages
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
@@ -34,7 +35,7 @@ class Evaluation:
 
 
 def evaluate(
-    path: str | Path, device: str = "auto", data: ImageData | str | Path | None = None, flow: GivenFlow = None
+    path: str | Path, device: str = "auto", data: GivenData | str | Path | None = None, flow: GivenFlow = None
 ) -> Evaluation:
     """Bits/dim of all test images of a run's data, under the flow that it trained.
 
@@ -44,7 +45,8 @@ def evaluate(
     Args:
         path: as `load_flow` takes it.
         device: auto, cpu or cuda.
-        data: the run's images, or the folder or zip where they are now. None: as the run's configuration says.
+        data: the run's images, as `train` takes them, or the folder, zip or file where they are now.
+            None: as the run's configuration says.
         flow: as `load_flow` takes it.
 
     Raises:
@@ -85,10 +87,11 @@ def describe(evaluation: Evaluation) -> str:
     return f"{result}; summary.json: {evaluation.summary_bpd:.6f} ({difference:+.1e} here)"
 
 
-def _load_images(path: str | Path, saved: SavedFlow, data: ImageData | str | Path | None) -> ImageData:
+def _load_images(path: str | Path, saved: SavedFlow, data: GivenData | str | Path | None) -> ImageData:
     """The run's images, or those that are given, once they are seen to be the run's."""
-    if isinstance(data, ImageData):
-        images, which = data, data.name
+    if isinstance(data, ImageData | tuple | list):
+        images = as_image_data(data)
+        which = images.name
     else:
         options = DataConfig(name="python") if saved.config is None else saved.config.data
         if data is not None:

@@ -9,6 +9,7 @@ from pipeflow.data import ImageData
 from pipeflow.errors import DataError
 
 GOOD = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+FLOATS = torch.linspace(0, 1, 96).reshape(2, 3, 4, 4)
 LABELS = torch.tensor([0, 1])
 
 
@@ -16,12 +17,12 @@ LABELS = torch.tensor([0, 1])
     "train, test, says",
     [
         (GOOD.double(), GOOD, "train images are torch.float64"),
-        (GOOD.float(), GOOD, "train images are torch.float32, the test images torch.uint8"),
+        (FLOATS, GOOD, "train images are torch.float32, the test images torch.uint8"),
         (GOOD, GOOD.numpy(), "test images are ndarray"),
         (GOOD, torch.zeros(2, 3, 4, 5, dtype=torch.uint8), "[3, 4, 5]"),
         (GOOD[:0], GOOD, "at least one image"),
         (GOOD[:, 0, 0, 0], GOOD[:, 0, 0, 0], "[2]"),
-        (GOOD.float(), torch.full((2, 3, 4, 4), math.nan), "test images have 96 values that are NaN or infinite"),
+        (FLOATS, torch.full((2, 3, 4, 4), math.nan), "test images have 96 values that are NaN or infinite"),
     ],
 )
 def test_images_that_cannot_be(train, test, says):
@@ -77,4 +78,4 @@ def test_labels_have_a_fingerprint_of_their_own():
     labelled = [ImageData(GOOD, GOOD, train_labels=train, test_labels=test) for train, test in labels]
     assert {each.fingerprint for each in labelled} == {plain.fingerprint}
     assert len({each.labels_fingerprint for each in labelled}) == 3
-    assert ImageData(GOOD.float(), GOOD.float()).fingerprint != plain.fingerprint
+    assert ImageData(FLOATS, FLOATS).fingerprint != plain.fingerprint

@@ -134,7 +134,10 @@ def test_cheap_ones_come_before_torch_is_imported(arguments):
     "given, message",
     [
         ({"flow": []}, r"flow: train\(config, flow=...\) takes a pipeflow.Flow\(layers, shape\), not a list"),
-        ({"data": ((), ())}, r"data: .* takes a pipeflow.ImageData\(train, test, name\), not a tuple"),
+        (
+            {"data": ((), ())},
+            r"data: train\(.*a tuple of tuple and tuple does not .*give an ImageData, or a pair",
+        ),
     ],
 )
 def test_what_is_given_from_python_is_a_flow_and_images(tmp_path, given, message):

@@ -103,7 +103,7 @@ def test_the_padding_stays_for_as_long_as_the_run_lives(padded):
 @pytest.mark.parametrize(
     "train_on, message",
     [
-        (torch.zeros(8, 1, 28, 28), "data.pad is 8, but python has floats"),
+        (torch.rand(8, 1, 28, 28), "data.pad is 8, but python has floats"),
         (torch.zeros(8, 784, dtype=torch.uint8), r"data.pad is 8, but an image of python has the shape \[784\]"),
     ],
 )
