@@ -5,6 +5,7 @@ process of `multiprocessing`, which would run the user's script once more. It im
 does, however that ends.
 """
 
+import itertools
 import json
 import math
 import subprocess
@@ -16,6 +17,9 @@ import numpy as np
 
 from pipeflow.data import picture
 from pipeflow.errors import DataError
+
+PIPE_BYTES = 1_048_576
+"""Bytes that may wait in a pipe, where the system allows so many: each time that it is full or empty somebody waits."""
 
 Decoded = tuple[np.ndarray, bool] | Exception
 """What `picture.decode` gives, or raises."""
@@ -47,6 +51,7 @@ class DecoderProcess:
                 [sys.executable, "-c", program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                pipesize=PIPE_BYTES,
                 process_group=0,  # Ctrl-C in a terminal is for the worker
             )
         except OSError as error:
@@ -58,15 +63,17 @@ class DecoderProcess:
         assert requests is not None and answers is not None
         try:
             _send(requests, {"sizes": list(map(len, contents)), "channels": channels}, contents)
-            answer = answers.readline()
+            head = json.loads(answers.readline())
+            places = list(itertools.accumulate((math.prod(each.get("shape", [0])) for each in head), initial=0))
+            content = memoryview(answers.read(places[-1]))
             decoded: list[Decoded] = []
-            for each in json.loads(answer):
+            for each, start, end in zip(head, places, places[1:]):
                 if "error" in each:
                     kind = picture.NotUsable if each["is_picture"] else ValueError
                     decoded.append(kind(each["error"]))
                 else:
-                    pixels = np.frombuffer(answers.read(math.prod(each["shape"])), np.uint8)
-                    decoded.append((pixels.reshape(each["shape"]), each["is_converted"]))
+                    pixels = np.frombuffer(content[start:end], np.uint8).reshape(each["shape"])
+                    decoded.append((pixels, each["is_converted"]))
         except (OSError, ValueError):
             self._process.kill()  # if it lives, it has not answered as it should
             code = self._process.wait()
@@ -99,7 +106,5 @@ def main() -> None:
 
 
 def _send(stream: IO[bytes], head: object, contents: Sequence[bytes]) -> None:
-    stream.write(json.dumps(head).encode() + b"\n")
-    for content in contents:
-        stream.write(content)
+    stream.write(b"".join([json.dumps(head).encode(), b"\n", *contents]))
     stream.flush()

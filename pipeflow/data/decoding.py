@@ -89,7 +89,8 @@ class Decoding:
         images = np.empty((len(chunk), *shape), np.uint8)
         decoded = self._decode(members, decode_all)
         for image, member, (pixels, _) in zip(images, members, decoded):
-            self._check_shape(member, pixels.shape, shape)
+            if pixels.shape != shape:
+                raise self._other_shape(member, pixels.shape, shape)
             image[:] = pixels
         write(chunk.start, images.data.cast("B"))
         return sum(is_converted for _, is_converted in decoded)
@@ -105,28 +106,28 @@ class Decoding:
                 break
         decoded = []
         for member, each in zip(members, decode_all(contents, self.channels)):
-            where = f"data.path: {printable(member.path)} in {self.source.path}"
             if isinstance(each, picture.NotUsable):
-                raise DataError(f"{where} {each}.")
+                raise DataError(f"{self.source.where(member)} {each}.")
             if isinstance(each, Exception):
-                raise DataError(f"{where} cannot be decoded ({each}); replace or remove it.") from each
+                raise DataError(
+                    f"{self.source.where(member)} cannot be decoded ({each}); replace or remove it."
+                ) from each
             decoded.append(each)
         if unread is not None:
             raise unread
         return decoded
 
-    def _check_shape(self, member: Member, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    def _other_shape(self, member: Member, found: tuple[int, ...], shape: tuple[int, ...]) -> DataError:
         first, this, source = printable(self.members[0].path), printable(member.path), self.source.path
         if found[0] != shape[0]:
-            raise DataError(
+            return DataError(
                 f"data.path: {first} in {source} is {_colours(shape)}, but {this} is {_colours(found)}: set "
                 f"data.channels to 3 (grey becomes RGB) or to 1 (RGB becomes grey), or remove the odd ones."
             )
-        if found != shape:
-            raise DataError(
-                f"data.path: {this} in {source} is {size_text(found)}, but {first} is {size_text(shape)}: resize or remove "
-                f"the odd ones, so that all have one size."
-            )
+        return DataError(
+            f"data.path: {this} in {source} is {size_text(found)}, but {first} is {size_text(shape)}: resize or remove "
+            f"the odd ones, so that all have one size."
+        )
 
 
 def size_text(shape: tuple[int, ...]) -> str:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeflow.errors import DataError
-from pipeflow.safe_files import in_full, open_file, printable, read_bytes
+from pipeflow.safe_files import in_full, open_file, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic", ".jp2", ".pgm", ".ppm", ".tga")
@@ -50,29 +50,31 @@ class Source:
     """Its full path, as messages show it."""
     members: list[Member]
     read: Callable[[Member], bytes]
-    """Gives a file's content, or a little more than `MAX_FILE_BYTES` of it. It may be called from several threads."""
+    """Gives a file's content, of at most `MAX_FILE_BYTES`. It may be called from several threads."""
+
+    def where(self, member: Member) -> str:
+        """The beginning of a message about a file."""
+        return f"data.path: {printable(member.path)} in {self.path}"
 
     def content(self, member: Member) -> bytes:
         """A file's content. Raises DataError for a file that is too large, no image by its name, or cannot be read."""
-        where = f"data.path: {printable(member.path)} in {self.path}"
         if member.size > MAX_FILE_BYTES:
-            raise DataError(f"{where} is a file of {member.size:,} bytes; the limit is {MAX_FILE_BYTES:,}: remove it.")
+            size = f"{member.size:,} bytes; the limit is {MAX_FILE_BYTES:,}"
+            raise DataError(f"{self.where(member)} is a file of {size}: remove it.")
         if not member.path.lower().endswith(SUFFIXES):
-            raise DataError(f"{where} is none of {', '.join(SUFFIXES)}: convert or remove it.")
+            raise DataError(f"{self.where(member)} is none of {', '.join(SUFFIXES)}: convert or remove it.")
         try:
             return self.read(member)
         # A broken zip can make its reader raise anything.
         except Exception as error:
-            raise DataError(f"{where} cannot be decoded ({error}); replace or remove it.") from error
+            raise DataError(f"{self.where(member)} cannot be decoded ({error}); replace or remove it.") from error
 
 
 @contextlib.contextmanager
 def open_source(path: Path) -> Iterator[Source]:
     """A source of images, which can be read while the context is open. Raises DataError if it is none."""
     if path.is_dir():
-        yield Source(
-            os.path.abspath(path), list(_walk(path)), lambda member: read_bytes(path / member.path, MAX_FILE_BYTES)
-        )
+        yield Source(os.path.abspath(path), list(_walk(path)), partial(_read, str(path)))
         return
     if not path.exists():
         raise DataError(f"data.path: there is no {in_full(path)}; it must be {LAYOUT}.")
@@ -131,6 +133,15 @@ def _unpack(archive: zipfile.ZipFile, member: Member) -> bytes:
     with archive.open(info) as file:
         # A bounded read stops the decompressor there. `archive.read` would unpack everything first.
         return file.read(min(info.file_size, MAX_FILE_BYTES) + 1)
+
+
+def _read(folder: str, member: Member) -> bytes:
+    """A member's content. Raises ValueError where it has not the size that it had."""
+    with open_file(f"{folder}/{member.path}") as file:
+        content = file.read(member.size + 1)
+    if len(content) != member.size:
+        raise ValueError("it changes while it is read")
+    return content
 
 
 def _walk(folder: Path) -> Iterator[Member]:
