@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeflow.data.stored import StoredImages
 from pipeflow.errors import DataError
-from pipeflow.output import say
+from pipeflow.output import cleanups, say
 from pipeflow.safe_files import read_json
 
 Write = Callable[[int, memoryview], None]
@@ -122,11 +122,17 @@ def _new_file(path: Path) -> Iterator[tuple[Path, int]]:
         if _is_at(path, file):
             break
         os.close(file)  # whoever held it has renamed or removed it
+
+    def remove() -> None:
+        if _is_at(path, file):
+            path.unlink()
+
+    cleanups.append(remove)
     try:
         yield path, file
     finally:
-        if _is_at(path, file):
-            path.unlink()
+        cleanups.remove(remove)
+        remove()
         os.close(file)
 
 
