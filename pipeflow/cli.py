@@ -124,6 +124,12 @@ Options of a run, with their defaults in brackets:
     add("--temperature", type=_at_least(0, float), default=0.7, help="scale of the noise (default 0.7)")
     add("--seed", type=_at_least(0, int), default=0, help="of the noise (default 0)")
     add(
+        "--label",
+        action="append",
+        metavar="CLASS",
+        help="class of the samples, by name or number; once for each of several (default: all in turn)",
+    )
+    add(
         "--out",
         type=_png_or_npy,
         metavar="FILE.png",
@@ -212,8 +218,8 @@ def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
 def _sample(options: argparse.Namespace, rest: list[str]) -> None:
     from pipeflow.use.commands import sample
 
-    path, out = options.run, options.out
-    print(sample(path, options.num, options.temperature, options.seed, out, options.flow, options.device))
+    path, out, labels = options.run, options.out, options.label
+    print(sample(path, options.num, options.temperature, options.seed, out, options.flow, options.device, labels))
 
 
 def _encode(options: argparse.Namespace, rest: list[str]) -> None:

@@ -34,6 +34,12 @@ class ModelConfig:
         "form of the invertible 1x1 convolution",
         {"lu": "its LU factors, of which the log-determinant is a sum", "plain": "the matrix itself"},
     )
+    num_classes: int | None = option(
+        None,
+        "classes of the images, whose label the top prior depends on (null: labels are not looked at)",
+        at_least=1,
+        at_most=100_000,
+    )
     init: str | None = option(
         None,
         "trained flow whose parameters a new run starts from: a run folder, a checkpoint in it, or a model.safetensors "

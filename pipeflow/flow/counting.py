@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeflow.errors import ConfigError
+from pipeflow.flow.labels import example_labels
 
 _counted: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], int]]" = weakref.WeakKeyDictionary()
 
@@ -65,5 +66,5 @@ def _flops(layer: nn.Module, shape: tuple[int, ...], device: str) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # takes a second, and flows of built-in layers do not need it
 
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:  # no number of a run may change
-        layer(torch.rand(shape, device=device) - 0.5)
+        layer(torch.rand(shape, device=device) - 0.5, **example_labels(layer, shape[0], device))
     return int(counter.get_total_flops())

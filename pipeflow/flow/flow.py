@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeflow.flow.layers import Layer, Shape, run_layers
+from pipeflow.flow.labels import check_labels, common_num_classes, labels_for, with_labels
+from pipeflow.flow.layers import Layer, Shape
 from pipeflow.flow.priors import GaussianPrior, Prior
+from pipeflow.flow.running import run_layers
 from pipeflow.flow.values import Values
 
 PRIOR = "prior"
@@ -21,7 +23,8 @@ class Flow(nn.Module):
     shape: of one image, without the batch.
     prior: density of the last latent; by default a learned Gaussian.
 
-    Raises ValueError, with the layer's name, if a layer cannot take the output of the one before it.
+    Raises ValueError, with the layer's name, if a layer cannot take the output of the one before it, or if layers and prior
+    take labels of different numbers of classes.
     """
 
     __call__: Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
@@ -39,7 +42,7 @@ class Flow(nn.Module):
         self.values = Values(self.shape)
         """The data that the flow is trained on, 8-bit values of its own shape unless a run says otherwise."""
         self.names = list(layers)
-        reserved = {PRIOR, "heads", "shapes", *dir(self)}
+        reserved = {PRIOR, "heads", "shapes", "num_classes", *dir(self)}
         for name, layer in layers.items():
             if not isinstance(layer, Layer):
                 raise ValueError(f"layer {name!r} is a {type(layer).__name__}: layers derive from pipeflow.flow.Layer")
@@ -48,6 +51,8 @@ class Flow(nn.Module):
             _register(self, name, layer)
         self.shapes = self._compute_shapes()
         self.prior = GaussianPrior(self.shapes[-1]) if prior is None else prior
+        self.num_classes = common_num_classes([*self._layers(), self.prior])
+        """Number of classes of the labels that layers or the prior take; None where the density is given no label."""
 
     def _compute_shapes(self) -> list[Shape]:
         """Shapes of each layer's input and of the last latent."""
@@ -74,51 +79,69 @@ class Flow(nn.Module):
         """D, the number of values in an image."""
         return math.prod(self.shape)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The last latent, [batch, ...], the sum of all contributions, [batch], float64, and the tensors taken out."""
-        return run_layers(self._layers(), x)
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The last latent, [batch, ...], the sum of all contributions, [batch], float64, and the tensors taken out.
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, [batch], float64.
+        labels: as for `log_prob`; only layers that take labels need them.
+        """
+        return run_layers(with_labels(self._layers(), labels), x)
+
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """log p(x), or log p(x | label) where the flow takes labels, in nats: [batch], float64.
 
         x: [batch, *shape], in the units that the flow was trained on. For uint8 images these are those of
             `pipeflow.data.dequantize`: a flow that pipeflow trained knows values in [-0.5, 0.5), not in [0, 1].
+        labels: int64, [batch], from 0 to num_classes - 1, on the device of x.
 
-        Raises ValueError where x has another shape or whole numbers.
+        Raises ValueError where x has another shape or whole numbers, or labels are not those.
         """
         if x.shape[1:] != self.shape or not x.is_floating_point():
             raise ValueError(
                 f"x is {x.dtype} of shape {list(x.shape)}: the flow takes floating-point images of shape [num, "
                 f"{', '.join(map(str, self.shape))}]; uint8 images are made so by pipeflow.data.dequantize."
             )
-        latent, total, _ = self(x)
-        return total + self.prior.log_prob(latent).double()
+        check_labels(labels, len(x), self.num_classes)
+        latent, total, _ = self(x, labels)
+        return total + self.prior.log_prob(latent, **labels_for(self.prior, labels)).double()
 
     @torch.no_grad()
-    def inverse(self, latent: Tensor, taken_out: Sequence[Tensor]) -> Tensor:
+    def inverse(self, latent: Tensor, taken_out: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         """The images that `forward` maps to this latent and these tensors."""
         halves = list(taken_out)
         for layer in reversed(self._layers()):
             first = len(halves) - layer.num_taken_out
-            latent = layer.inverse(latent, *halves[first:])
+            latent = layer.inverse(latent, *halves[first:], **labels_for(layer, labels))
             del halves[first:]
         return latent
 
     @torch.no_grad()
-    def sample(self, num: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """`num` images, [num, *shape], float32, not clamped. The noise is drawn on the CPU, the same for every device."""
-        latent = self.prior.sample(num, generator, temperature).to(next(self.parameters()).device)
+    def sample(
+        self,
+        num: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """`num` images, [num, *shape], float32, not clamped. The noise is drawn on the CPU, the same for every device.
+
+        labels: int64, [num], from 0 to num_classes - 1. Raises ValueError where they are not those, or are none's.
+        """
+        check_labels(labels, num, self.num_classes)
+        device = next(self.parameters()).device
+        labels = None if labels is None else labels.to(device)
+        latent = self.prior.sample(num, generator, temperature, **labels_for(self.prior, labels)).to(device)
         for layer in reversed(self._layers()):
-            latent = layer.sample_inverse(latent, generator, temperature)
+            latent = layer.sample_inverse(latent, generator, temperature, **labels_for(layer, labels))
         return latent
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, labels: Tensor | None = None) -> None:
         """Data-dependent initialisation of all layers on one batch. Layers that are initialised already do not change."""
         for layer in self._layers():
-            layer.initialize(x)
-            x = layer(x)[0]
-        self.prior.initialize(x)
+            given = labels_for(layer, labels)
+            layer.initialize(x, **given)
+            x = layer(x, **given)[0]
+        self.prior.initialize(x, **labels_for(self.prior, labels))
 
     def layer_multiply_adds(self) -> list[int]:
         """Multiply-adds of one forward of one image through each layer."""

@@ -9,6 +9,7 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow.coupling import Coupling, FlowStep
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.layers import ActNorm, FactorOut, InvertibleConv1x1, Layer, Shape, Squeeze
+from pipeflow.flow.priors import ClassPrior
 from pipeflow.user_function import load_function, needs_no_arguments
 
 
@@ -21,6 +22,7 @@ def glow(
     invconv: str = "lu",
     net_dtype: torch.dtype = torch.float32,
     fold: bool = False,
+    num_classes: int | None = None,
 ) -> Flow:
     """Glow (Kingma and Dhariwal, 2018) for images of a shape (channels, height, width).
 
@@ -32,6 +34,7 @@ def glow(
     invconv: `lu` or `plain`, see `InvertibleConv1x1`.
     net_dtype: type that the coupling nets compute in; everything else is float32.
     fold: makes flow steps and coupling nets compute ActNorms as parts of their convolutions.
+    num_classes: makes the top prior depend on the image's label, see `ClassPrior`; None: on nothing.
 
     Raises ValueError if height or width cannot be halved `num_blocks` times.
     """
@@ -47,7 +50,8 @@ def glow(
         if block < num_blocks - 1:
             layers[f"blocks.{block}.factor_out"] = FactorOut(channels)
             channels //= 2
-    return Flow(layers, shape)
+    last_shape = (channels, shape[1] >> num_blocks, shape[2] >> num_blocks)
+    return Flow(layers, shape, None if num_classes is None else ClassPrior(last_shape, num_classes))
 
 
 def build_flow(config: Config, shape: Shape, function: Callable[..., object] | None = None) -> Flow:
@@ -78,7 +82,19 @@ def build_flow(config: Config, shape: Shape, function: Callable[..., object] | N
             raise ConfigError(f"{where} returned a {type(flow).__name__}: return a list of layers or a Flow.")
         if flow.shape != tuple(shape):
             raise ConfigError(f"{where} returned a flow for images of shape {flow.shape}, but the data has {shape}.")
+        check_num_classes(config, flow)
         return flow
+
+
+def check_num_classes(config: Config, flow: Flow) -> None:
+    """Raises ConfigError where a flow of one's own does not take the labels that `model.num_classes` asks for."""
+    asked = config.model.num_classes
+    if asked not in (None, flow.num_classes):
+        takes = "no labels" if flow.num_classes is None else f"labels of {flow.num_classes} classes"
+        raise ConfigError(
+            f"model.num_classes: {asked}, but the flow takes {takes}: set it to null or {flow.num_classes or 'null'}, or "
+            f"give the flow a prior or layers with that num_classes, such as pipeflow.flow.ClassPrior."
+        )
 
 
 def _build_glow(config: Config, shape: Shape) -> Flow:
@@ -92,7 +108,8 @@ def _build_glow(config: Config, shape: Shape) -> Flow:
         )
     net_dtype = torch.bfloat16 if config.precision.coupling == "bfloat16" else torch.float32
     fold = config.precision.step == "fast"
-    flow = glow(shape, model.num_blocks, model.num_steps, model.width, model.coupling, model.invconv, net_dtype, fold)
+    sizes = model.num_blocks, model.num_steps, model.width
+    flow = glow(shape, *sizes, model.coupling, model.invconv, net_dtype, fold, model.num_classes)
     if config.precision.compile:
         # Each block is compiled with and without gradients, and again for a smaller last batch. By default torch stops
         # compiling after 8 variants.

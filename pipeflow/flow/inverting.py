@@ -12,26 +12,36 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeflow.flow.layers import Layer, run_layers
+from pipeflow.flow.labels import labels_for, with_labels
+from pipeflow.flow.layers import Layer
+from pipeflow.flow.running import run_layers
 
 
-def run_inverting(layers: Sequence[Layer], latent: Tensor, report: Callable[[Tensor], None]) -> tuple[Tensor, Tensor]:
+def run_inverting(
+    layers: Sequence[Layer], latent: Tensor, report: Callable[[Tensor], None], labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Applies the layers: their output for `latent`, and the sum of their contributions, [batch], float64.
 
     report: called in the backward with the largest difference between `latent` and its recomputed value, a scalar.
+    labels: of the batch, for the layers that take them.
     """
     parameters = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
-    result: tuple[Tensor, Tensor] = _Inverting.apply(layers, report, latent, *parameters)
+    result: tuple[Tensor, Tensor] = _Inverting.apply(layers, report, labels, latent, *parameters)
     return result
 
 
 class _Inverting(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, layers: Sequence[Layer], report: Callable[[Tensor], None], latent: Tensor, *parameters: Tensor
+        ctx: Any,
+        layers: Sequence[Layer],
+        report: Callable[[Tensor], None],
+        labels: Tensor | None,
+        latent: Tensor,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        output, total, taken_out = run_layers(layers, latent)
-        ctx.layers, ctx.report = layers, report
+        output, total, taken_out = run_layers(with_labels(layers, labels), latent)
+        ctx.layers, ctx.report, ctx.labels = layers, report, labels
         ctx.save_for_backward(latent, output, *taken_out)
         return output, total
 
@@ -42,20 +52,26 @@ class _Inverting(torch.autograd.Function):
         parameter_grads: list[Tensor | None] = []
         for layer in reversed(ctx.layers):
             first = len(taken_out) - layer.num_taken_out
-            output = layer.inverse(output, *taken_out[first:])
+            given = labels_for(layer, ctx.labels)
+            output = layer.inverse(output, *taken_out[first:], **given)
             del taken_out[first:]
-            grad, layer_grads = _layer_grads(layer, output, grad, grad_total)
+            grad, layer_grads = _layer_grads(layer, given, output, grad, grad_total)
             parameter_grads = layer_grads + parameter_grads
         ctx.report((output - latent).abs().amax())
-        return None, None, grad, *parameter_grads
+        return None, None, None, grad, *parameter_grads
 
 
-def _layer_grads(layer: Layer, x: Tensor, grad: Tensor, grad_total: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of one layer's input and parameters, from a forward whose activations are freed on return."""
+def _layer_grads(
+    layer: Layer, given: dict[str, Tensor], x: Tensor, grad: Tensor, grad_total: Tensor
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradients of one layer's input and parameters, from a forward whose activations are freed on return.
+
+    given: the labels, if the layer takes them.
+    """
     parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        y, contribution, *_ = layer(x)
+        y, contribution, *_ = layer(x, **given)
         pairs = [(y, grad), (contribution, grad_total.to(contribution.dtype))]
         outputs, grads = zip(*(pair for pair in pairs if pair[0].requires_grad))
         x_grad, *parameter_grads = torch.autograd.grad(outputs, [x, *parameters], grads, allow_unused=True)

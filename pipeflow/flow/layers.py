@@ -11,13 +11,13 @@ An ActNorm beside a convolution is a factor on the convolution's weights and a b
 weights, with which a flow step needs fewer passes over memory; the results differ by rounding.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeflow.errors import ConfigError, NoInverse
+from pipeflow.errors import NoInverse
 from pipeflow.flow.counting import count_multiply_adds
 from pipeflow.flow.priors import diagonal_gaussian_log_prob
 
@@ -27,6 +27,8 @@ Shape = tuple[int, ...]
 class Layer(nn.Module):
     """Base of all transforms. A subclass writes `forward` and `inverse`; the other methods have defaults."""
 
+    num_classes: int | None = None
+    """Number of classes of a `ConditionalLayer`; None: the layer takes no labels."""
     image_channels: int | None = None
     """Channels of the images that the layer was made for, which `output_shape` checks; None if it takes any shape."""
     num_taken_out = 0
@@ -69,34 +71,28 @@ class Layer(nn.Module):
         """Sets data-dependent initial values, once, from the first batch of this layer's inputs."""
 
 
-def run_layers(
-    layers: Iterable[Callable[[Tensor], tuple[Tensor, ...]]], x: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Applies the layers in order: `(y, total, taken_out)`.
+class ConditionalLayer(Layer):
+    """Base of a layer that depends on the label of each image: its methods take the batch's labels too.
 
-    total: sum of all contributions, [batch], float64, taken in layer order.
-    taken_out: the tensors that layers took out, in order.
+    labels: int64, [batch], from 0 to num_classes - 1.
     """
-    total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-    taken_out: list[Tensor] = []
-    for layer in layers:
-        outputs = layer(x)
-        check_outputs(type(layer).__name__, outputs)
-        x, contribution, *taken = outputs
-        total = total + contribution.double()
-        taken_out += taken
-    return x, total, taken_out
 
+    num_classes: int
 
-def check_outputs(name: str, outputs: object) -> None:
-    """Raises ConfigError where the layer called `name` returns something else than tensors (y, contribution, ...)."""
-    values = outputs if isinstance(outputs, tuple | list) else [outputs]
-    if len(values) < 2 or not all(isinstance(each, Tensor) for each in values):
-        kinds = ", ".join(type(each).__name__ for each in values)
-        raise ConfigError(
-            f"layer {name!r} returns {kinds}: a layer returns two tensors or more, (y, contribution). A "
-            f"contribution of zero is x.new_zeros(len(x)), one number an image."
-        )
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # num_classes says so
+        return super().forward(x)
+
+    def inverse(self, y: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        return super().inverse(y)
+
+    def sample_inverse(  # type: ignore[override]
+        self, y: Tensor, generator: torch.Generator | None, temperature: float, labels: Tensor
+    ) -> Tensor:
+        return self.inverse(y, labels)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, labels: Tensor) -> None:  # type: ignore[override]
+        """Sets data-dependent initial values, once, from the first batch of this layer's inputs and its labels."""
 
 
 def sum_over_pixels(logdet: Tensor, x: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from pipeflow.errors import ConfigError
 from pipeflow.flow.flow import PRIOR, Flow
 from pipeflow.flow.inverting import run_inverting
-from pipeflow.flow.layers import Layer, check_outputs, run_layers
+from pipeflow.flow.labels import common_num_classes, labels_for, with_labels
+from pipeflow.flow.layers import Layer
 from pipeflow.flow.priors import NoHead, Prior
+from pipeflow.flow.running import check_outputs, run_layers
 
 
 class PartOutput(NamedTuple):
@@ -52,6 +54,8 @@ class Part(nn.Module):
         self._layer_shapes = flow.shapes[first:last]
         self.values = flow.values
         self._activations = activations
+        self.num_classes = common_num_classes([*self.layers, self.head])
+        """Number of classes of the labels that the part's layers or its head take; None: it needs no labels."""
         self.reconstruction_error: Tensor | None = None
         """With `invert`: largest difference between the part's input and its recomputed value in the last backward."""
         if activations == "invert":
@@ -68,17 +72,19 @@ class Part(nn.Module):
             assert isinstance(layer, Layer)
             yield name, layer
 
-    def forward(self, latent: Tensor) -> PartOutput:
-        """latent: [batch, *input_shape], float32."""
+    def forward(self, latent: Tensor, labels: Tensor | None = None) -> PartOutput:
+        """latent: [batch, *input_shape], float32; labels: int64, [batch], for a part with `num_classes`."""
         layers = [layer for _, layer in self.named_layers()]
         if self._activations == "invert" and torch.is_grad_enabled():
-            latent, total = run_inverting(layers, latent, self._set_reconstruction_error)
+            latent, total = run_inverting(layers, latent, self._set_reconstruction_error, labels)
         elif self._activations == "recompute" and torch.is_grad_enabled():
-            recomputing = [functools.partial(checkpoint, layer, use_reentrant=False) for layer in layers]
+            recomputing = [
+                functools.partial(checkpoint, layer, use_reentrant=False) for layer in with_labels(layers, labels)
+            ]
             latent, total, _ = run_layers(recomputing, latent)
         else:
-            latent, total, _ = run_layers(layers, latent)
-        return PartOutput(latent, total, self.head.log_prob(latent).double())
+            latent, total, _ = run_layers(with_labels(layers, labels), latent)
+        return PartOutput(latent, total, self.head.log_prob(latent, **labels_for(self.head, labels)).double())
 
     def _set_reconstruction_error(self, error: Tensor) -> None:
         self.reconstruction_error = error
@@ -96,16 +102,19 @@ class Part(nn.Module):
         return output.latent.detach()
 
     @torch.no_grad()
-    def initialize(self, latent: Tensor, layers: bool = True, head: bool = True) -> Tensor:
+    def initialize(
+        self, latent: Tensor, layers: bool = True, head: bool = True, labels: Tensor | None = None
+    ) -> Tensor:
         """Data-dependent initialisation of the layers, the head or both; returns the latent for the next part.
 
         Raises ConfigError if a layer's output does not have the shapes that its contract promises.
         """
         shapes = [*self._layer_shapes[1:], self.output_shape]
         for (name, layer), shape in zip(self.named_layers(), shapes):
+            given = labels_for(layer, labels)
             if layers:
-                layer.initialize(latent)
-            outputs = layer(latent)
+                layer.initialize(latent, **given)
+            outputs = layer(latent, **given)
             check_outputs(name, outputs)
             latent, contribution, *_ = outputs
             found = [list(contribution.shape), list(latent.shape)]
@@ -116,7 +125,7 @@ class Part(nn.Module):
                     f"should be {expected[0]} (one number an image) and {expected[1]} (what output_shape says)."
                 )
         if head:
-            self.head.initialize(latent)
+            self.head.initialize(latent, **labels_for(self.head, labels))
         return latent
 
     def multiply_adds(self, with_head: bool = True) -> int:

@@ -7,6 +7,7 @@ import time
 import torch
 
 from pipeflow.flow.flow import Flow
+from pipeflow.flow.labels import example_labels
 from pipeflow.flow.layers import Layer, Shape
 
 _REPEATS = 5
@@ -23,10 +24,11 @@ def layer_seconds(flow: Flow, device: torch.device, batch_size: int) -> list[flo
 
 def _time(layer: Layer, shape: Shape, device: torch.device, batch_size: int) -> float:
     latent = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    given = example_labels(layer, batch_size, device)
     times = []
     for _ in range(1 + _REPEATS):
         start = time.perf_counter()
-        output, contribution, *_ = layer(latent)
+        output, contribution, *_ = layer(latent, **given)
         torch.autograd.backward(output.sum() + contribution.sum())
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -120,6 +120,13 @@ class Plan:
         return sum(traffic.replica_bytes(phase, self.parts, self.config.parts.replicas) for phase in self.phases)
 
     @property
+    def label_bytes(self) -> int:
+        """Bytes of the images' labels, to the workers behind the first part whose parts take them."""
+        if not self.local_phases and not self.is_pipelined:
+            return 0
+        return traffic.label_bytes(self.parts, self.config.parts.replicas, self.num_train + self.num_test)
+
+    @property
     def _is_data_parallel(self) -> bool:
         return self.config.finetune.parallel == "ddp" and not self.phases[-1].is_local
 

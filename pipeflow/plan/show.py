@@ -98,6 +98,8 @@ def _summary(plan: Plan) -> Iterator[tuple[str, str]]:
         whose = "the replicas of each part" if plan.is_pipelined else "all workers"
         yield "gradients", f"{bytes_text(plan.gradient_bytes)} to average them, {whose} together"
     yield "evaluation", f"{bytes_text(plan.evaluation_bytes)}{'' if plan.is_pipelined else ' before the gather'}"
+    if plan.label_bytes:
+        yield "labels", f"{bytes_text(plan.label_bytes)}, once, to the workers whose parts take them"
     each = "part" if config.parts.replicas == 1 else f"of {config.parts.replicas} replicas of each part"
     yield "", f"with {plan.num_workers} workers, one for each {each}"
 

@@ -55,6 +55,11 @@ def eval_link_bytes(parts: Sequence[Part], num_images: int) -> list[int]:
     return [latent_bytes(part, num_images, "float32") for part in parts[:-1]]
 
 
+def label_bytes(parts: Sequence[Part], num_replicas: int, num_images: int) -> int:
+    """Bytes of the labels of all images, int64, which go once to each worker whose part takes them and is not the first."""
+    return 8 * num_images * num_replicas * sum(part.num_classes is not None for part in parts[1:])
+
+
 def gather_bytes(parts: Sequence[Part], owners: Sequence[int], trained: Collection[int], ema: bool) -> dict[str, int]:
     """Bytes that the gather sends to rank 0, by kind, without heads and without what rank 0 holds already.
 

@@ -35,6 +35,7 @@ _KIND_COLORS = {
     "images handed out": "#88ccee",
     "initial latents": "#44bb99",
     "replicas' start": "#bbcc33",
+    "labels": "#eedd88",
 }
 _STYLE = {
     "figure.constrained_layout.use": True,
@@ -110,6 +111,7 @@ def bytes_by_phase(run: Summary) -> dict[str, Counter[str]]:
             "evaluation": run.bytes.eval - sum(record.bytes.eval for record in run.epochs),
             "control": run.bytes.control - sum(record.bytes.control for record in run.epochs),
             "replicas' start": run.bytes.replicas.start,
+            "labels": run.bytes.labels,
         }
     )
     return {phase: +counts for phase, counts in result.items() if phase not in ("gather", "outside\nepochs") or +counts}
@@ -141,8 +143,8 @@ def _learning_curve(saved: SavedRun, axis: Axis) -> Figure:
     _plot(axes, test, scale, color="black", linewidth=1.8, label="whole flow")
     _set_limits(axes, axis, largest / scale, [test, *exits], run.initial_bpd)
     axes.set_xlabel(axis.label.format(unit=unit, sent=sent([run])))
-    axes.set_ylabel("test bits/dim")
-    axes.set_title(_title(run, f"{run.test_bpd:.3f} bits/dim {'at the end' if saved.ended else 'so far'}"))
+    axes.set_ylabel(f"test {run.unit}")
+    axes.set_title(_title(run, f"{run.test_bpd:.3f} {run.unit} {'at the end' if saved.ended else 'so far'}"))
     names = [str(line.get_label()) for line in axes.lines]
     figure.legend([*axes.lines, *bands.values()], [*names, *bands], loc="outside right upper")
     return figure
@@ -150,7 +152,13 @@ def _learning_curve(saved: SavedRun, axis: Axis) -> Figure:
 
 def _compare(runs: Mapping[str, SavedRun], axis: Axis) -> Figure:
     """Test bits/dim of several runs over one cost: the whole of it, and closer where the runs end."""
-    labels = [f"{name}: {run.summary.test_bpd:.3f}" + ("" if run.ended else " so far") for name, run in runs.items()]
+    units = {run.summary.unit for run in runs.values()}
+    labels = [
+        f"{name}: {run.summary.test_bpd:.3f}"
+        + " given the label" * (len(units) > 1 and run.summary.given_label is not None)
+        + ("" if run.ended else " so far")
+        for name, run in runs.items()
+    ]
     num_columns = max(1, min(4, len(runs), 110 // (max(map(len, labels)) + 6)))
     figure = Figure(figsize=(9, 4.4 + 0.2 * math.ceil(len(runs) / num_columns)))
     whole, close = figure.subplots(1, 2)
@@ -167,7 +175,8 @@ def _compare(runs: Mapping[str, SavedRun], axis: Axis) -> Figure:
     lowest = min(last)
     close_top = min(max(lowest + 0.15 * (top - lowest), max(last) + 0.02 * (top - lowest)), top)
     close.set_ylim(bottom if close_top == top else lowest - 0.1 * (close_top - lowest), close_top)
-    whole.set_ylabel("test bits/dim")
+    unit_of_all = units.pop() if len(units) == 1 else "bits/dim"
+    whole.set_ylabel(f"test {unit_of_all}")
     whole.set_title("from before training")
     close.set_title("closer, where the runs end")
     figure.supxlabel(axis.label.format(unit=unit, sent=sent(run.summary for run in runs.values())), fontsize=10)

@@ -88,6 +88,13 @@ def report(run_dirs: Sequence[str | Path], out: str | Path | None = None, consol
             console.print(f"bits/dim of {name}: of a density of floats; test {nats:.3f} nats an item", highlight=False)
         elif values is not None:
             console.print(f"bits/dim of {name}: a bound, of images without their padding", highlight=False)
+    given = [name for name, run in runs.items() if run.summary.given_label is not None]
+    if given:
+        which = f" of {', '.join(given)}" if len(given) < len(runs) else ""
+        console.print(
+            f"bits/dim{which}: given the label, but for exits of parts before the first that takes labels",
+            highlight=False,
+        )
     console.print("MB all: evaluations, initial latents, control and gradients too", highlight=False)
     try:
         if len(runs) == 1:

@@ -30,16 +30,21 @@ class Weights:
     values: Values
     settings: Mapping[str, Any] | None
     """Sections of a configuration, as plain values that nobody has checked; None in files of pipeflow 0.1."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes 0, 1, ... whose label the flow's density is given, where they have names."""
 
 
-def save_flow(flow: Flow, run_dir: str | Path, config: Config) -> None:
-    """Writes the flow into a run folder, in a file that can be moved anywhere and loaded there."""
+def save_flow(flow: Flow, run_dir: str | Path, config: Config, classes: Sequence[str] = ()) -> None:
+    """Writes the flow into a run folder, in a file that can be moved anywhere and loaded there.
+
+    classes: names of the classes, if the flow's density is given the label.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
-    write_tensors(Path(run_dir) / MODEL_FILE, tensors, model_metadata(flow, config))
+    write_tensors(Path(run_dir) / MODEL_FILE, tensors, model_metadata(flow, config, classes))
 
 
-def model_metadata(flow: Flow, config: Config) -> dict[str, str]:
-    """The text that a model file tells its flow by."""
+def model_metadata(flow: Flow, config: Config, classes: Sequence[str] = ()) -> dict[str, str]:
+    """The text that a model file tells its flow by. classes: as for `save_flow`."""
     settings = config.to_dict()
     built_by = {
         "model": {name: value for name, value in settings["model"].items() if name != "init"},
@@ -47,6 +52,8 @@ def model_metadata(flow: Flow, config: Config) -> dict[str, str]:
         "run": {"seed": config.run.seed},
     }
     about = {"shape": json.dumps(list(flow.shape)), "config": json.dumps(built_by)}
+    if classes:
+        about["classes"] = json.dumps(list(classes))
     record = ValuesRecord.of(flow.values)
     return about if record is None else {**about, "values": json.dumps(record.to_json())}
 
@@ -78,10 +85,11 @@ def read_weights(path: Path) -> Weights:
             record = ValuesRecord.from_json(parse_json(metadata["values"])) if "values" in metadata else None
             values = check_values(record, shape)
             settings = parse_json(metadata.get("config", "null"))
+            classes = _check_classes(parse_json(metadata.get("classes", "[]")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from None
-    return Weights(tensors, values, settings)
+    return Weights(tensors, values, settings, classes)
 
 
 def check_shape(shape: object) -> tuple[int, ...]:
@@ -99,6 +107,13 @@ def check_values(record: ValuesRecord | None, shape: tuple[int, ...]) -> Values:
     if len(values.shape) != len(shape) or values.padded_shape != shape or 0 in values.shape:
         raise ValueError(f"its values have the shape {brief(values.shape)}, its flow {brief(shape)}")
     return values
+
+
+def _check_classes(names: object) -> tuple[str, ...]:
+    """Names of classes, as they stand in a file. Raises ValueError where they cannot be such."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise ValueError(f"its classes are {brief(names)}")
+    return tuple(names)
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:

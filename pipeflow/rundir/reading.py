@@ -151,4 +151,5 @@ def _summary_so_far(name: str, start: Start, events: list[Event]) -> Summary:
         ),
         wire=None if start.world_size is None else start.world_size > 1,
         values=start.values,
+        given_label=start.given_label,
     )

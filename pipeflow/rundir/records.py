@@ -42,6 +42,16 @@ class ValuesRecord(Record):
         return Values(self.shape, self.padding, self.dtype == "float32")
 
 
+class GivenLabel(Record):
+    """The label that a flow's density is given: its bits/dim are of p(image | label)."""
+
+    num_classes: Count
+    classes: tuple[Text, ...] = ()
+    """Names of the labels 0, 1, ..., where they have names."""
+    fingerprint: Text
+    """Of the images' labels, `ImageData.labels_fingerprint`."""
+
+
 class EpochBytes(Record):
     """Bytes that an epoch moved between workers, or between parts in one process."""
 
@@ -123,6 +133,8 @@ class RunBytes(Record):
     finetune: Count
     replicas: ReplicaBytes = ReplicaBytes()
     control: Count = 0
+    labels: Count = 0
+    """Labels of the images, to workers that load no images and whose parts take them."""
     total: Count
 
 
@@ -169,7 +181,14 @@ class Summary(Record):
     data: Text | None = None
     """Fingerprint of the images, `ImageData.fingerprint`."""
     values: ValuesRecord | None = None
+    given_label: GivenLabel | None = None
+    """None where the bits/dim are not given the label."""
     changes: tuple[Change, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """The unit of the whole flow's bits/dim, in words."""
+        return "bits/dim" if self.given_label is None else "bits/dim given the label"
 
 
 class Start(Record):
@@ -179,6 +198,7 @@ class Start(Record):
     parts: tuple[PartSummary, ...]
     world_size: Count | None = None
     values: ValuesRecord | None = None
+    given_label: GivenLabel | None = None
 
 
 class Gather(Record):
@@ -248,6 +268,7 @@ class Manifest(Record):
     data: Text | None = None
     """Fingerprint of the images, `ImageData.fingerprint`."""
     values: ValuesRecord | None = None
+    given_label: GivenLabel | None = None
     changes: tuple[Change, ...] = ()
     """Options that changed on the way to the checkpoint."""
 

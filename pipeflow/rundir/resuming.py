@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeflow.config import Config
 from pipeflow.config.loading import show
 from pipeflow.errors import CheckpointError
-from pipeflow.rundir.records import Change, Manifest
+from pipeflow.rundir.records import Change, GivenLabel, Manifest
 from pipeflow.safe_files import in_full
 from pipeflow.units import count_text
 
@@ -66,6 +66,16 @@ def check_images(path: Path, manifest: Manifest | None, config: Config, fingerpr
         raise CheckpointError(
             f"data: these images ({images}{taken}) are not those that the run in {path} was trained on. Give the same "
             f"images, wherever they are now, or choose another run.dir (or --run.resume never)."
+        )
+
+
+def check_labels(path: Path, manifest: Manifest | None, given: GivenLabel | None) -> None:
+    """Raises CheckpointError where the images' labels are not those that the run was trained on."""
+    before = None if manifest is None else manifest.given_label
+    if before is not None and given is not None and before.fingerprint != given.fingerprint:
+        raise CheckpointError(
+            f"data: the images are those that the run in {path} was trained on, but their labels are others. Give the same "
+            f"labels, or choose another run.dir (or --run.resume never)."
         )
 
 

@@ -22,7 +22,7 @@ from pipeflow.flow import Flow, build_flow
 from pipeflow.rundir.checkpoint import MANIFEST_FILE, Checkpoints, read_manifest, read_tensors
 from pipeflow.rundir.model import MODEL_FILE, Weights, check_shape, check_values, damaged, read_weights
 from pipeflow.rundir.reading import read_config, read_summary, to_config
-from pipeflow.rundir.records import Manifest, Summary
+from pipeflow.rundir.records import GivenLabel, Manifest, Summary
 from pipeflow.safe_files import brief, in_full
 from pipeflow.user_function import load_function
 
@@ -47,11 +47,20 @@ class SavedFlow:
     summary: Summary | None = None
     """Of the run that ended with these weights."""
 
+    classes: tuple[str, ...] = ()
+    """Names of the classes whose label the flow's density is given, where they have names."""
+
     @property
     def data(self) -> str | None:
         """Fingerprint of the run's images (`ImageData.fingerprint`), where it noted one."""
         told = self.summary or self.manifest
         return None if told is None else told.data
+
+    @property
+    def given_label(self) -> GivenLabel | None:
+        """The record of the label that the flow's density is given, where the run noted one."""
+        told = self.summary or self.manifest
+        return None if told is None else told.given_label
 
 
 def open_flow(path: str | Path, given: GivenFlow = None) -> SavedFlow:
@@ -104,8 +113,10 @@ def _from_file(path: Path, given: GivenFlow) -> SavedFlow:
     weights = read_weights(path)
     if path.name == MODEL_FILE and (path.parent / "config.yaml").exists():
         config, summary = read_config(path.parent, for_use=True), read_summary(path.parent)
-        return SavedFlow(flow=_build(path, weights, config, given), source=path, config=config, summary=summary)
-    return SavedFlow(flow=_build(path, weights, _config_in(path, weights, given), given), source=path, config=None)
+        flow = _build(path, weights, config, given)
+        return SavedFlow(flow=flow, source=path, config=config, summary=summary, classes=weights.classes)
+    flow = _build(path, weights, _config_in(path, weights, given), given)
+    return SavedFlow(flow=flow, source=path, config=None, classes=weights.classes)
 
 
 def _config_in(path: Path, weights: Weights, given: GivenFlow) -> Config:
@@ -143,7 +154,9 @@ def _from_checkpoint(folder: Path, manifest: Manifest, given: GivenFlow) -> Save
     trained = {key.removeprefix("model/"): value for key, value in read.items() if key.startswith("model/")}
     averages = {key.removeprefix("ema/"): value for key, value in read.items() if key.startswith("ema/")}
     weights = Weights({**trained, **averages}, values, None)
-    return SavedFlow(flow=_build(folder, weights, config, given), source=folder, config=config, manifest=manifest)
+    classes = () if manifest.given_label is None else manifest.given_label.classes
+    flow = _build(folder, weights, config, given)
+    return SavedFlow(flow=flow, source=folder, config=config, manifest=manifest, classes=classes)
 
 
 def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> Flow:

@@ -64,13 +64,14 @@ class DataParallelTrainer(PartTrainer):
         After its first backward DDP regroups the gradients, and so sums them in another order. That has to happen before
         the first update, else a resumed run would differ in last bits from one that was never interrupted.
         """
-        torch.autograd.backward(self.part.loss(self._module(torch.zeros(shape, device=device))))
+        labels = torch.zeros(shape[0], dtype=torch.int64, device=device)
+        torch.autograd.backward(self.part.loss(self._module(torch.zeros(shape, device=device), labels)))
         self.optimizer.zero_grad(set_to_none=True)
 
-    def forward(self, latent: Tensor, is_last: bool = True) -> tuple[PartOutput, Tensor]:
+    def forward(self, latent: Tensor, is_last: bool = True, labels: Tensor | None = None) -> tuple[PartOutput, Tensor]:
         # Gradients travel once a batch, with those of its last micro-batch.
         with contextlib.nullcontext() if is_last else self._wrapped.no_sync():
-            return super().forward(latent)
+            return super().forward(latent, labels=labels)
 
     def accumulate(self, loss: Tensor) -> None:
         super().accumulate(loss * self._weight)

@@ -44,12 +44,14 @@ class Parts(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.is_last = is_last
+        self.labels: Tensor | None = None
+        """Labels of the slice that goes forward, where a part takes them: torch hands on latents and densities alone."""
 
     def forward(self, latent: Tensor, log_density: Tensor | None = None) -> tuple[Tensor, Tensor] | Tensor:
         """latent: [batch, ...]; log_density: [batch], float64, None in the first stage."""
         total = log_density
         for part in self.parts:
-            output = part(latent)
+            output = part(latent, self.labels)
             added = output.contribution + output.log_head  # which is 0 for all parts but the last
             latent, total = output.latent, added if total is None else total + added
         assert total is not None, "a stage has at least one part"
@@ -78,8 +80,9 @@ class LinkedStage(PipelineStage):
             torch.empty(num_images, *shape, device="meta", requires_grad=True)
             for shape in (parts[0].input_shape, parts[-1].output_shape)
         )
+        module = Parts(parts, is_last)
         super().__init__(
-            Parts(parts, is_last),
+            module,
             index,
             num_stages,
             device,
@@ -88,6 +91,8 @@ class LinkedStage(PipelineStage):
             group=group,
         )
         self._parts = parts
+        self._module = module
+        self._labels: Tensor | None = None
         self._num_images = num_images
         self._density_gradient = torch.full((num_images,), density_gradient, dtype=torch.float64, device=device)
         self._neighbours = neighbours
@@ -99,9 +104,18 @@ class LinkedStage(PipelineStage):
         self.reconstruction_error: Tensor | None = None
         """Largest error of what the parts recovered in the batch's backwards, where they invert their layers."""
 
-    def begin(self, epoch: int, step: int) -> None:
-        """A batch begins: waits for the first slice's latent. Raises Stopped where the run stops before this batch."""
+    @property
+    def labels_of_slice(self) -> Tensor | None:
+        """Labels of the slice that went forward last."""
+        return self._module.labels
+
+    def begin(self, epoch: int, step: int, labels: Tensor | None = None) -> None:
+        """A batch begins: waits for the first slice's latent. Raises Stopped where the run stops before this batch.
+
+        labels: of all its slices, where a part takes them.
+        """
         self.epoch, self.step, self.reconstruction_error = epoch, step, None
+        self._labels = labels
         if self._neighbours.latents_in is not None:
             self._first_payload = self._neighbours.latents_in.receive_payload(self._label(FORWARD, 0))
 
@@ -149,6 +163,8 @@ class LinkedStage(PipelineStage):
         latent = args[0] if self.is_first else self.args_recv_info[fwd_chunk_id][0].buffer
         assert latent is not None, "a slice is received before its forward"
         self.last_latent = latent.detach()
+        first = fwd_chunk_id * self._num_images
+        self._module.labels = None if self._labels is None else self._labels[first : first + self._num_images]
         with self._timeline.span(COMPUTE, f"forward {self.step}.{fwd_chunk_id}"):
             return super().forward_one_chunk(fwd_chunk_id, args, *others, **options)
 

@@ -6,12 +6,14 @@ Rank 0 opens the folder and loads the images first; the others hear of them what
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.device import has_bfloat16
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import Flow, Part, Values, build_flow, configured_cuts, head_maker, split_flow
+from pipeflow.flow.glow import check_num_classes
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Manifest
@@ -51,6 +53,42 @@ class ImagesInfo:
     num_test: int
     fingerprint: str
     """`ImageData.fingerprint`: replicas that load their own must load the same, and so must a run that is resumed."""
+    labels: "LabelsInfo | None"
+    """None where the images have no labels."""
+
+    @classmethod
+    def of(cls, batches: Batches) -> "ImagesInfo":
+        """Those of images that are here."""
+        data, labels = batches.data, None
+        if data.train_labels is not None and data.test_labels is not None and data.labels_fingerprint is not None:
+            largest = int(max(data.train_labels.max(), data.test_labels.max()))
+            labels = LabelsInfo(data.labels_fingerprint, largest, data.classes)
+        return cls(batches.values, len(data.train), len(data.test), data.fingerprint, labels)
+
+    def to_json(self) -> list[Any]:
+        """The facts as plain values."""
+        values, labels = self.values, self.labels
+        about = labels and [labels.fingerprint, labels.largest, list(labels.classes)]
+        of_values = [list(values.shape), list(values.padding), values.is_float]
+        return [of_values, self.num_train, self.num_test, self.fingerprint, about]
+
+    @classmethod
+    def from_json(cls, facts: list[Any]) -> "ImagesInfo":
+        """Reads what `to_json` gave."""
+        (shape, padding, is_float), num_train, num_test, fingerprint, labels = facts
+        values = Values(tuple(shape), tuple(padding), is_float)
+        about = None if labels is None else LabelsInfo(labels[0], labels[1], tuple(labels[2]))
+        return cls(values, num_train, num_test, fingerprint, about)
+
+
+@dataclass(frozen=True)
+class LabelsInfo:
+    """Facts about the labels of the images that all workers know."""
+
+    fingerprint: str
+    largest: int
+    classes: tuple[str, ...]
+    """Names of the labels 0, 1, ..., where they have names."""
 
 
 class Images:
@@ -68,23 +106,15 @@ class Images:
             images, values = batches.data, batches.values
             for note in (*images.notes, *_notes(values)):
                 print(note, flush=True)
-            about = [
-                list(values.shape),
-                list(values.padding),
-                values.is_float,
-                len(images.train),
-                len(images.test),
-                images.fingerprint,
-            ]
-        shape, padding, is_float, *others = world.control.broadcast(about, "the data's shape")
-        self.info = ImagesInfo(Values(tuple(shape), tuple(padding), is_float), *others)
+            about = ImagesInfo.of(batches).to_json()
+        self.info = ImagesInfo.from_json(world.control.broadcast(about, "the data's shape"))
 
     def _load(self) -> Batches:
         config = self._config
         data = load_data(config.data) if self._data is None else self._data
         batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip, config.data.pad)
         if self._rank != 0:
-            found = ImagesInfo(batches.values, len(data.train), len(data.test), data.fingerprint)
+            found = ImagesInfo.of(batches)
             if found != self.info:
                 raise DataError(
                     f"data: worker {self._rank} has {found.num_train} training images of shape {list(data.shape)} that "
@@ -131,6 +161,7 @@ def _make_flow(world: World, config: Config, flow: Flow | None, shape: tuple[int
         return build_flow(config, shape)
     if flow.shape != shape:
         raise ConfigError(f"flow: made for images of shape {flow.shape}, but the data has {shape}.")
+    check_num_classes(config, flow)
     values = [float(parameter.detach().double().sum()) for parameter in flow.parameters()]
     if any(theirs != values for theirs in world.control.share(values, "the flow's values")):
         raise ConfigError("flow: its initial values differ between workers: build it under torch.manual_seed(...).")

@@ -46,7 +46,7 @@ class PipelineWorker(Worker):
     def _train_batch(self, phase: Phase, step: int, losses: Losses) -> None:
         pipeline = self._pipeline
         images = None if self.images is None else self._own_images("latents", phase.epoch, step)
-        loss = pipeline.run(phase.epoch, step, images)
+        loss = pipeline.run(phase.epoch, step, images, self._labels_of(phase.epoch, step))
         pipeline.check(losses, phase, step, loss)
         with self._timeline.span(COMPUTE, f"update {step}"):
             pipeline.update()
@@ -107,12 +107,12 @@ class Pipeline:
         )  # fmt: skip
         self._target = torch.zeros(share.stop - share.start, device=world.device)  # torch asks for one
 
-    def run(self, epoch: int, step: int, images: Tensor | None) -> Tensor | None:
+    def run(self, epoch: int, step: int, images: Tensor | None, labels: Tensor | None = None) -> Tensor | None:
         """Forwards and backwards of a batch; in the last place the loss of its share, a mean in bits/dim.
 
-        images: in the first place. Raises Stopped where the run stops before this batch.
+        images: in the first place. labels: where a part takes them. Raises Stopped where the run stops before this batch.
         """
-        self._stage.begin(epoch, step)
+        self._stage.begin(epoch, step, labels)
         for trainer in self._trainers:
             trainer.optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
@@ -144,9 +144,9 @@ class Pipeline:
         """
         if self._stage.last_latent.numel() == 0:  # resumed behind the last batch
             return
-        latent, added = self._stage.last_latent, 0.0
+        latent, labels, added = self._stage.last_latent, self._stage.labels_of_slice, 0.0
         for trainer in self._trainers:
-            output = trainer.run(latent)
+            output = trainer.run(latent, labels)
             added += float((output.contribution + output.log_head).mean())
             latent = output.latent
         losses.check(str(self._trainers[0].part.index), phase.steps, -added / self._values.nats_per_bit_per_dim)

@@ -31,13 +31,13 @@ def epoch_text(epoch: int, num_epochs: int) -> str:
     return f"epoch {epoch} ({epoch + 1} of {num_epochs})"
 
 
-def epoch_line(record: Epoch, num_epochs: int, travels: bool, seconds_left: float | None) -> str:
+def epoch_line(record: Epoch, num_epochs: int, travels: bool, seconds_left: float | None, given: str = "") -> str:
     """A finished epoch in one line, with the bytes of its training and, where it is known, the time left of the run."""
     losses = " ".join(f"{f'{part}: ' * record.is_local}{loss:.2f}" for part, loss in record.train_loss.items())
     fields = [f"{epoch_text(record.epoch, num_epochs)} {phase_name(record.phase, record.trained)}", f"loss {losses}"]
     if record.test_bpd is not None:
         exits = f" (exits {' '.join(f'{bpd:.2f}' for bpd in record.exit_bpd)})" if record.exit_bpd else ""
-        fields.append(f"test {record.test_bpd:.2f} bits/dim{exits}")
+        fields.append(f"test {record.test_bpd:.2f} bits/dim{given}{exits}")
     fields.append(f"{duration_text(record.seconds)}, {record.images / record.seconds:.0f} images/s")
     if travels or record.training_bytes:
         fields.append(traffic_text(record.training_bytes, travels))
@@ -57,14 +57,23 @@ class Progress:
         costs: for each epoch of the whole run, those before a resume included, a number that its seconds grow with.
         num_parts: parts of the flow.
         travels: whether the bytes go from one worker to another.
+        given: words behind the bits/dim of the whole flow: " given the label", or none.
         console: where to show it; standard output when not given.
     """
 
-    def __init__(self, costs: Sequence[float], num_parts: int, travels: bool, console: Console | None = None):
+    def __init__(
+        self,
+        costs: Sequence[float],
+        num_parts: int,
+        travels: bool,
+        given: str = "",
+        console: Console | None = None,
+    ):
         self._console = console or Console()
         self._num_epochs = len(costs)
         self._cost_until = list(accumulate(costs, initial=0.0))
         self._travels = travels
+        self._given = given
         self._lock = threading.Lock()
         self._pace_since: tuple[float, float] | None = None
         """When this process began the stage (local or end to end), and the costs of all that was done before."""
@@ -120,7 +129,7 @@ class Progress:
         """Prints the line of a finished epoch."""
         with self._lock:
             seconds_left = self._seconds_left(self._cost_until[record.epoch + 1])
-            self._print(epoch_line(record, self._num_epochs, self._travels, seconds_left))
+            self._print(epoch_line(record, self._num_epochs, self._travels, seconds_left, self._given))
 
     @contextmanager
     def refreshed_by(self, refresh: Callable[[], None]) -> Iterator[None]:

@@ -13,19 +13,11 @@ from pipeflow.config import Config
 from pipeflow.flow import Part
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.log import MetricsLog
-from pipeflow.rundir.records import (
-    Carried,
-    Epoch,
-    Manifest,
-    Position,
-    Stage,
-    Summary,
-    ValuesRecord,
-)  # fmt: skip
+from pipeflow.rundir.records import Carried, Epoch, GivenLabel, Manifest, Position, Stage, Summary
 from pipeflow.rundir.resuming import resume_lines
+from pipeflow.training.facts import Facts
 from pipeflow.training.opening import first_lines
 from pipeflow.training.progress import Progress
-from pipeflow.training.run_summary import run_summary
 from pipeflow.training.schedule import Phase, Schedule, epoch_cost, training_macs
 from pipeflow.training.totals import EpochDraft, Evaluated, RunningTotals, Traffic
 from pipeflow.units import traffic_text
@@ -54,7 +46,7 @@ class Recorder:
 
     def __init__(
         self, config: Config, folder: RunFolder, parts: Sequence[Part], world: World,
-        manifest: Manifest | None, schedule: Schedule, fingerprint: str,
+        manifest: Manifest | None, schedule: Schedule, fingerprint: str, given_label: GivenLabel | None,
     ):  # fmt: skip
         """manifest: of the checkpoint that the run goes on from. fingerprint: of the images."""
         self.config = config
@@ -65,12 +57,10 @@ class Recorder:
         self._travels = world.size > 1
         self.history: list[Epoch] = [] if manifest is None else list(manifest.history)
         changes = () if manifest is None else manifest.changes
-        self.changes = changes if folder.change is None else (*changes, folder.change)
-        """Options that changed when the run was resumed."""
+        changes = changes if folder.change is None else (*changes, folder.change)
+        self._facts = Facts(folder.path.name, config, parts, world, fingerprint, given_label, changes)
         self.has_ended = self.is_main and folder.has_ended(manifest)
         """Whether the run had ended before this process began."""
-        self._fingerprint = fingerprint
-        self._values = ValuesRecord.of(parts[0].values)
         self._totals = RunningTotals(None if manifest is None else manifest.state, self._travels)
         self._sent_before = self._totals.shown_bytes
         self._draft: EpochDraft | None = None
@@ -80,12 +70,12 @@ class Recorder:
 
     def _open(self, manifest: Manifest | None, schedule: Schedule) -> None:
         if not self.has_ended:
-            self.folder.write_config(self.changes)
+            self.folder.write_config(self._facts.changes)
             self.folder.write_summary(None)  # an old one would be taken for this run's
             self.log = MetricsLog(self.folder.path, manifest)
             self._resources.callback(self.log.close)
         costs = [epoch_cost(self.config, phase, self.parts, self.world.size) for phase in schedule.phases()]
-        self.progress = Progress(costs, len(self.parts), self._travels)
+        self.progress = Progress(costs, len(self.parts), self._travels, self._facts.given)
         self._resources.callback(self.progress.close)
         for line in first_lines(self.config, self.parts, self.world, self.folder):
             self.say(line)
@@ -132,9 +122,9 @@ class Recorder:
             parts=[part.describe() for part in self.parts],
             config=self.config.to_dict(),
             world_size=self.world.size,
-            values=self._values and self._values.to_json(),
+            **self._facts.of_the_bits(),
         )
-        self.say(f"initialised: test {self.parts[0].values.text(result.test_bpd)}")
+        self.say(f"initialised: test {self._facts.text(result.test_bpd)}")
 
     @_on_rank_0
     def epoch_begins(self, phase: Phase, first_step: int, carried: Carried | None) -> None:
@@ -224,22 +214,8 @@ class Recorder:
         """The manifest of the run as it is now, without its files. Later events change nothing in it."""
         step = {} if position is None else {"step": position.step}
         self.log.event("checkpoint", epoch=epoch, **step)
-        return Manifest(
-            epoch=epoch,
-            files=(),
-            stage=stage,
-            config=self.config.to_dict(),
-            shape=self.parts[0].input_shape,
-            cuts=tuple(part.names[0] for part in self.parts[1:]),
-            counts=counts,
-            history=tuple(self.history),
-            state=self._totals.to_record(),
-            log_position=self.log.position(),
-            position=position,
-            data=self._fingerprint,
-            values=self._values,
-            changes=self.changes,
-        )
+        at = self.log.position()
+        return self._facts.manifest(stage, counts, position, self.history, self._totals, at)
 
     @_on_rank_0
     def waited_for_checkpoint(self, seconds: float) -> None:
@@ -260,10 +236,7 @@ class Recorder:
 
         memory: bytes that each worker held at first, and at most.
         """
-        summary = run_summary(
-            self.folder.path.name, self.config, self.world, self.parts, self.history, self._totals, self._final, memory
-        )
-        summary = dataclasses.replace(summary, data=self._fingerprint, values=self._values, changes=self.changes)
+        summary = self._facts.summary(self.history, self._totals, self._final, memory)
         told = {key: value for key, value in summary.to_json().items() if key not in ("epochs", "parts")}
         self.log.event("end", **told)
         self.log.close()
@@ -271,7 +244,7 @@ class Recorder:
         listed = ", ".join(f"{value:.3f}" for value in summary.exit_bpd or ())
         exits = f" (exits before the gather {listed})" if listed else ""
         self.say(
-            f"done: test {self.parts[0].values.text(summary.test_bpd)} on all test images{exits}, "
+            f"done: test {self._facts.text(summary.test_bpd)} on all test images{exits}, "
             f"{traffic_text(summary.bytes.total, self._totals.wire)}, results in {self.folder.path}"
         )
         return summary

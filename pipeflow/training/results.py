@@ -4,7 +4,7 @@ Where the parts are on several workers, nothing brings the whole flow onto one d
 disk, tensor by tensor, from the files of the last checkpoint; samples are drawn on rank 0, one layer after the other.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +16,14 @@ from pipeflow.data.random import generator
 from pipeflow.errors import CheckpointError, NoInverse
 from pipeflow.flow import Flow
 from pipeflow.flow.flow import PRIOR
+from pipeflow.flow.labels import labels_for
 from pipeflow.rundir.checkpoint import Checkpoints
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.model import MODEL_FILE, model_metadata, save_flow
+from pipeflow.rundir.records import GivenLabel
 from pipeflow.rundir.tensor_file import lay_out
 from pipeflow.training.stages import Stages
-from pipeflow.use.sample import file_suffix, save_samples, to_data
+from pipeflow.use.sample import file_suffix, labels_in_turn, save_samples, to_data
 
 SAMPLE_TEMPERATURE = 0.7
 """Temperature of the grid of samples that a run leaves."""
@@ -30,31 +32,35 @@ _NUM_SAMPLES = 64
 
 
 @torch.no_grad()
-def leave_results(stages: Stages, folder: RunFolder, say: Callable[[str], None]) -> None:
+def leave_results(
+    stages: Stages, folder: RunFolder, given_label: GivenLabel | None, say: Callable[[str], None]
+) -> None:
     """Writes the model file and samples: none for a flow that has no inverse."""
     flow, config, model = stages.flow, stages.config, folder.path / MODEL_FILE
+    classes = () if given_label is None else given_label.classes
     with stages.averaged():
         if stages.is_pipelined:
-            assemble_model(flow, folder.path, config, folder.checkpoints)
+            assemble_model(flow, folder.path, config, folder.checkpoints, classes)
         else:
-            save_flow(flow, folder.path, config)
+            save_flow(flow, folder.path, config, classes)
+        noise, labels = generator(config.run.seed, "samples"), labels_in_turn(_NUM_SAMPLES, flow.num_classes)
         try:
-            noise = generator(config.run.seed, "samples")
             if stages.is_pipelined:
                 held = [owner for trainer in stages.worker.trainers for owner in trainer.part.owners()]
-                samples = sample_by_layers(flow, held, model, stages.world.device, noise)
+                samples = sample_by_layers(flow, held, model, stages.world.device, noise, labels)
             else:
-                samples = flow.sample(_NUM_SAMPLES, noise, SAMPLE_TEMPERATURE)
+                samples = flow.sample(_NUM_SAMPLES, noise, SAMPLE_TEMPERATURE, labels)
         except NoInverse as error:
             say(f"no samples: {error}")
             return
-    save_samples(to_data(samples, flow.values), folder.path / f"samples{file_suffix(flow.values)}")
+    path = folder.path / f"samples{file_suffix(flow.values)}"
+    save_samples(to_data(samples, flow.values), path, labels, classes)
 
 
-def assemble_model(flow: Flow, run_dir: Path, config: Config, checkpoints: Checkpoints) -> None:
+def assemble_model(flow: Flow, run_dir: Path, config: Config, checkpoints: Checkpoints, classes: Sequence[str]) -> None:
     """Writes the model file of a run that has trained all its epochs, with averaged weights where there are any.
 
-    flow: is read for names and shapes only.
+    flow: is read for names and shapes only. classes: names of the classes, if its density is given the label.
 
     Raises CheckpointError where the last epoch's checkpoint is not there, or not whole.
     """
@@ -65,7 +71,7 @@ def assemble_model(flow: Flow, run_dir: Path, config: Config, checkpoints: Check
             f"is not there or damaged: {' '.join(complaints) or checkpoints.last_good()}. Start the same command again."
         )
     expected = {name: (value.dtype, value.shape) for name, value in flow.state_dict().items()}
-    header, offsets = lay_out(expected, model_metadata(flow, config))
+    header, offsets = lay_out(expected, model_metadata(flow, config, classes))
     files = [checkpoints.folder / manifest.folder / each.file for each in manifest.files]
     try:
         where = {key: path for path in files for key in _keys_of(path)}
@@ -92,6 +98,7 @@ def sample_by_layers(
     model: Path,
     device: torch.device,
     noise: torch.Generator,
+    labels: Tensor | None,
 ) -> Tensor:
     """What `Flow.sample` draws, with one layer at a time on the device beside those that are there.
 
@@ -107,10 +114,12 @@ def sample_by_layers(
                 module.to(device)
 
         load(PRIOR, flow.prior)
-        latent = flow.prior.sample(_NUM_SAMPLES, noise, SAMPLE_TEMPERATURE).to(device)
+        labels = None if labels is None else labels.to(device)
+        given = labels_for(flow.prior, labels)
+        latent = flow.prior.sample(_NUM_SAMPLES, noise, SAMPLE_TEMPERATURE, **given).to(device)
         for name, layer in reversed(list(flow.named_layers())):
             load(name, layer)
-            latent = layer.sample_inverse(latent, noise, SAMPLE_TEMPERATURE)
+            latent = layer.sample_inverse(latent, noise, SAMPLE_TEMPERATURE, **labels_for(layer, labels))
             if name not in held:
                 layer.to("cpu")
     return latent

@@ -13,9 +13,10 @@ from pipeflow.flow import Flow
 from pipeflow.links.link import Stopped
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Position, Summary
-from pipeflow.rundir.resuming import check_images, ended, next_commands
+from pipeflow.rundir.resuming import check_images, check_labels, ended, next_commands
 from pipeflow.training.entries import Entries
 from pipeflow.training.interruption import Inside, Interrupted, position_of, resume_inside
+from pipeflow.training.labels import Labels, given_label
 from pipeflow.training.losses import Losses
 from pipeflow.training.opening import Images, check_timeline, load_initial, make_flow, make_parts, open_folder
 from pipeflow.training.recorder import Recorder
@@ -53,6 +54,8 @@ class Run:
             check_images(self.folder.path, manifest, config, images.info.fingerprint)
             self.num_test = images.info.num_test
             self.flow = make_flow(world, config, flow, images.info.values)
+            self.given_label = given_label(self.flow, images.info)
+            check_labels(self.folder.path, manifest, self.given_label)
             if manifest is None and config.model.init is not None:
                 load_initial(world, config.model.init, self.flow)
             self.parts = make_parts(world, config, self.flow, manifest)
@@ -60,10 +63,13 @@ class Run:
             self.schedule = Schedule(config, len(self.parts), num_steps)
             check_timeline(config, num_steps)
             checkpoints, fingerprint = self.folder.checkpoints, images.info.fingerprint
-            self.recorder = Recorder(config, self.folder, self.parts, world, manifest, self.schedule, fingerprint)
+            self.recorder = Recorder(
+                config, self.folder, self.parts, world, manifest, self.schedule, fingerprint, self.given_label
+            )
             resources.callback(self.recorder.close)
+            labels = Labels(world, images, config.run.seed, config.optim.batch_size)
             self.stages = Stages(
-                world, config, self.flow, self.parts, self.schedule, images.batches, checkpoints, manifest
+                world, config, self.flow, self.parts, self.schedule, images.batches, labels, checkpoints, manifest
             )
             resources.callback(self.stages.close_images)
             entries = Entries(world.connect_store(), world.rank, world.traffic)
@@ -207,7 +213,7 @@ class Run:
             self.gather()
         if not self.is_main:
             return None
-        leave_results(self.stages, self.folder, self.recorder.say)
+        leave_results(self.stages, self.folder, self.given_label, self.recorder.say)
         return self.recorder.finish(memory)
 
     # --- interruptions ------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pipeflow.rundir.records import Manifest, Stage
 from pipeflow.training.data_parallel import DataParallelTrainer
 from pipeflow.training.gather import NOTHING, State, gather, spread, state_of, without_heads
 from pipeflow.training.image_feed import ImageFeed
+from pipeflow.training.labels import Labels
 from pipeflow.training.pipeline import WHOLE, Pipeline, PipelineWorker
 from pipeflow.training.schedule import Schedule
 from pipeflow.training.trainer import PartTrainer
@@ -47,6 +48,7 @@ class Stages:
         parts: Sequence[Part],
         schedule: Schedule,
         load_batches: Callable[[], Batches],
+        labels: Labels,
         checkpoints: Checkpoints,
         manifest: Manifest | None,
     ):
@@ -63,6 +65,7 @@ class Stages:
         """Whether the whole flow trains where its parts are, so that nothing is ever gathered."""
         self._images: ImageFeed | None = None
         self._load_batches = load_batches
+        self._labels = labels
 
     @property
     def takes_part(self) -> bool:
@@ -143,10 +146,11 @@ class Stages:
         self._hand_to_replicas("replicas")
 
     def _spread_parts(self) -> list[int]:
-        """Meets the replicas of this worker's parts; the place that holds each part."""
+        """Meets the replicas of this worker's parts, and hands out labels; the place that holds each part."""
         self.replicas = self.world.replicas_of_parts()
         owners = owners_of([max(1, part.multiply_adds()) for part in self.parts], self.world.num_places)
         self.world.tell_parts(owners)
+        self._labels.hand_out(self.parts, owners)
         return owners
 
     def _start_pipeline(self, state: State | None) -> None:
@@ -213,11 +217,13 @@ class Stages:
         self._images = None
         if has_images:
             self._images = ImageFeed(self._load_batches(), world.device, world.timeline, self.replicas, world.control)
+        takes_labels = any(trainer.part.num_classes is not None for trainer in trainers)
         make = Worker if pipeline is None else functools.partial(PipelineWorker, pipeline)
         worker = make(
             trainers,
             links,
             self._images,
+            self._labels.feed(self.replicas) if takes_labels else None,
             world.device,
             config.optim.batch_size,
             self._micro_batches(),

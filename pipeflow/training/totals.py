@@ -159,6 +159,7 @@ class RunningTotals:
                 gradients=sent["gradients/replicas"], images=sent["images/replicas"], start=sent["replicas"]
             ),
             control=sent["control"],
+            labels=sent["labels"],
             total=sent.total(),
         )
 

@@ -45,18 +45,19 @@ class PartTrainer:
         self.averages: dict[str, Tensor] = {}
         self._is_accumulating = False
 
-    def forward(self, latent: Tensor, is_last: bool = True) -> tuple[PartOutput, Tensor]:
+    def forward(self, latent: Tensor, is_last: bool = True, labels: Tensor | None = None) -> tuple[PartOutput, Tensor]:
         """Runs the part with gradients, for an update; its output and its loss.
 
         is_last: whether the update comes next, and no other micro-batch of the same batch.
+        labels: of the images, for a part that takes them.
         """
-        output = self._module(latent)
+        output = self._module(latent, labels)
         return output, self.part.loss(output)
 
     @torch.no_grad()
-    def run(self, latent: Tensor) -> PartOutput:
+    def run(self, latent: Tensor, labels: Tensor | None = None) -> PartOutput:
         """Runs the part without gradients: it is frozen in this turn, or is evaluated."""
-        return self.part(latent)
+        return self.part(latent, labels)
 
     def accumulate(self, loss: Tensor) -> None:
         """Backward of a micro-batch. loss: the last `forward`'s, times the share that it has in the batch's."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeflow.links.channel import EVALUATION, INITIAL, TRAINING
 from pipeflow.links.link import Link, Stopped
 from pipeflow.training.image_feed import ImageFeed
+from pipeflow.training.labels import LabelFeed
 from pipeflow.training.losses import Losses
 from pipeflow.training.schedule import Phase
 from pipeflow.training.trainer import PartTrainer
@@ -48,6 +49,7 @@ class Worker:
         trainers: Sequence[PartTrainer],
         links: Mapping[int, Link],
         images: ImageFeed | None,
+        labels: LabelFeed | None,
         device: torch.device,
         batch_size: int,
         micro_batches: Sequence[slice],
@@ -56,7 +58,9 @@ class Worker:
         max_error: float = math.inf,
         is_preempted: Callable[[], bool] = lambda: False,
     ):
-        """links: by the index of the part in front. max_error: `memory.max_error`, for parts that recover activations.
+        """links: by the index of the part in front. labels: None where no part takes them.
+
+        max_error: `memory.max_error`, for parts that recover activations.
 
         micro_batches: the images of each, among those that this worker has of a batch.
         is_preempted: whether the run is to stop before the next batch.
@@ -66,6 +70,7 @@ class Worker:
         self.backward_links: Mapping[int, Link] = {}
         """Ends of the links on which a pipeline's gradients go back, by the part in front."""
         self.images = images
+        self.labels = labels
         self.progress: dict[str, Any] = {}
         """The state that the display shows. It is replaced in every step and never changed: other threads read it."""
         self._device = device
@@ -75,19 +80,21 @@ class Worker:
         self._timeline = timeline
         self._max_error = max_error
         self._is_preempted = is_preempted
-        self._last_latents: dict[PartTrainer, Tensor] = {}
+        self._last_inputs: dict[PartTrainer, tuple[Tensor, Tensor | None]] = {}
+        """Latent and labels of each part's last update."""
 
     def initialize(self, layers: bool, heads: Sequence[str]) -> None:
         """Data-dependent initialisation: one batch goes through all parts, each initialises itself on what arrives.
 
         layers: whether all layers are to be initialised; heads: names of the heads that are.
         """
+        labels = None if self.labels is None else self.labels.initial()
         for trainer in self.trainers:
             part = trainer.part
             latent = (
                 self.links[part.index - 1].receive(INITIAL, 0, 0) if part.index else self._own_images(INITIAL, 0, 0)
             )
-            latent = part.initialize(latent, layers, part.head_name in heads)
+            latent = part.initialize(latent, layers, part.head_name in heads, labels)
             self._send_on(part.index, INITIAL, 0, 0, latent)
 
     def train(self, phase: Phase, first_step: int = 0, before: Mapping[str, Sequence[float]] | None = None) -> Trained:
@@ -129,8 +136,12 @@ class Worker:
             self._send_on(part, EVALUATION, epoch, step, latent)
             return self.links[part].receive(EVALUATION, epoch, step) if part < last else latent
 
+        def labels_of(step: int) -> Tensor | None:
+            return None if self.labels is None else self.labels.test(step, self._batch_size, num_images)
+
         try:
-            sums = sum_over_batches(parts, self._test_latents(parts[0].index, epoch, num_images), hand_on)
+            latents = self._test_latents(parts[0].index, epoch, num_images)
+            sums = sum_over_batches(parts, latents, hand_on, labels_of)
         except Stopped as stop:
             self._pass_on(epoch, stop)
             raise
@@ -163,15 +174,17 @@ class Worker:
 
     def _check_last_updates(self, phase: Phase, losses: Losses) -> None:
         """Recomputes the last loss: losses are checked before each update, damage by the last goes unseen."""
-        for trainer, latent in self._last_latents.items():
-            loss = trainer.part.loss(trainer.run(latent))
+        for trainer, (latent, labels) in self._last_inputs.items():
+            loss = trainer.part.loss(trainer.run(latent, labels))
             error = trainer.part.reconstruction_error
             losses.check(str(trainer.part.index), phase.steps, float(loss), 0.0 if error is None else float(error))
-        self._last_latents = {}
+        self._last_inputs = {}
 
     def _train_batch(self, phase: Phase, step: int, losses: Losses) -> None:
         last, images = max(phase.training(step)), None
+        all_labels = self._labels_of(phase.epoch, step)
         for number, chosen in enumerate(self._micro_batches):
+            labels = None if all_labels is None else all_labels[chosen]
             for trainer in self.trainers:
                 index = trainer.part.index
                 if index > last:
@@ -182,20 +195,27 @@ class Worker:
                     images = self._own_images(TRAINING, phase.epoch, step) if images is None else images
                     latent = images[chosen]
                 if index in phase.training(step):
-                    self._train_part(trainer, latent, phase, step, number, losses)
+                    self._train_part(trainer, latent, labels, phase, step, number, losses)
                     continue
                 with self._timeline.span(COMPUTE, f"part {index} forward {self._position(step, number)}"):
-                    latent = trainer.part.outgoing(trainer.run(latent))
+                    latent = trainer.part.outgoing(trainer.run(latent, labels))
                 self._send_on(index, TRAINING, phase.epoch, step, latent, number)
 
     def _train_part(
-        self, trainer: PartTrainer, latent: Tensor, phase: Phase, step: int, number: int, losses: Losses
+        self,
+        trainer: PartTrainer,
+        latent: Tensor,
+        labels: Tensor | None,
+        phase: Phase,
+        step: int,
+        number: int,
+        losses: Losses,
     ) -> None:
         """Forward, handing on and backward of a micro-batch, and after the last one the update."""
         part, position = trainer.part, self._position(step, number)
         is_last = number == len(self._micro_batches) - 1
         with self._timeline.span(COMPUTE, f"part {part.index} forward {position}"):
-            output, loss = trainer.forward(latent, is_last)
+            output, loss = trainer.forward(latent, is_last, labels)
             # The check comes before the latent leaves: a NaN stops here instead of travelling on.
             shown = loss + part.values.offset if part.index == 0 else loss
             weight = len(latent) / self._micro_batches[-1].stop
@@ -208,11 +228,15 @@ class Worker:
             return
         with self._timeline.span(COMPUTE, f"update part {part.index}, {step}"):
             trainer.update(loss * weight)
-        self._last_latents[trainer] = latent
+        self._last_inputs[trainer] = latent, labels
 
     def _position(self, step: int, number: int) -> str:
         """A batch, and which of its micro-batches if there are several: `12.3`."""
         return f"{step}.{number}" if len(self._micro_batches) > 1 else str(step)
+
+    def _labels_of(self, epoch: int, step: int) -> Tensor | None:
+        """Labels of this worker's share of a training batch, where a part takes them."""
+        return None if self.labels is None else self.labels.train(epoch, step)
 
     def _own_images(self, kind: str, epoch: int, step: int) -> Tensor:
         assert self.images is not None, "the worker of the first part has images"

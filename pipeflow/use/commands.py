@@ -1,5 +1,6 @@
 """The commands that write what a trained flow makes: sample, encode, interpolate. Each returns what to tell the user."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,9 @@ from pipeflow.data.image_files import read_images
 from pipeflow.device import choose_device
 from pipeflow.errors import DataError
 from pipeflow.rundir.saved_flow import SavedFlow, open_flow
-from pipeflow.use.sample import file_suffix, sample_grid, save_samples
+from pipeflow.units import count_text
+from pipeflow.use.labels import sampled_labels
+from pipeflow.use.sample import file_suffix, labels_in_turn, sample_grid, save_samples
 from pipeflow.use.trained_flow import TrainedFlow
 
 
@@ -19,25 +22,33 @@ def sample(
     out: str | Path | None = None,
     flow: str | None = None,
     device: str = "auto",
+    labels: Sequence[str] | None = None,
 ) -> str:
     """Writes samples of a flow as one PNG or, where they are no pictures, as an array of NumPy, .npy.
 
     path, flow, device: as `load_flow` takes them. out: file, by default one in the run folder, if `path` is one, or here.
-    Raises what `load_flow` and `TrainedFlow.sample` raise, and DataError where `out` is of the other kind.
+    labels: classes of the samples, as for `TrainedFlow.sample`. Raises what `load_flow` and `TrainedFlow.sample` raise, and
+    DataError where `out` is of the other kind.
     """
     _, trained = _load(path, flow, device)
+    chosen = sampled_labels(labels, num, trained.num_classes, trained.classes)
+    if chosen is None:
+        chosen = labels_in_turn(num, trained.num_classes)
     suffix = file_suffix(trained.flow.values)
     if out is None:
         folder = Path(path) if (Path(path) / "config.yaml").exists() else Path()
-        out = folder / f"samples_t{temperature:g}_seed{seed}{suffix}"
+        names = "".join(re.sub(r"\W", "-", f"_{label}") for label in labels or ())
+        out = folder / f"samples{names}_t{temperature:g}_seed{seed}{suffix}"
     if Path(out).suffix.lower() != suffix:
         kind = "floats" if trained.flow.values.is_float else "8-bit values"
         raise DataError(
             f"--out {out}: {trained.source} makes {kind} of shape {list(trained.shape)}, which go into a file that ends in "
             f"{suffix}."
         )
-    save_samples(trained.sample(num, temperature, seed), _with_folder(out))
-    return f"{num} samples, temperature {temperature:g}, seed {seed}: {out}"
+    samples = trained.sample(num, temperature, seed, labels=chosen)
+    save_samples(samples, _with_folder(out), chosen, trained.classes)
+    of_classes = "" if chosen is None else f" of {count_text(len(chosen.unique()), 'class', 'es')}"
+    return f"{count_text(num, 'sample')}{of_classes}, temperature {temperature:g}, seed {seed}: {out}"
 
 
 def encode(

@@ -1,15 +1,19 @@
 """Samples of a flow, and a grid of images as one PNG."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeflow.data.random import generator
 from pipeflow.flow import Flow, Values
+
+_SCALE, _GAP = 3, 2
+"""How many times grids enlarge images, and pixels between them."""
 
 
 def to_data(samples: Tensor, values: Values) -> Tensor:
@@ -29,7 +33,14 @@ def file_suffix(values: Values) -> str:
     return ".png" if is_picture else ".npy"
 
 
-def draw_samples(flow: Flow, num: int, temperature: float, seed: int, batch_size: int = 64) -> Tensor:
+def labels_in_turn(num: int, num_classes: int | None) -> Tensor | None:
+    """Labels of `num` samples that nobody has said the class of, 0, 1, ..., 0, 1, ...; None for a flow that takes none."""
+    return None if num_classes is None else torch.arange(num) % num_classes
+
+
+def draw_samples(
+    flow: Flow, num: int, temperature: float, seed: int, batch_size: int = 64, labels: Tensor | None = None
+) -> Tensor:
     """Draws samples, uint8, or float32 of a flow of floats, [num, *flow.values.shape], on the flow's device.
 
     The noise of sample i depends on the seed, the batch size and i, so a smaller `num` gives the first of the same samples.
@@ -39,20 +50,31 @@ def draw_samples(flow: Flow, num: int, temperature: float, seed: int, batch_size
     Args:
         temperature: scale of the noise, >= 0; 0 gives the same sample `num` times.
         batch_size: number of samples drawn at a time.
+        labels: int64, [num]; None for `labels_in_turn`.
     """
+    if labels is None:
+        labels = labels_in_turn(num, flow.num_classes)
     noise = generator(seed, "samples")
     # The last batch is drawn whole and then cut, because the noise of a sample depends on the size of its batch.
-    batches = [to_data(flow.sample(batch_size, noise, temperature), flow.values) for _ in range(0, num, batch_size)]
+    batches = []
+    for first in range(0, num, batch_size):
+        chosen = None if labels is None else labels[torch.arange(first, first + batch_size).clamp(max=num - 1)]
+        batches.append(to_data(flow.sample(batch_size, noise, temperature, chosen), flow.values))
     return torch.cat(batches)[:num]
 
 
-def save_samples(samples: Tensor, path: Path) -> None:
-    """Writes samples as a grid, or as an array of NumPy where `path` ends in .npy, see `file_suffix`."""
+def save_samples(samples: Tensor, path: Path, labels: Tensor | None = None, classes: Sequence[str] = ()) -> None:
+    """Writes samples as a grid, or as an array of NumPy where `path` ends in .npy, see `file_suffix`.
+
+    labels, classes: of the samples; a grid has each class in rows of its own, with its name in front.
+    """
     if path.suffix.lower() == ".npy":
         with open(path, "wb") as file:  # by a name alone, NumPy would write another file than `a.NPY`
             np.save(file, samples.numpy(), allow_pickle=False)
-    else:
+    elif labels is None:
         sample_grid(samples, path)
+    else:
+        class_grid(samples, labels, path, classes)
 
 
 def sample_grid(images: Tensor, path: str | Path, columns: int = 8) -> None:
@@ -60,13 +82,41 @@ def sample_grid(images: Tensor, path: str | Path, columns: int = 8) -> None:
 
     images: uint8, [batch, 1 or 3, height, width].
     """
-    scale, gap = 3, 2
-    pixels = images.cpu().numpy().repeat(scale, axis=2).repeat(scale, axis=3)
+    _grid(images, columns).save(path)
+
+
+def class_grid(images: Tensor, labels: Tensor, path: str | Path, classes: Sequence[str], columns: int = 8) -> None:
+    """Writes images as `sample_grid` does, but each class in rows of its own, with its name in front.
+
+    labels: int64, [batch]. classes: names of the labels 0, 1, ...; a label without one is its own.
+    """
+    columns = min(columns, int(labels.bincount().max()))
+    rows: list[Tensor] = []
+    names: dict[int, str] = {}
+    for label in labels.unique().tolist():
+        names[len(rows)] = classes[label] if label < len(classes) else str(label)
+        for row in images[labels == label].cpu().split(columns):
+            white = row.new_full((columns - len(row), *row.shape[1:]), 255)
+            rows.append(torch.cat([row, white]))
+    grid = _grid(torch.cat(rows), columns)
+    font = ImageFont.load_default()
+    shown = {row: name.encode("ascii", "replace").decode() for row, name in names.items()}  # an old font has no others
+    margin = math.ceil(max(map(font.getlength, shown.values()))) + 2 * _GAP
+    picture = Image.new(grid.mode, (margin + grid.width, grid.height), "white")
+    picture.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(picture)
+    for row, name in shown.items():
+        draw.text((_GAP, row * (grid.height + _GAP) // len(rows)), name, "black", font)
+    picture.save(path)
+
+
+def _grid(images: Tensor, columns: int) -> Image.Image:
+    pixels = images.cpu().numpy().repeat(_SCALE, axis=2).repeat(_SCALE, axis=3)
     num, channels, height, width = pixels.shape
     columns = min(columns, num)
     rows = math.ceil(num / columns)
-    cells = np.full((rows * columns, channels, height + gap, width + gap), 255, np.uint8)
+    cells = np.full((rows * columns, channels, height + _GAP, width + _GAP), 255, np.uint8)
     cells[:num, :, :height, :width] = pixels
     grid = cells.reshape(rows, columns, *cells.shape[1:]).transpose(0, 3, 1, 4, 2)
-    grid = grid.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
-    Image.fromarray(grid.squeeze(2) if channels == 1 else grid).save(path)
+    grid = grid.reshape(rows * (height + _GAP), columns * (width + _GAP), channels)[:-_GAP, :-_GAP]
+    return Image.fromarray(grid.squeeze(2) if channels == 1 else grid)

@@ -1,5 +1,6 @@
 """A trained flow as one uses it: likelihoods, latents, samples and interpolations, in one process without a trainer."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeflow.device import choose_device
 from pipeflow.errors import DataError
 from pipeflow.flow import Flow
 from pipeflow.rundir.saved_flow import GivenFlow, SavedFlow, open_flow
+from pipeflow.use.labels import Labels, each_label, sampled_labels
 from pipeflow.use.latents import Latents, join
 from pipeflow.use.sample import draw_samples, to_data
 
@@ -44,6 +46,9 @@ class TrainedFlow:
     images, on which no result depends by more than rounding, except samples.
 
     A flow that was trained on floats takes and gives float32 wherever images stand here, as they are: x are the same.
+
+    labels: the class of each image, by number or name, for a flow whose density is given the label (`num_classes`): a
+    tensor or a list, or a single one for all images. Any that cannot be raises DataError.
     """
 
     def __init__(self, saved: SavedFlow, device: torch.device):
@@ -52,6 +57,13 @@ class TrainedFlow:
         self.source = saved.source
         """The model file, or the folder of the checkpoint, that the weights are from."""
         self.device = device
+        self.classes = saved.classes
+        """Names of the labels 0, 1, ... that the flow's density is given, where they have names."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the labels that the flow's density is given; None: it takes none."""
+        return self.flow.num_classes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,20 +76,34 @@ class TrainedFlow:
         return f"<TrainedFlow of {self.source} on {self.device.type}: {about}>"
 
     @torch.no_grad()
-    def log_prob(self, x: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
-        """log p(x) of dequantized images, or of floats, in nats: [num], float64.
+    def log_prob(self, x: Tensor, batch_size: int = BATCH_SIZE, labels: Labels | None = None) -> Tensor:
+        """log p(x), or log p(x | label), of dequantized images, or of floats, in nats: [num], float64.
 
         Raises DataError where x has another shape or type, or values outside of [-0.5, 0.5), or floats that are not finite.
         """
         self._check_dequantized(x)
-        return self._log_prob(x.split(batch_size))
+        return self._log_prob(x.split(batch_size), self._labels(labels, len(x), batch_size))
 
-    def _log_prob(self, batches: Iterable[Tensor]) -> Tensor:
-        return torch.cat([self.flow.log_prob(batch.to(self.device)).cpu() for batch in batches])
+    def _log_prob(self, batches: Iterable[Tensor], labels: Iterable[Tensor | None]) -> Tensor:
+        log_probs = [self.flow.log_prob(batch.to(self.device), its).cpu() for batch, its in zip(batches, labels)]
+        return torch.cat(log_probs)
+
+    def _labels(self, labels: Labels | None, num: int, batch_size: int) -> Iterable[Tensor | None]:
+        """The labels of each batch, on the device."""
+        each = each_label(labels, num, self.num_classes, self.classes)
+        return itertools.repeat(None) if each is None else each.to(self.device).split(batch_size)
 
     @torch.no_grad()
-    def bits_per_dim(self, images: Tensor, seed: int = TEST_NOISE_SEED, batch_size: int = BATCH_SIZE) -> Tensor:
+    def bits_per_dim(
+        self,
+        images: Tensor,
+        seed: int = TEST_NOISE_SEED,
+        batch_size: int = BATCH_SIZE,
+        labels: Labels | None = None,
+    ) -> Tensor:
         """Bits per dimension of each of some images, as `Values.bits_per_dim` defines them: [num], float64.
+
+        They are given the label where the flow takes labels.
 
         seed: of the uniform noise that dequantizes them; an image's noise depends on the seed and its place among them.
         With the default, the mean over a run's test images is the run's test bits/dim, up to rounding.
@@ -86,26 +112,30 @@ class TrainedFlow:
         """
         self._check_images(images)
         values = self.flow.values
-        return values.bits_per_dim(self._log_prob(dequantized_batches(images.cpu(), values, batch_size, seed)))
+        batches = dequantized_batches(images.cpu(), values, batch_size, seed)
+        return values.bits_per_dim(self._log_prob(batches, self._labels(labels, len(images), batch_size)))
 
     @torch.no_grad()
-    def encode(self, images: Tensor, batch_size: int = BATCH_SIZE) -> Latents:
+    def encode(self, images: Tensor, batch_size: int = BATCH_SIZE, labels: Labels | None = None) -> Latents:
         """Latents of uint8 images, each value in the middle of its bin, or of dequantized images x.
+
+        labels: needed only where layers take labels, as for `decode` and `interpolate`; a top prior has no part in it.
 
         Raises DataError where they are neither.
         """
         _check_tensor(images)
         (self._check_images if images.dtype == torch.uint8 else self._check_dequantized)(images)
         batches = []
-        for batch in images.split(batch_size):
+        for batch, its in zip(images.split(batch_size), self._layer_labels(labels, len(images), batch_size)):
             x = batch.to(self.device)
-            last, _, taken_out = self.flow(
-                (self.flow.values.pad(x).float() + 0.5) / 256 - 0.5 if x.dtype == torch.uint8 else x
-            )
+            x = (self.flow.values.pad(x).float() + 0.5) / 256 - 0.5 if x.dtype == torch.uint8 else x
+            last, _, taken_out = self.flow(x, its)
             batches.append(Latents(last, tuple(taken_out)).to("cpu"))
         return join(batches)
 
-    def decode(self, latents: Latents, as_images: bool = True, batch_size: int = BATCH_SIZE) -> Tensor:
+    def decode(
+        self, latents: Latents, as_images: bool = True, batch_size: int = BATCH_SIZE, labels: Labels | None = None
+    ) -> Tensor:
         """The images that `encode` maps to these latents: uint8, [num, *shape], the ones that were encoded.
 
         They are the same unless the flow's rounding exceeds half a bin, 1/512. `as_images=False` gives x, float32, without
@@ -123,17 +153,31 @@ class TrainedFlow:
                 f"{list(expected[0])} and {expected[1]}: they are of another flow."
             )
         decoded = []
-        for start in range(0, len(latents), batch_size):
+        starts = range(0, len(latents), batch_size)
+        for start, its in zip(starts, self._layer_labels(labels, len(latents), batch_size)):
             batch = latents[start : start + batch_size].to(self.device)
-            x = self.flow.inverse(batch.last, batch.taken_out)
+            x = self.flow.inverse(batch.last, batch.taken_out, its)
             decoded.append(to_data(x, self.flow.values) if as_images else x.cpu())
         return torch.cat(decoded)
 
-    def sample(self, num: int, temperature: float = 0.7, seed: int = 0, batch_size: int = BATCH_SIZE) -> Tensor:
+    def _layer_labels(self, labels: Labels | None, num: int, batch_size: int) -> Iterable[Tensor | None]:
+        """As `_labels`, but they may be left out where only the top prior takes them."""
+        if labels is None and all(layer.num_classes is None for _, layer in self.flow.named_layers()):
+            return itertools.repeat(None)
+        return self._labels(labels, num, batch_size)
+
+    def sample(
+        self,
+        num: int,
+        temperature: float = 0.7,
+        seed: int = 0,
+        batch_size: int = BATCH_SIZE,
+        labels: Labels | None = None,
+    ) -> Tensor:
         """Samples, uint8, [num, *shape]; see `draw_samples`.
 
         With the run's seed and batches of 64 the first 64 are those of its `samples.png`; another `batch_size` draws other
-        samples. temperature: scale of the noise, >= 0.
+        samples. temperature: scale of the noise, >= 0. labels: classes that samples are of in turn; all classes if None.
 
         Raises DataError where num or temperature cannot be, NoInverse where a layer has no inverse or the prior no samples.
         """
@@ -141,9 +185,12 @@ class TrainedFlow:
             raise DataError(
                 f"num: {num}, temperature: {temperature}: give 1 or more samples, of a temperature from 0 on."
             )
-        return draw_samples(self.flow, num, temperature, seed, batch_size)
+        chosen = sampled_labels(labels, num, self.num_classes, self.classes)
+        return draw_samples(self.flow, num, temperature, seed, batch_size, chosen)
 
-    def interpolate(self, a: Tensor, b: Tensor, num: int = 8, batch_size: int = BATCH_SIZE) -> Tensor:
+    def interpolate(
+        self, a: Tensor, b: Tensor, num: int = 8, batch_size: int = BATCH_SIZE, label: int | str | None = None
+    ) -> Tensor:
         """Images from `a` to `b`, both included, in equal steps on the straight line between their latents.
 
         All latents take part, also those taken out. They are no unit Gaussians (each has learned means and scales, which
@@ -153,6 +200,7 @@ class TrainedFlow:
             a: uint8, [*shape].
             b: as `a`.
             num: images in the result, 2 or more.
+            label: of all of them, needed only where layers take labels.
 
         Returns:
             uint8, [num, *shape].
@@ -165,13 +213,14 @@ class TrainedFlow:
             raise DataError(f"num: {num} images cannot go from one image to another: 2 or more.")
         for image in (a, b):
             self._check_images(image[None])
-        ends = self.encode(torch.stack([a, b]))
+        ends = self.encode(torch.stack([a, b]), labels=label)
         steps = torch.linspace(0, 1, num)
 
         def line(latent: Tensor) -> Tensor:
             return torch.lerp(latent[:1], latent[1:], steps.view(-1, *[1] * (latent.ndim - 1)))
 
-        return self.decode(Latents(line(ends.last), tuple(map(line, ends.taken_out))), batch_size=batch_size)
+        between = Latents(line(ends.last), tuple(map(line, ends.taken_out)))
+        return self.decode(between, batch_size=batch_size, labels=label)
 
     def _check_images(self, images: Tensor) -> None:
         _check_tensor(images)

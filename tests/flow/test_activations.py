@@ -5,6 +5,7 @@ import torch
 
 from pipeflow.errors import ConfigError
 from pipeflow.flow import ActNorm, Flow, Layer, split_flow
+from tests.labelled import shifted_glow
 
 
 def loss_and_gradients(part, latent):
@@ -65,3 +66,17 @@ def test_inverting_needs_inverses():
     flow = Flow([ActNorm(3), OneWay()], (3, 4, 4))
     with pytest.raises(ConfigError, match=r"memory.activations: invert .* layer 'layers.1' \(OneWay\) has no inverse"):
         split_flow(flow, [], activations="invert")
+
+
+@pytest.mark.parametrize("activations", ["recompute", "invert"])
+def test_activations_that_are_not_kept_are_those_of_the_labels(perturbed, x, activations):
+    flow, labels = perturbed(shifted_glow(None, (3, 8, 8))), torch.tensor([2, 0, 1, 2])
+    gradients = []
+    for each in ("keep", activations):
+        parts = split_flow(flow, ["blocks.1.steps.1"], activations=each)
+        assert [part.num_classes for part in parts] == [3, 3]
+        first = parts[0](x, labels)
+        second = parts[1](parts[0].outgoing(first), labels)
+        total = parts[0].loss(first) + parts[1].loss(second)
+        gradients.append(torch.autograd.grad(total, [*flow.parameters()]))
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)

@@ -6,7 +6,7 @@ from safetensors.torch import load, save
 from torch.distributions import Normal
 
 from pipeflow.config import PartsConfig
-from pipeflow.flow import GaussianPrior, StandardPrior, head_maker
+from pipeflow.flow import ClassPrior, GaussianPrior, StandardPrior, head_maker
 from pipeflow.flow.heads import HEADS, AutoregressiveHead
 
 SHAPES = [(3, 2, 4), (5,)]
@@ -66,6 +66,48 @@ def test_gaussian_is_a_normal_for_each_channel(shape, perturbed, normal):
     channels = [Normal(prior.mean[c], prior.log_scale[c].exp()).log_prob(latent[:, c]) for c in range(shape[0])]
     expected = sum(log_prob.reshape(4, -1).sum(dim=1) for log_prob in channels)
     torch.testing.assert_close(prior.log_prob(latent), expected)
+
+
+LABELS = torch.tensor([2, 0, 1, 2])
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4), (5,)])
+def test_class_prior_is_a_normal_for_each_class_and_channel(shape, perturbed, normal):
+    prior, latent = perturbed(ClassPrior(shape, 3), 0.5), normal(4, *shape)
+    shift, stretch = prior.embedding.chunk(2, dim=1)
+    for image, label in enumerate(LABELS):
+        moments = prior.mean + shift[label], (prior.log_scale + stretch[label]).exp()
+        expected = Normal(*(each[:, None] for each in moments)).log_prob(latent[image].reshape(shape[0], -1)).sum()
+        torch.testing.assert_close(prior.log_prob(latent, LABELS)[image], expected)
+
+
+def test_class_prior_starts_as_the_gaussian_one_for_every_class(normal):
+    latent = normal(4, 3, 2, 4)
+    prior, gaussian = ClassPrior((3, 2, 4), 3), GaussianPrior((3, 2, 4))
+    for each in (prior, gaussian):
+        each.mean.data.copy_(normal(3)), each.log_scale.data.copy_(normal(3, seed=1))
+    torch.testing.assert_close(prior.log_prob(latent, LABELS), gaussian.log_prob(latent))
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_class_prior_integrates_to_one_given_each_label(label, perturbed):
+    prior = perturbed(ClassPrior((2,), 3), 0.3).double()
+    line = torch.linspace(-12, 12, 193, dtype=torch.float64)
+    grid = torch.cartesian_prod(line, line)
+    integral = prior.log_prob(grid, torch.full((len(grid),), label)).exp().sum() * (line[1] - line[0]) ** 2
+    torch.testing.assert_close(integral, torch.ones((), dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+def test_samples_of_a_class_have_its_moments(perturbed):
+    prior = perturbed(ClassPrior((2, 8, 8), 3), 0.5)
+    labels = torch.arange(3).repeat_interleave(200)
+    samples = prior.sample(600, torch.Generator().manual_seed(0), 1.0, labels)
+    shift, stretch = prior.embedding.chunk(2, dim=1)
+    for label, own in enumerate(samples.chunk(3)):
+        torch.testing.assert_close(own.mean(dim=(0, 2, 3)), prior.mean + shift[label], atol=0.05, rtol=0)
+        torch.testing.assert_close(own.std(dim=(0, 2, 3)).log(), prior.log_scale + stretch[label], atol=0.03, rtol=0)
+    coldest = prior.sample(3, torch.Generator().manual_seed(0), 0.0, torch.arange(3))
+    torch.testing.assert_close(coldest[:, :, 0, 0], prior.mean + shift)
 
 
 DEPTHS = [0, 1, 3]

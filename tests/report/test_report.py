@@ -13,6 +13,7 @@ from pipeflow.report.curves import test_curve as whole_flow_curve
 from pipeflow.report.figures import bytes_by_phase, plots
 from pipeflow.report.table import phases, report
 from pipeflow.rundir.reading import SavedRun, read_run
+from pipeflow.rundir.records import GivenLabel
 from tests.run_records import ALTERNATE, GATHER, epochs, summary, write, write_log
 
 
@@ -150,6 +151,17 @@ def test_a_single_process_sends_nothing(tmp_path, monkeypatch, wire, note):
     assert (note in text) if note else ("travel" not in text)
     assert sent(run.summary for run in drawn[0].values()) == ("sent or would travel" if note else "sent")
     assert ("MB: would travel" in printed([write(tmp_path / "c", wire=wire)])) == (wire is False)
+
+
+@pytest.mark.parametrize("others, note", [(["plain"], "bits/dim of classes: given"), ([], "bits/dim: given")])
+def test_bits_per_dim_given_the_label_are_told_from_others(tmp_path, monkeypatch, others, note):
+    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [run_dir])
+    monkeypatch.setattr("pipeflow.report.table.comparison", lambda runs, folder: [])
+    given = GivenLabel(num_classes=3, classes=("a", "b", "c"), fingerprint="0")
+    runs = [write(tmp_path / "classes", given_label=given), *(write(tmp_path / name) for name in others)]
+    assert f"{note} the label, but for exits of parts before the first that takes labels" in printed(runs)
+    units = ["bits/dim given the label", *["bits/dim"] * len(others)]
+    assert [read_run(run).summary.unit for run in runs] == units
 
 
 def test_bytes_by_phase_count_everything_once():

@@ -129,7 +129,7 @@ def test_an_epoch_takes_as_long_as_its_busiest_worker():
 
 def test_a_terminal_shows_the_phase_live_until_the_run_ends_or_fails(now):
     console = terminal()
-    with pytest.raises(KeyError), closing(Progress([1.0] * 18, 3, True, console)) as display:
+    with pytest.raises(KeyError), closing(Progress([1.0] * 18, 3, True, console=console)) as display:
         display.phase(begin())
         now[0] += 10
         display.update(status(39, {1: 5.25}), [], 430.0, 24_600_000)
@@ -155,7 +155,7 @@ def test_calls_from_several_threads_neither_fail_nor_wait_for_each_other(make_co
         for step in range(1, 40):
             call(step)
 
-    with closing(Progress([1.0] * 10_000, 3, True, console)) as display, ThreadPoolExecutor() as threads:
+    with closing(Progress([1.0] * 10_000, 3, True, console=console)) as display, ThreadPoolExecutor() as threads:
         display.phase(begin(0))
         calls = [
             lambda step: display.update(status(step, {0: 1.0, 1: 2.0}), [], 10.0, step),

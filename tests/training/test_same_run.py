@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeflow import Config, train
+from pipeflow.plan.plan import make_plan
+from pipeflow.report.figures import bytes_by_phase
+from pipeflow.rundir.reading import read_run
 from tests.small_runs import assert_same_tensors, checkpoint_tensors, learned, small_config, train_in_turn
 
 SCHEDULES = {
@@ -16,6 +19,7 @@ SCHEDULES = {
     "concurrent_reference": {"mode": "concurrent"},
     "concurrent_invert": {"mode": "concurrent"},
     "concurrent_autoregressive": {"mode": "concurrent"},
+    "labels": {"mode": "concurrent"},
     "end_to_end": {"mode": "end_to_end"},
 }
 CHANGED = {
@@ -27,9 +31,14 @@ CHANGED = {
         "memory": {"activations": "recompute", "micro_batches": 2},
         "link": {"dtype": "int8"},
     },
+    "labels": {
+        "data": {"name": "tests.labelled:images"},
+        "model": {"name": "tests.labelled:shifted_glow"},
+        "memory": {"micro_batches": 2},
+    },
 }
 
-TWO_WORKERS = ["sequential", "alternate_steps", "concurrent", "concurrent_autoregressive", "end_to_end"]
+TWO_WORKERS = ["sequential", "alternate_steps", "concurrent", "concurrent_autoregressive", "labels", "end_to_end"]
 """Those that two workers train as well as three."""
 
 
@@ -75,3 +84,20 @@ def test_dithered_bytes_are_another_run_of_a_quarter_of_the_bytes(runs):
     assert full["initial_bpd"] == bytes_["initial_bpd"], "evaluation is of full latents"
     for four, one in zip(full["forward"], bytes_["forward"]):
         assert four / 4 < one < four / 4 * 1.01
+
+
+def test_labels_are_sent_once_to_the_worker_whose_parts_take_them(runs):
+    """Those of the first part are its images'; with two workers the other has both parts behind it."""
+    for num_workers, sent in ((1, 0), (2, 8 * (96 + 40)), (3, 8 * (96 + 40))):
+        summary = read_run(runs[num_workers] / "labels").summary
+        assert summary.bytes.labels == sent and summary.given_label.num_classes == 3
+        phases = bytes_by_phase(summary)
+        assert phases.get("outside\nepochs", {}).get("labels", 0) == sent
+        assert sum(counts.total() for counts in phases.values()) == summary.bytes.total
+    assert make_plan(config_of(runs[3], "labels")).label_bytes == sent
+
+
+def test_each_class_learns(runs):
+    tensors = checkpoint_tensors(runs[1] / "labels")
+    before, after = (tensors[f"epoch-00000{epoch} model/prior.embedding"] for epoch in (1, 2))
+    assert before.abs().sum(dim=1).min() > 0 and ((after - before).abs().sum(dim=1) > 0).all()

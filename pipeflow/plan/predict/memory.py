@@ -6,6 +6,7 @@ Activations are counted, not computed: the flow runs forward on tensors without 
 that it keeps. Tensors that live within one operation (a convolution's workspace) and the allocator's slack are left out.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeflow.flow import Flow, Part
+from pipeflow.flow.labels import example_labels
 from pipeflow.plan.without_memory import WITHOUT_MEMORY
 
 Output = TypeVar("Output")
@@ -88,7 +90,8 @@ class Activations:
         for batch_size in _COUNTED:
             with WITHOUT_MEMORY:
                 latent = torch.empty(batch_size, *part.output_shape).requires_grad_()
-                saved, _ = _keeping(part.head, part.head.log_prob, latent)
+                given = example_labels(part.head, batch_size, latent.device)
+                saved, _ = _keeping(part.head, functools.partial(part.head.log_prob, **given), latent)
             counts.append(_bytes_of([saved]))
         return _line(counts)
 
@@ -128,7 +131,8 @@ def _saved_by_layer(flow: Flow, batch_size: int) -> dict[str, Saved]:
         latent = torch.empty(batch_size, *flow.shape)
         by_layer = {}
         for name, layer in flow.named_layers():
-            by_layer[name], outputs = _keeping(layer, layer, latent)
+            given = example_labels(layer, batch_size, latent.device)
+            by_layer[name], outputs = _keeping(layer, functools.partial(layer, **given), latent)
             latent = outputs[0]
     return by_layer
 

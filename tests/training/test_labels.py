@@ -1,0 +1,77 @@
+"""Training given the label: it learns, goes on where it was stopped, and says what labels cannot be."""
+
+import itertools
+
+import pytest
+import torch
+
+import pipeflow
+from pipeflow import ImageData, train
+from pipeflow.errors import CheckpointError, ConfigError, DataError, Preempted
+from tests.labelled import images
+from tests.small_runs import checkpoint_tensors, small_config
+from tests.training.labelled_runs import config_of
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one worker."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(config_of(folder, "plain"))
+    return folder / "plain"
+
+
+def test_the_prior_by_label_learns_what_one_for_all_cannot(tmp_path):
+    """The classes' means are far apart, and the short flow does not hide them."""
+    sections = {"schedule": {"mode": "end_to_end", "local_epochs": 6, "finetune_epochs": 0}, "optim": {"lr": 0.02}}
+    model = {"num_blocks": 1, "num_steps": 1, "width": 4}
+    found = [
+        train(small_config(tmp_path / str(num), model={**model, "num_classes": num}, **sections), data=images())
+        for num in (None, 3)
+    ]
+    assert found[0].given_label is None and found[1].test_bpd < found[0].test_bpd - 0.05
+
+
+def test_a_run_that_was_stopped_inside_an_epoch_goes_on_to_the_same_end(alone, tmp_path):
+    told, asked = [], itertools.count()
+    config = config_of(tmp_path, "plain")
+    with pytest.raises(Preempted, match="epoch-000001-step-000001"):
+        train(config, report=told.append, stop=lambda: bool(told) and next(asked) == 1)
+    shuffled = config_of(tmp_path, "plain", data={"name": "tests.training.test_labels:shuffled"})
+    with pytest.raises(CheckpointError, match="but their labels are others"):
+        train(shuffled)
+    train(config)
+    whole, resumed = checkpoint_tensors(alone), checkpoint_tensors(tmp_path / "plain")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def shuffled(options: object) -> ImageData:
+    """The same images with other labels."""
+    return images(options, shuffled=True)
+
+
+LABELLED = images()
+
+
+@pytest.mark.parametrize(
+    "num_classes, data, error, says",
+    [
+        (
+            3,
+            ImageData(LABELLED.train, LABELLED.test, "bare"),
+            DataError,
+            "takes labels of 3 classes, but the images have",
+        ),
+        (2, LABELLED, ConfigError, r"2 classes, but the images have 3 \(dark, grey, light\): set it to 3"),
+        (4, LABELLED, ConfigError, r"4 classes, but the images have 3 \(dark, grey, light\): set it to 3"),
+    ],
+)
+def test_labels_that_do_not_fit_the_flow(tmp_path, num_classes, data, error, says):
+    with pytest.raises(error, match=f"^model.num_classes: .*{says}"):
+        train(small_config(tmp_path, model={"num_classes": num_classes}), data=data)
+
+
+def test_a_flow_of_ones_own_takes_the_labels_that_are_asked_for(tmp_path):
+    flow = pipeflow.glow((3, 8, 8), 2, 2, 8)
+    with pytest.raises(ConfigError, match=r"model.num_classes: 3, but the flow takes no labels.*ClassPrior"):
+        train(small_config(tmp_path, model={"num_classes": 3}), flow=flow, data=images())
