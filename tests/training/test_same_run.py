@@ -34,6 +34,7 @@ CHANGED = {
     "labels": {
         "data": {"name": "tests.labelled:images"},
         "model": {"name": "tests.labelled:shifted_glow"},
+        "parts": {"split": ["blocks.0.steps.1", "blocks.1.squeeze"]},
         "memory": {"micro_batches": 2},
     },
 }

@@ -76,7 +76,7 @@ def test_evaluate_tells_classes_apart(run, trained):
         assert by_class.test_bpd == pytest.approx(own.mean().item(), abs=1e-9)
     first, *others = describe(found).splitlines()
     assert "bits/dim given the label on 40 images (cpu)" in first and len(others) == 3
-    assert others[1] == f"  grey   {found.by_class[1].test_bpd:.6f} on 13 images"
+    assert others[1] == f"  grey   {found.by_class[1].test_bpd:.6f} bits/dim on 13 images"
 
 
 def test_images_with_other_labels_or_none_are_not_the_run_s(run):
