@@ -143,7 +143,9 @@ class TestResume:
         for section in ("model", "data"):
             for key, value in yaml.safe_load(text)[section].items():
                 other = {str: "mine:other", int: 7, bool: True, type(None): "other"}[type(value)]
-                other = {"coupling": "additive", "invconv": "plain", "pad": 8, "num_classes": 9, "memory": "1 GB"}.get(key, other)
+                other = {"coupling": "additive", "invconv": "plain", "pad": 8, "num_classes": 9, "memory": "1 GB"}.get(
+                    key, other
+                )
                 changed = yaml.safe_load(text)
                 if key == "channels":  # an option of images alone, which a run of dead leaves cannot have
                     continue

@@ -15,5 +15,5 @@ RUNS = {
 def config_of(folder: Path, name: str, **sections: dict) -> Config:
     """One of the runs, in a folder of its name."""
     sections = {"data": {"name": "tests.labelled:images"}, "model": {"name": "tests.labelled:shifted_glow"}, **sections}
-    sections["parts"] = {"split": ["blocks.0.steps.1", "blocks.1.squeeze"], **sections.get("parts", {})}
+    sections["parts"] = {"num": None, "split": ["blocks.0.steps.1", "blocks.1.squeeze"], **sections.get("parts", {})}
     return small_config(folder / name, **RUNS[name], **sections)
