@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeflow.errors import CheckpointError
 from pipeflow.report.curves import AXES, Axis, Curve, exit_curves, sent, spans, test_curve
+from pipeflow.report.density import density_of_run, is_of_the_plane
 from pipeflow.rundir.reading import SavedRun, read_run
 from pipeflow.rundir.records import Epoch, Summary
 from pipeflow.units import bytes_text, traffic_text
@@ -57,11 +58,16 @@ _STYLE = {
 
 
 def plots(run_dir: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Draws a run's figures into its folder (or `out`): `bpd_by_{epoch,seconds,bytes}.png`, `bytes_by_phase.png`."""
+    """Draws a run's figures into its folder (or `out`): `bpd_by_{epoch,seconds,bytes}.png`, `bytes_by_phase.png`.
+
+    `density.png` too, where the flow is one of points of the plane.
+    """
     run = read_run(run_dir)
     with matplotlib.style.context(_STYLE):
         figures = {f"bpd_by_{name}.png": _learning_curve(run, AXES[name]) for name in ("epoch", "seconds", "bytes")}
         figures["bytes_by_phase.png"] = _bytes_by_phase(run.summary)
+        if is_of_the_plane(run) and (density := density_of_run(Path(run_dir))) is not None:
+            figures["density.png"] = density
         return _save(figures, Path(run_dir if out is None else out))
 
 
