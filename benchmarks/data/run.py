@@ -124,12 +124,12 @@ def decode(folder: Path, num: int, num_processes: int) -> float:
         return time.perf_counter() - start
 
 
-def measure(folder: Path, num_images: int, num_decoded: int, rounds: int, num_different: int = NUM_DIFFERENT) -> dict:
+def measure(folder: Path, num_images: int, num_decoded: int, rounds: int, cases: Sequence[str]) -> dict:
     """Everything; folder: on the disk that is measured."""
-    files = draw(folder / "different", num_different)
+    files = draw(folder / "different", min(num_images, NUM_DIFFERENT))
     link(files, folder / "few", 64 - NUM_TEST)
     link(files, folder / "all", num_images - NUM_TEST)
-    memory = {case: run_worker(folder, case) for case in CASES}
+    memory = {case: run_worker(folder, case) for case in cases}
     decoding: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for num_processes, seconds in decoding.items():
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="data-") as folder:
         num_images = round(options.gigabytes * 1e9 / IMAGE_BYTES)
-        measured = measure(Path(folder), num_images, options.decoded, options.rounds)
+        measured = measure(Path(folder), num_images, options.decoded, options.rounds, list(CASES))
     results = {
         "machine": describe_machine(),
         "command": command_line("benchmarks.data.run", arguments),

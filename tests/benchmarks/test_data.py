@@ -7,10 +7,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_small_set_is_measured(tmp_path):
-    measured = measure(tmp_path, num_images=330, num_decoded=100, rounds=1, num_different=4)
-    assert list(measured["memory"]) == list(CASES)
-    for each in measured["memory"].values():
-        assert each["peak_bytes"] > 1e8 and each["start_s"] > 0 and each["batch_ms"] > 0
+    measured = measure(tmp_path, num_images=64, num_decoded=40, rounds=1, cases=["all, from the cache"])
+    (each,) = measured["memory"].values()
+    assert each["peak_bytes"] > 1e8 and each["start_s"] > 0 and each["batch_ms"] > 0
     assert [len(seconds) for seconds in measured["decoding_s"].values()] == [1, 1]
 
 
