@@ -204,7 +204,7 @@ def _options_of(config: Config) -> str:
     model = config.model
     if model.name != "glow":
         return ""
-    names = ("num_blocks", "num_steps", "width", "coupling", "invconv")
+    names = ("num_blocks", "num_steps", "width", "coupling", "invconv", "num_classes")
     return f" It was built by {', '.join(f'model.{name} {getattr(model, name)}' for name in names)}."
 
 

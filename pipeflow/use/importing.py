@@ -1,10 +1,11 @@
 """Makes a pipeflow flow of the trained Glow of another code: y0ast/Glow-PyTorch, with equal likelihood.
 
-That model is pipeflow's Glow under other names, from the dequantization to the top prior. Three things differ:
+That model is pipeflow's Glow under other names, from the dequantization to the top prior. Four things differ:
 
     its flow.layers.0, 1, ...   number squeezes, flow steps and factor-outs in one row
     its ActNorms                scale by exp(logs), ours by exp(3 log_scale)
     its top prior               is a zero convolution of an image of zeros, of which only the bias is left
+    its classifier of latents   (`project_class`, of models with labels) is no part of the likelihood, and is left out
 """
 
 import re
@@ -39,6 +40,8 @@ _NAMES = {
 }
 """Beginnings of names in a flow step or factor-out of pipeflow, with those in the other; the first that fits counts."""
 _TOP = "learn_top_fn.conv.weight", "learn_top_fn.conv.bias", "learn_top_fn.logs"
+_LABEL = "project_ycond.linear.weight", "project_ycond.linear.bias", "project_ycond.logs"
+_CLASSIFIER = "project_class.linear.weight", "project_class.linear.bias", "project_class.logs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ def import_glow(path: str | Path, out: str | Path | None = None) -> Imported:
     Args:
         path: file of `torch.save`: the state dict, or a checkpoint that holds it under `model` or `state_dict`; names may
             begin with `module.`. Its flow has invertible 1x1 convolutions, plain or LU, and affine or additive couplings.
+            The density of one that was trained with labels is given the label here too.
         out: folder for the model file. By default it is named after `path`, in the current folder.
 
     Raises CheckpointError where the file is none such, or `out` has a model already.
@@ -85,17 +89,18 @@ def describe(imported: Imported) -> str:
     model, folder = imported.config.model, imported.path.parent
     size = "x".join(map(str, imported.shape[1:]))
     options = " ".join(f"--model.{name} {value}" for name, value in _options(imported.config).items())
+    label = "" if model.num_classes is None else f"given the label of {model.num_classes} classes, "
     return (
         f"{imported.path}: Glow of {model.num_blocks} blocks of {model.num_steps} steps, width {model.width}, "
-        f"{model.coupling}, {model.invconv}, for images of {size} pixels and {imported.shape[0]} channels\n"
+        f"{model.coupling}, {model.invconv}, {label}for images of {size} pixels and {imported.shape[0]} channels\n"
         f"bits/dim:  pipeflow evaluate {folder} --data PATH\n"
         f"training:  pipeflow train --model.init {folder} {options} --data.name images --data.path PATH --run.dir DIR"
     )
 
 
 def _options(config: Config) -> dict[str, object]:
-    model = config.model
-    return {name: getattr(model, name) for name in ("num_blocks", "num_steps", "width", "coupling", "invconv")}
+    names = ("num_blocks", "num_steps", "width", "coupling", "invconv", "num_classes")
+    return {name: value for name in names if (value := getattr(config.model, name)) is not None}
 
 
 def _recognize(tensors: Mapping[str, Tensor]) -> tuple[Config, tuple[int, ...]]:
@@ -107,8 +112,6 @@ def _recognize(tensors: Mapping[str, Tensor]) -> tuple[Config, tuple[int, ...]]:
             f"it holds {len(tensors)} tensors, of which the first are {some}; expected are flow.layers.1.actnorm.bias and "
             f"so on, and prior_h."
         )
-    if any(name.startswith("project_") for name in tensors):
-        raise ValueError("it was trained with --y_condition, on labels; expected is one without.")
     if not any(".invconv." in name for name in tensors):
         raise ValueError(
             "it has no invertible 1x1 convolutions: it was trained with --flow_permutation shuffle or reverse, whose order "
@@ -129,6 +132,7 @@ def _recognize(tensors: Mapping[str, Tensor]) -> tuple[Config, tuple[int, ...]]:
                 "width": len(conv_in),
                 "coupling": "affine" if len(conv_out) == 4 * channels else "additive",
                 "invconv": "plain" if "flow.layers.1.invconv.weight" in tensors else "lu",
+                "num_classes": tensors[_LABEL[0]].shape[-1] if _LABEL[0] in tensors else None,
             },
             "parts": {"num": 1},  # however short, it has one
         }
@@ -169,7 +173,7 @@ def _convert(tensors: Mapping[str, Tensor], flow: Flow, config: Config) -> dict[
         converted[name] = value / 3 if re.search(r"(actnorm|norm_in|norm_mid)\.log_scale$", name) else value
         used.add(theirs)
     converted |= _top_prior(tensors, flow)
-    left = sorted(tensors.keys() - used - set(_TOP))
+    left = sorted(tensors.keys() - used - {*_TOP, *_LABEL, *_CLASSIFIER})
     if left:
         raise ValueError(f"it has {len(left)} tensors more than that model, the first of them {brief(left[0])}.")
     return converted
@@ -193,13 +197,26 @@ def _sources(flow: Flow, config: Config) -> Iterator[tuple[str, str | None]]:
 
 
 def _top_prior(tensors: Mapping[str, Tensor], flow: Flow) -> dict[str, Tensor]:
-    """Mean and log-scale of the last latent: learned, or zeros (`--no_learn_top`)."""
-    channels = flow.shapes[-1][0]
-    moments = torch.zeros(2 * channels)
+    """Mean and log-scale of the last latent: learned, or zeros (`--no_learn_top`); and what a label adds to them."""
+    size = 2 * flow.shapes[-1][0]
+    moments, prior = torch.zeros(size), {}
     if _TOP[0] in tensors:
-        bias, log_scale = (_taken(tensors, name).flatten() for name in _TOP[1:])
-        if bias.shape != moments.shape or log_scale.shape != moments.shape:
-            raise ValueError(f"its {_TOP[1]} has the shape {list(bias.shape)}; expected is [{2 * channels}].")
-        moments = bias * torch.exp(3 * log_scale)
+        bias, logs = (_sized(tensors, name, size) for name in _TOP[1:])
+        moments = bias * torch.exp(3 * logs)
+    if _LABEL[0] in tensors:
+        num_classes = flow.num_classes or 0
+        weight = _sized(tensors, _LABEL[0], size * num_classes).view(size, num_classes)
+        bias, logs = (_sized(tensors, name, size) for name in _LABEL[1:])
+        prior["prior.embedding"] = ((weight.T + bias) * torch.exp(3 * logs)).contiguous()
     mean, log_scale = moments.chunk(2)
-    return {"prior.mean": mean.clone(), "prior.log_scale": log_scale.clone()}
+    return {"prior.mean": mean.clone(), "prior.log_scale": log_scale.clone(), **prior}
+
+
+def _sized(tensors: Mapping[str, Tensor], name: str, size: int) -> Tensor:
+    """A tensor as one row of numbers. Raises ValueError where it has not so many, or of another type."""
+    value = _taken(tensors, name)
+    if value.numel() != size or value.dtype != torch.float32:
+        raise ValueError(
+            f"its {name} is {value.dtype} {list(value.shape)}; expected are {size} numbers, torch.float32."
+        )
+    return value.flatten()

@@ -13,7 +13,7 @@ NUM_BLOCKS, NUM_STEPS, WIDTH = 2, 3, 6
 SHAPE = (3, 8, 12)
 
 
-def other_state_dict(lu: bool, affine: bool, learn_top: bool = True) -> dict[str, Tensor]:
+def other_state_dict(lu: bool, affine: bool, learn_top: bool = True, num_classes: int = 0) -> dict[str, Tensor]:
     """A small model of images of `SHAPE`, in which every tensor matters."""
     numbers = torch.Generator().manual_seed(5)
 
@@ -60,12 +60,16 @@ def other_state_dict(lu: bool, affine: bool, learn_top: bool = True) -> dict[str
         layer += 1
     if learn_top:
         zero_conv("learn_top_fn", 2 * channels, 2 * channels)
+    if num_classes:
+        for name, inputs, outputs in [("ycond", num_classes, 2 * channels), ("class", channels, num_classes)]:
+            state[f"project_{name}.linear.weight"] = normal(outputs, inputs)
+            state[f"project_{name}.linear.bias"], state[f"project_{name}.logs"] = normal(outputs), normal(outputs)
     state["prior_h"] = torch.zeros(1, 2 * channels, height, width)
     return state
 
 
-def other_log_prob(state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """log p(x) of dequantized images under that model: [batch], float64."""
+def other_log_prob(state: dict[str, Tensor], x: Tensor, labels: Tensor | None = None) -> Tensor:
+    """log p(x) of dequantized images under that model, given their labels if it takes some: [batch], float64."""
     state = {name: value.double() for name, value in state.items()}
     z, total = x.double(), torch.zeros(len(x), dtype=torch.float64)
 
@@ -114,6 +118,10 @@ def other_log_prob(state: dict[str, Tensor], x: Tensor) -> Tensor:
     moments = state["prior_h"]
     if "learn_top_fn.logs" in state:
         moments = zero_conv("learn_top_fn", moments)
+    if labels is not None:
+        weight, bias = state["project_ycond.linear.weight"], state["project_ycond.linear.bias"]
+        one_hot = functional.one_hot(labels, weight.shape[1]).double()
+        moments = moments + ((one_hot @ weight.T + bias) * (3 * state["project_ycond.logs"]).exp())[:, :, None, None]
     return total + gaussian(z, *moments.chunk(2, dim=1))
 
 

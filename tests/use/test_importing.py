@@ -53,6 +53,16 @@ def test_the_likelihood_is_the_other_models(lu, affine, learn_top, images, save,
     assert (trained.decode(trained.encode(images)) == images).all()
 
 
+def test_a_likelihood_given_the_label(images, save, tmp_path):
+    state = other_state_dict(lu=True, affine=True, num_classes=3)
+    trained = load_flow(import_glow(save(state), tmp_path / "glow").path)
+    x, labels = (images + 0.5) / 256 - 0.5, torch.tensor([0, 1, 2, 2, 1, 0])
+    bits = trained.flow.values.bits_per_dim
+    given = bits(other_log_prob(state, x, labels))
+    assert (bits(trained.log_prob(x, labels=labels)) - given).abs().max() < 4e-6
+    assert (given - bits(other_log_prob(state, x, labels.flip(0) * 0))).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -139,7 +149,9 @@ REFUSED = {
     "nothing": ({}, "holds a dict: expected is a state dict"),
     "a whole model": (torch.nn.Linear(1, 1), r"torch.save\(model.state_dict\(\), path\), where"),
     "code": ({"model": Code()}, "more than tensors"),
-    "labels": (changed(lambda s: s.update({"project_class.logs": torch.zeros(10)})), "--y_condition"),
+    "half a label": (
+        changed(lambda s: s.update({"project_ycond.linear.weight": torch.zeros(48, 3)})), "no project_ycond.linear.bias"
+    ),
     "shuffled": ({k: v for k, v in changed(len).items() if "invconv" not in k}, "--flow_permutation shuffle or reverse"),
     "no step": (changed(lambda s: s.pop("flow.layers.2.actnorm.logs")), "has no flow.layers.2.actnorm.logs"),
     "one more": (changed(lambda s: s.update({"flow.layers.0.x": torch.zeros(1)})), "1 tensors more than that model"),
