@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeflow.config import Config
+from pipeflow.config.loading import show
 from pipeflow.errors import CheckpointError, ConfigError
 from pipeflow.flow import Flow, build_flow
 from pipeflow.rundir.checkpoint import MANIFEST_FILE, Checkpoints, read_manifest, read_tensors
@@ -205,7 +206,7 @@ def _options_of(config: Config) -> str:
     if model.name != "glow":
         return ""
     names = ("num_blocks", "num_steps", "width", "coupling", "invconv", "num_classes")
-    return f" It was built by {', '.join(f'model.{name} {getattr(model, name)}' for name in names)}."
+    return f" It was built by {', '.join(f'model.{name} {show(getattr(model, name))}' for name in names)}."
 
 
 def _without_memory(config: Config, weights: Weights) -> Flow:
