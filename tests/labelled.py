@@ -17,7 +17,7 @@ def images(options: object = None, shuffled: bool = False) -> ImageData:
         labels = torch.arange(num) % 3
         noise = torch.randint(-30, 30, (num, 3, 8, 8), generator=generator)
         made.append((torch.tensor([60, 128, 200])[labels].view(-1, 1, 1, 1) + noise).to(torch.uint8))
-        made.append(labels.flip(0) if shuffled else labels)
+        made.append(labels[torch.randperm(num, generator=torch.Generator().manual_seed(1))] if shuffled else labels)
     train, train_labels, test, test_labels = made
     return ImageData(train, test, "labelled", (), train_labels, test_labels, CLASSES)
 
