@@ -3,6 +3,8 @@
 data: {name: "pipeflow.data.toys:two_moons"}
 """
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -14,13 +16,15 @@ _SEED = 1
 
 
 def two_moons(options: DataConfig) -> ImageData:
-    """Points on two half circles that reach into each other, with noise: float32, [points, 2]."""
+    """Points on two half circles that reach into each other, with noise: float32, [points, 2]; the classes upper, lower."""
     rng = np.random.default_rng(_SEED)
     angle = np.pi * rng.random(NUM_TRAIN + NUM_TEST)
     is_lower = rng.random(len(angle)) < 0.5
     x = np.where(is_lower, 1 - np.cos(angle), np.cos(angle))
     y = np.where(is_lower, 0.5 - np.sin(angle), np.sin(angle))
-    return _split(np.stack([x, y], axis=1) + rng.normal(0, 0.08, (len(angle), 2)), "two_moons")
+    moons = _split(np.stack([x, y], axis=1) + rng.normal(0, 0.08, (len(angle), 2)), "two_moons")
+    train, test = torch.from_numpy(is_lower.astype(np.int64)).split([NUM_TRAIN, NUM_TEST])
+    return dataclasses.replace(moons, train_labels=train, test_labels=test, classes=("upper", "lower"))
 
 
 def weather(options: DataConfig) -> ImageData:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
+from pipeflow.flow.flow import Flow
 from pipeflow.flow.layers import Layer, Shape
+from pipeflow.flow.priors import ClassPrior
 
 
 class DenseStep(Layer):
@@ -67,8 +69,10 @@ class DenseStep(Layer):
         self.initialized.fill_(True)
 
 
-def dense(config: Config, shape: Shape) -> dict[str, Layer]:
-    """The layers `blocks.B.steps.S` for rows of a table, as many as `model` says: a function for `model.name`.
+def dense(config: Config, shape: Shape) -> Flow:
+    """A flow of layers `blocks.B.steps.S` for rows of a table, as many as `model` says: a function for `model.name`.
+
+    With `model.num_classes` its top prior is given the label.
 
     Raises ConfigError where the data are no rows of two values or more.
     """
@@ -77,8 +81,9 @@ def dense(config: Config, shape: Shape) -> dict[str, Layer]:
             f"model.name: {config.model.name} takes rows of two values or more, but the data have the shape {list(shape)}."
         )
     model = config.model
-    return {
+    steps = {
         f"blocks.{block}.steps.{step}": DenseStep(shape[0], model.width)
         for block in range(model.num_blocks)
         for step in range(model.num_steps)
     }
+    return Flow(steps, shape, None if model.num_classes is None else ClassPrior(shape, model.num_classes))

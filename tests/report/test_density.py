@@ -42,6 +42,19 @@ def test_data_samples_and_density_stand_side_by_side(tmp_path):
     assert (distance < 0.5).sum() > 10  # rows are y and columns are x
 
 
+def test_points_and_samples_have_the_colours_of_their_classes(tmp_path):
+    """The density is that of both classes together."""
+    summary = pipeflow.train(two_moons(tmp_path / "run", **SHORT, **{"model.num_classes": "2"}))
+    data, samples, density = density_of_run(tmp_path / "run").axes
+    nats = 2 * np.log(2) * summary.test_bpd
+    assert density.get_title("left") == f"density, {nats:.3f} nats a point given the label"
+    colours = [axes.collections[0].get_array() for axes in (data, samples)]
+    assert np.array_equal(*colours) and set(colours[0]) == {0, 1}
+    (left, right), (bottom, top) = data.get_xlim(), data.get_ylim()
+    shown = np.asarray(density.images[0].get_array())
+    assert 0.9 < shown.sum() * (right - left) * (top - bottom) / shown.size < 1.01
+
+
 def test_a_flow_given_from_python_cannot_be_drawn_and_that_is_said(tmp_path, capsys):
     config = two_moons(tmp_path / "run", **{**SHORT, "schedule.local_epochs": "0"})
     pipeflow.train(config, flow=build_flow(config, (2,)))
