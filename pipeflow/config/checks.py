@@ -78,10 +78,18 @@ def _check_names(config: "Config") -> None:
         is_function = all(module.split(".")) and function and ":" not in function
         if name not in (*known, "python") and not is_function:
             raise ConfigError(f"{option}: expected {', '.join(known)} or module:function, got {brief(name)}.")
-    if data.channels is not None and data.name in ("cifar10", "dead_leaves", "python"):
-        raise ConfigError(f"data.channels: data.name {data.name!r} has its channels: set data.channels to null.")
+    for option, what in {
+        "channels": "channels",
+        "resize": "size",
+        "crop": "size",
+        "test_fraction": "test images",
+    }.items():
+        if getattr(data, option) is not None and data.name in ("cifar10", "dead_leaves", "python"):
+            raise ConfigError(f"data.{option}: data.name {data.name!r} has its {what}: set data.{option} to null.")
     if data.name == "images" and data.path is None:
-        raise ConfigError("data.path: data.name 'images' needs a folder or a zip with train/ and test/ in it.")
+        raise ConfigError(
+            "data.path: data.name 'images' needs a folder or a zip with train/ and test/ in it, or an .npy or .npz file."
+        )
 
 
 def _check_parts(config: "Config") -> None:

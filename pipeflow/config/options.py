@@ -61,15 +61,30 @@ class DataConfig:
         {
             "dead_leaves": "images of 32 x 32 pixels that are drawn here: nothing is downloaded",
             "cifar10": "CIFAR-10; torchvision downloads it into data.path unless it is there",
-            "images": "the folder or zip data.path, with images in train/ and test/",
-            "module:function": "your function(data options), which returns (train, test) as uint8",
+            "images": "data.path: a folder or zip of image files in train/ and test/, or .npy and .npz files",
+            "module:function": "your function(data options), which returns (train, test)",
         },
     )
     path: str | None = option(
-        None, "folder or zip of images; folder of the CIFAR-10 archive (null: ./data for cifar10)"
+        None, "folder or zip of images, .npy or .npz file; folder of the CIFAR-10 archive (null: ./data for cifar10)"
     )
     channels: Literal[1, 3] | None = option(
         None, "channels of images", {"null": "as in the files", "1": "grey", "3": "red, green and blue"}
+    )
+    resize: int | None = option(
+        None,
+        "resize image files, shorter side to so many pixels, by Lanczos (null: not at all)",
+        at_least=1,
+        at_most=4096,
+    )
+    crop: int | None = option(
+        None,
+        "cut image files to so many pixels in height and width, their middle (null: not at all)",
+        at_least=1,
+        at_most=4096,
+    )
+    test_fraction: float | None = option(
+        None, "part of the images held out as test images, where data.path has none (null: it has)", above=0, below=1
     )
     num_train: int | None = option(None, "training images (null: all; dead_leaves: 2560)", at_least=1, at_most=10**7)
     num_test: int | None = option(None, "test images (null: all; dead_leaves: 512)", at_least=1, at_most=10**7)

@@ -27,10 +27,12 @@ Write = Callable[[int, memoryview], None]
 """Stores images: takes the index of the first, and the bytes of that one and of those after it."""
 
 
-def read_cache(fingerprint: str, num_train: int) -> tuple[StoredImages, int] | None:
+def read_cache(fingerprint: str, num_train: int, num_images: int) -> tuple[StoredImages, int] | None:
     """The images that `write_cache` stored under `fingerprint`, and how many were converted; None if they are not intact.
 
-    num_train: number of training images, which come before the test images.
+    Args:
+        num_train: number of training images, which come before the test images.
+        num_images: number of both.
     """
     try:
         folder = cache_folder() / fingerprint
@@ -41,7 +43,7 @@ def read_cache(fingerprint: str, num_train: int) -> tuple[StoredImages, int] | N
             return None
     except (OSError, DataError, ValueError, TypeError, LookupError):
         return None
-    are_images = not images.is_floating_point() and images.ndim == 4 and len(images) > num_train
+    are_images = not images.is_floating_point() and images.ndim == 4 and len(images) == num_images
     return (images, num_converted) if are_images else None
 
 
@@ -66,7 +68,7 @@ def write_cache(
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
     with _new_file(root / f".{fingerprint}.npy") as (path, file):
-        kept = read_cache(fingerprint, num_train)  # another process may have written it meanwhile
+        kept = read_cache(fingerprint, num_train, shape[0])  # another process may have written it meanwhile
         if kept is not None:
             return kept
         header = io.BytesIO()

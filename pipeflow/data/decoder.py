@@ -11,11 +11,13 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import IO, Any
 
 import numpy as np
 
 from pipeflow.data import picture
+from pipeflow.data.picture import Conversion
 from pipeflow.errors import DataError
 
 PIPE_BYTES = 1_048_576
@@ -25,12 +27,12 @@ Decoded = tuple[np.ndarray, bool] | Exception
 """What `picture.decode` gives, or raises."""
 
 
-def decode_all(contents: Sequence[bytes], channels: int | None) -> list[Decoded]:
-    """Decodes files up to the first that cannot be, whose error is the last entry. channels: as for `picture.decode`."""
+def decode_all(contents: Sequence[bytes], conversion: Conversion) -> list[Decoded]:
+    """Decodes files up to the first that cannot be, whose error is the last entry. conversion: as for `picture.decode`."""
     decoded: list[Decoded] = []
     for content in contents:
         try:
-            decoded.append(picture.decode(content, channels))
+            decoded.append(picture.decode(content, conversion))
         except Exception as error:  # a broken file can make a decoder raise anything
             return [*decoded, error]
     return decoded
@@ -57,12 +59,12 @@ class DecoderProcess:
         except OSError as error:
             raise DataError(f"a process that decodes images cannot be started ({error.strerror}).") from None
 
-    def decode_all(self, contents: Sequence[bytes], channels: int | None) -> list[Decoded]:
+    def decode_all(self, contents: Sequence[bytes], conversion: Conversion) -> list[Decoded]:
         """As the function `decode_all`, over there."""
         requests, answers = self._process.stdin, self._process.stdout
         assert requests is not None and answers is not None
         try:
-            _send(requests, {"sizes": list(map(len, contents)), "channels": channels}, contents)
+            _send(requests, {"sizes": list(map(len, contents)), "conversion": asdict(conversion)}, contents)
             head = json.loads(answers.readline())
             places = list(itertools.accumulate((math.prod(each.get("shape", [0])) for each in head), initial=0))
             content = memoryview(answers.read(places[-1]))
@@ -96,7 +98,7 @@ def main() -> None:
         contents = [requests.read(size) for size in request["sizes"]]
         head: list[dict[str, Any]] = []
         pixels = []
-        for each in decode_all(contents, request["channels"]):
+        for each in decode_all(contents, Conversion(**request["conversion"])):
             if isinstance(each, Exception):
                 head.append({"error": str(each), "is_picture": isinstance(each, picture.NotUsable)})
             else:

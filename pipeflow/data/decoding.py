@@ -22,7 +22,7 @@ BYTES_PER_PROCESS = 16_000_000
 CHUNK_BYTES = 1_000_000
 """Bytes of files, or of pixels, that are decoded in one go."""
 
-DecodeAll = Callable[[Sequence[bytes], int | None], list[decoder.Decoded]]
+DecodeAll = Callable[[Sequence[bytes], picture.Conversion], list[decoder.Decoded]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class Decoding:
 
     source: Source
     members: Sequence[Member]
-    channels: int | None
-    """As `data.channels`."""
+    conversion: picture.Conversion
 
     def first_shape(self) -> tuple[int, ...]:
         """[channels, height, width] of the first image; those of all others must be the same."""
@@ -105,7 +104,7 @@ class Decoding:
                 unread = error  # a file before it may be broken
                 break
         decoded = []
-        for member, each in zip(members, decode_all(contents, self.channels)):
+        for member, each in zip(members, decode_all(contents, self.conversion)):
             if isinstance(each, picture.NotUsable):
                 raise DataError(f"{self.source.where(member)} {each}.")
             if isinstance(each, Exception):
@@ -125,8 +124,8 @@ class Decoding:
                 f"data.channels to 3 (grey becomes RGB) or to 1 (RGB becomes grey), or remove the odd ones."
             )
         return DataError(
-            f"data.path: {this} in {source} is {size_text(found)}, but {first} is {size_text(shape)}: resize or remove "
-            f"the odd ones, so that all have one size."
+            f"data.path: {this} in {source} is {size_text(found)}, but {first} is {size_text(shape)}: set data.resize and "
+            f"data.crop, or remove the odd ones, so that all have one size."
         )
 
 

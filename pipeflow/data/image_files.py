@@ -11,13 +11,13 @@ from pipeflow.errors import DataError
 from pipeflow.safe_files import in_full, read_bytes
 
 
-def read_images(paths: Sequence[str], shape: tuple[int, ...], channels: int | None = None) -> Tensor:
+def read_images(paths: Sequence[str], shape: tuple[int, ...], conversion: picture.Conversion = picture.AS_IS) -> Tensor:
     """The images of some files, uint8, [images, *shape].
 
     Args:
         paths: PNG, JPEG, BMP or WebP files.
         shape: [channels, height, width] that each must have.
-        channels: 1 or 3, as `data.channels`; None for those of the file.
+        conversion: of the pixels of each file.
 
     Raises:
         DataError: a file is no usable image, or has another shape.
@@ -30,7 +30,7 @@ def read_images(paths: Sequence[str], shape: tuple[int, ...], channels: int | No
         except OSError as error:
             raise DataError(f"{name} cannot be read ({error.strerror}): name an image file.") from None
         try:
-            pixels, _ = picture.decode(content, channels)
+            pixels, _ = picture.decode(content, conversion)
         except picture.NotUsable as error:
             raise DataError(f"{name} {error}.") from None
         except Exception as error:  # any: a broken file makes decoders raise all sorts

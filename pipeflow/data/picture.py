@@ -7,9 +7,12 @@ stored: colour profiles are not applied.
 
 import io
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeflow.config import DataConfig
 
 RULES = 2
 """Version of the rules by which files become pixels: another one whenever they change, so that no old cache is read."""
@@ -27,15 +30,35 @@ class NotUsable(ValueError):
     """The file holds something that a flow of 8-bit channels cannot learn; the text goes on after the file's name."""
 
 
-def decode(content: bytes, channels: int | None) -> tuple[np.ndarray, bool]:
-    """The pixels of an image file, uint8, [channels, height, width], and whether they hold less or more than the file.
+@dataclass(frozen=True)
+class Conversion:
+    """What is done to the pixels of a file; None: nothing."""
+
+    channels: int | None = None
+    """`data.channels`: 1 or 3."""
+    resize: int | None = None
+    """`data.resize`: pixels of the shorter side. The longer one keeps the proportions."""
+    crop: int | None = None
+    """`data.crop`: pixels in height and width of the middle that is kept."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Conversion":
+        """The conversion that the options ask for."""
+        return cls(data.channels, data.resize, data.crop)
+
+
+AS_IS = Conversion()
+
+
+def decode(content: bytes, conversion: Conversion = AS_IS) -> tuple[np.ndarray, bool]:
+    """The pixels of an image file, uint8, [channels, height, width], and whether their channels are others than the file's.
 
     A file has one channel if it is grey, by its header or by a palette of greys alone, else three. Grey becomes RGB by
     repetition; RGB becomes grey by the weights of ITU-R 601 (0.299, 0.587, 0.114), which keep greys that are stored as RGB.
 
     Args:
         content: of the file.
-        channels: 1 or 3; None for those of the file.
+        conversion: resizing is by Pillow's LANCZOS, which averages over all pixels that lie under one of the result.
 
     Raises:
         NotUsable: the file is an image, but not one that 8-bit channels hold exactly, or too large.
@@ -56,10 +79,29 @@ def decode(content: bytes, channels: int | None) -> tuple[np.ndarray, bool]:
             _check_header(image, content)
             upright = ImageOps.exif_transpose(image)
         own = _own_mode(upright)
-        wanted = own if channels is None else _MODES[channels]
-        pixels = np.asarray(upright.convert(wanted))
+        wanted = own if conversion.channels is None else _MODES[conversion.channels]
+        pixels = np.asarray(_fitted(upright.convert(wanted), conversion))
         is_same = wanted == own or (wanted == "L" and is_grey(np.asarray(upright.convert("RGB")).transpose(2, 0, 1)))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), not is_same
+
+
+def _fitted(image: Image.Image, conversion: Conversion) -> Image.Image:
+    """The image in the size that is asked for. Raises NotUsable where it is too small to be cut, or becomes too large."""
+    size, crop = image.size, conversion.crop
+    if conversion.resize is not None:
+        width, height = (max(1, round(side * conversion.resize / min(size))) for side in size)
+        if width * height > MAX_PIXELS:
+            raise _too_large()
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if crop is not None:
+        if min(image.size) < crop:
+            raise NotUsable(
+                f"is {image.width}x{image.height} (width x height), smaller than data.crop {crop}; lower it, or set "
+                f"data.resize"
+            )
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        image = image.crop((left, top, left + crop, top + crop))
+    return image
 
 
 def is_grey(pixels: np.ndarray) -> bool:

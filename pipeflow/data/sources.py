@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeflow.config import DataConfig
+from pipeflow.data.array_files import holds_arrays, load_arrays
 from pipeflow.data.given import TAKES, NoImages, as_image_data
 from pipeflow.data.image_data import ImageData
 from pipeflow.data.image_folder import load_images
@@ -63,8 +64,12 @@ def _load_whole(data: DataConfig) -> ImageData:
     if name == "cifar10":
         return _cifar10("data" if data.path is None else data.path)
     if name == "images":
-        images, test_images, notes = load_images(data.path, data.channels, data.memory_bytes)
-        return ImageData(images, test_images, name, tuple(notes))
+        return load_arrays(data) if holds_arrays(data.path) else load_images(data)
+    if name == "dead_leaves" and data.path is not None:
+        raise DataError(
+            f"data.path is {data.path}, but data.name is 'dead_leaves', whose images are drawn here: set data.name to "
+            f"images, or data.path to null."
+        )
     if name == "dead_leaves":
         return ImageData(_dead_leaves("train", data.num_train), _dead_leaves("test", data.num_test), name)
     if ":" in name:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import io
 import math
 import os
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeflow.data.npy import MAX_HEADER_BYTES, NpyHeader, read_header
 from pipeflow.errors import DataError
 from pipeflow.safe_files import in_full, open_file
 
-MAX_HEADER_BYTES = 16_384
-"""Most bytes of a file's header that are looked at. numpy writes 128."""
 CHUNK_BYTES = 4_000_000
 """Bytes of images that are looked at together where all are looked at, one after the other."""
 
@@ -46,31 +44,30 @@ class StoredImages:
             size = os.fstat(self._file.number).st_size
         except OSError as error:
             raise DataError(f"{self._path} cannot be read ({error.strerror}).") from None
-        shape, dtype, self._offset = self._parse(start)
-        self.dtype = _DTYPES[dtype]
+        header = self._parse(start)
+        shape, self._offset = header.shape, header.size
+        self.dtype = _DTYPES[header.dtype]
         self._image_shape = shape[1:]
-        self._image_bytes = math.prod(shape[1:]) * dtype.itemsize
-        if shape[0] * self._image_bytes != size - self._offset:
+        self._image_bytes = math.prod(shape[1:]) * header.dtype.itemsize
+        if header.nbytes != size - self._offset:
             raise DataError(f"{self._path} is damaged: it has not the size that its header tells.")
         self._places = torch.arange(shape[0])
         """Where in the file each image is."""
 
-    def _parse(self, start: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
-        """Shape and type from the first bytes of the file, and the number of bytes of its header."""
-        header = io.BytesIO(start)
+    def _parse(self, start: bytes) -> NpyHeader:
+        """The header in the first bytes of the file."""
         try:
-            version = np.lib.format.read_magic(header)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, is_fortran, dtype = read(header)
-        except (ValueError, TypeError, LookupError, RuntimeError, MemoryError):
+            header = read_header(start)
+        except ValueError:
             raise DataError(f"{self._path} is no .npy file of numbers: write it with numpy.save.") from None
-        if dtype not in _DTYPES or is_fortran or len(shape) < 2 or min(shape) < 1:
-            order = " in Fortran order" if is_fortran else ""
+        shape = header.shape
+        if header.dtype not in _DTYPES or header.is_fortran or len(shape) < 2 or min(shape) < 1:
+            order = " in Fortran order" if header.is_fortran else ""
             raise DataError(
-                f"{self._path} has {dtype} of shape {list(shape)}{order}: images that are read from the disk are uint8 or "
-                f"float32, [images, ...], in C order."
+                f"{self._path} has {header.dtype} of shape {list(shape)}{order}: images that are read from the disk are "
+                f"uint8 or float32, [images, ...], in C order."
             )
-        return shape, dtype, header.tell()
+        return header
 
     def __len__(self) -> int:
         return len(self._places)
@@ -99,6 +96,12 @@ class StoredImages:
         subset = copy.copy(self)
         subset._places = self._places[chosen]
         return subset
+
+    def with_channel(self) -> "StoredImages":
+        """The same images with a dimension of 1 in front of the others of an image."""
+        images = copy.copy(self)
+        images._image_shape = (1, *self._image_shape)
+        return images
 
     def __getitem__(self, chosen: Tensor | slice) -> Tensor:
         """Reads images: a tensor [chosen, ...], in memory of its own. Raises DataError where that fails."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pipeflow.config import Config
 from pipeflow.config.checks import check_batch_size
 from pipeflow.data import load_data
+from pipeflow.data.array_files import holds_arrays
 from pipeflow.data.image_data import padded_values
 from pipeflow.data.image_folder import measure_images
 from pipeflow.data.sources import DEAD_LEAVES_NUM, num_taken
@@ -164,8 +165,8 @@ def _measure_data(config: Config) -> Images:
         return Images(shape, data.num_train or DEAD_LEAVES_NUM["train"], data.num_test or DEAD_LEAVES_NUM["test"])
     if data.name == "cifar10":
         train, test = CIFAR10_NUM["train"], CIFAR10_NUM["test"]
-    elif data.name == "images" and data.path is not None:
-        shape, train, test = measure_images(data.path, data.channels)
+    elif data.name == "images" and not holds_arrays(data.path):
+        shape, train, test = measure_images(data)
     else:
         images = load_data(data)
         return Images(images.values(data.pad).padded_shape, len(images.train), len(images.test))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeflow.data.image_files import read_images
+from pipeflow.data.picture import AS_IS, Conversion
 from pipeflow.device import choose_device
 from pipeflow.errors import DataError
 from pipeflow.rundir.saved_flow import SavedFlow, open_flow
@@ -60,7 +61,7 @@ def encode(
     """
     saved, trained = _load(path, flow, device)
     _check_drawn(trained)
-    latents = trained.encode(read_images(images, trained.shape, _channels(saved)))
+    latents = trained.encode(read_images(images, trained.shape, _conversion(saved)))
     latents.save(_with_folder(out))
     shapes = {"last": latents.last, **{f"taken_out.{index}": each for index, each in enumerate(latents.taken_out)}}
     return f"{', '.join(f'{name} {list(each.shape)}' for name, each in shapes.items())}: {out}"
@@ -82,7 +83,7 @@ def interpolate(
     """
     saved, trained = _load(path, flow, device)
     _check_drawn(trained)
-    ends = read_images([a, b], trained.shape, _channels(saved))
+    ends = read_images([a, b], trained.shape, _conversion(saved))
     sample_grid(trained.interpolate(ends[0], ends[1], num), _with_folder(out), columns=num)
     return f"{num} images from {a} to {b}: {out}"
 
@@ -92,8 +93,8 @@ def _load(path: str | Path, flow: str | None, device: str) -> tuple[SavedFlow, T
     return saved, TrainedFlow(saved, choose_device(device))
 
 
-def _channels(saved: SavedFlow) -> int | None:
-    return None if saved.config is None else saved.config.data.channels
+def _conversion(saved: SavedFlow) -> Conversion:
+    return AS_IS if saved.config is None else Conversion.of(saved.config.data)
 
 
 def _check_drawn(trained: TrainedFlow) -> None:

@@ -16,6 +16,7 @@ from pipeflow.data.decoder import DecoderProcess
 from pipeflow.data.decoding import Decoding
 from pipeflow.data.decoding_progress import DecodingProgress
 from pipeflow.data.image_source import open_source
+from pipeflow.data.picture import AS_IS, Conversion
 from pipeflow.errors import DataError
 from tests.data.test_images import encode, write_folder, write_zip
 
@@ -41,7 +42,7 @@ def decoded(path, num_processes: int) -> np.ndarray:
 
     with open_source(path) as source:
         members = sorted(source.members, key=lambda member: member.path)
-        decoding = Decoding(source, members, None)
+        decoding = Decoding(source, members, AS_IS)
         assert decoding.run(decoding.first_shape(), write, num_processes) == 0
     return images
 
@@ -79,11 +80,11 @@ def test_the_first_bad_file_is_named(num_processes, broken, says, small_chunks, 
 def test_a_process_that_is_lost_is_an_error_and_imports_no_torch():
     process = DecoderProcess()
     try:
-        ((pixels, is_converted),) = process.decode_all([encode(PIXELS[0])], 3)
+        ((pixels, is_converted),) = process.decode_all([encode(PIXELS[0])], Conversion(3))
         assert (pixels == PIXELS[0].transpose(2, 0, 1)).all() and not is_converted
         os.kill(process._process.pid, 9)
         with pytest.raises(DataError, match=r"was lost \(exit code -9\)"):
-            process.decode_all([encode(PIXELS[0])], 3)
+            process.decode_all([encode(PIXELS[0])], Conversion(3))
     finally:
         process.close()
     program = f"import {decoder.__name__}, sys; sys.exit('torch' in sys.modules)"
@@ -117,11 +118,11 @@ def test_a_killed_process_leaves_nothing_half(cache):
     os.read(reading, 1)
     os.kill(child, 9)
     os.waitpid(child, 0)
-    assert [path.name for path in cache.iterdir()] == [".killed.npy"] and read_cache("killed", 2) is None
+    assert [path.name for path in cache.iterdir()] == [".killed.npy"] and read_cache("killed", 2, 3) is None
     images, num_converted = write_cache("other", 2, shape, lambda write: write(0, memoryview(b"0123456789ab")) or 5)
     assert bytes(images[:].flatten()) == b"0123456789ab" and num_converted == 5
     assert [path.name for path in cache.iterdir()] == ["other"]
-    kept, num_converted = read_cache("other", 2)
+    kept, num_converted = read_cache("other", 2, 3)
     assert bytes(kept[:].flatten()) == b"0123456789ab" and num_converted == 5
 
 

@@ -109,9 +109,10 @@ def test_grey_images_stay_one_channel(files, options, write, tmp_path):
     greys = {path: encode(np.full((4, 5), i, np.uint8)) for i, path in enumerate(files)}
     path = write(tmp_path / "source", greys)
     data = load_data(options(path=path))
-    assert data.shape == (1, 4, 5) == measure_images(path, None)[0] and data.notes == ()
+    assert data.shape == (1, 4, 5) == measure_images(options(path=path))[0] and data.notes == ()
     tripled = load_data(options(path=path, channels=3))
-    assert tripled.shape == (3, 4, 5) == measure_images(path, 3)[0] and (tripled.train == data.train).all()
+    assert tripled.shape == (3, 4, 5) == measure_images(options(path=path, channels=3))[0]
+    assert (tripled.train == data.train).all()
     assert "data.channels 3: 11 of 11 images are grey and become RGB" in tripled.notes[0]
 
 
@@ -248,7 +249,10 @@ def test_no_path_no_source_no_zip_no_images(files, options, tmp_path, monkeypatc
     "make, says",
     [
         (lambda good: good[: len(good) // 2], ["cannot be decoded", "replace or remove"]),
-        (lambda good: encode(np.zeros((5, 4, 3), np.uint8)), ["4x5", "5x4", "resize or remove"]),
+        (
+            lambda good: encode(np.zeros((5, 4, 3), np.uint8)),
+            ["4x5", "5x4", "set data.resize and data.crop, or remove"],
+        ),
         (lambda good: encode(np.zeros((4, 5), np.uint16)), ["more than 8 bits", "save it with 8 bits"]),
         (lambda good: encode(np.zeros((4, 5, 4), np.uint8)), ["transparent", "put it on a background"]),
         (lambda good: encode(np.zeros((5000, 5000), bool)), ["more than 16,000,000 pixels"]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeflow.data.picture import NotUsable, decode
+from pipeflow.data.picture import Conversion, NotUsable, decode
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (4, 5), np.uint8)
@@ -82,28 +82,28 @@ EXACT = {
 @pytest.mark.parametrize("case", EXACT)
 def test_pixels_are_those_of_the_file(case):
     content, expected = EXACT[case]
-    pixels, is_converted = decode(content, None)
+    pixels, is_converted = decode(content)
     expected = expected[None] if expected.ndim == 2 else expected.transpose(2, 0, 1)
     assert pixels.dtype == np.uint8 and np.array_equal(pixels, expected) and not is_converted
 
 
 def test_levels_of_five_bits_stay_apart():
     levels = np.arange(20, dtype=np.uint16).reshape(4, 5)
-    pixels, _ = decode(bmp_of_16_bits(levels << 10 | levels << 5 | levels), None)
+    pixels, _ = decode(bmp_of_16_bits(levels << 10 | levels << 5 | levels))
     assert pixels.shape == (3, 4, 5) and all(len(np.unique(channel)) == 20 for channel in pixels)
 
 
 @pytest.mark.parametrize("pixels, num_channels", [(GREY, 1), (COLOUR, 3)])
 def test_channels_of_a_jpeg(pixels, num_channels):
     """A JPEG is never exact, but its channels are."""
-    assert decode(saved(np.full_like(pixels, 200), "JPEG"), None)[0].tolist() == [[[200] * 5] * 4] * num_channels
+    assert decode(saved(np.full_like(pixels, 200), "JPEG"))[0].tolist() == [[[200] * 5] * 4] * num_channels
 
 
 def test_first_picture_of_a_telephones_jpeg():
     """Telephones write a second picture into the file, such as how bright a screen is to show which place."""
     second = [Image.fromarray(np.zeros_like(COLOUR))]
     content = saved(np.full_like(COLOUR, 200), "MPO", save_all=True, append_images=second)
-    assert (decode(content, None)[0] == 200).all()
+    assert (decode(content)[0] == 200).all()
 
 
 WORDS = {
@@ -129,15 +129,15 @@ WORDS = {
 def test_what_would_be_lost_is_refused(case, channels):
     content, words = WORDS[case]
     with pytest.raises(NotUsable, match=words):
-        decode(content, channels)
+        decode(content, Conversion(channels))
 
 
 @pytest.mark.parametrize("case", EXACT)
 def test_channels_that_are_asked_for(case):
     content, _ = EXACT[case]
-    own, _ = decode(content, None)
+    own, _ = decode(content)
     for channels in (1, 3):
-        pixels, is_converted = decode(content, channels)
+        pixels, is_converted = decode(content, Conversion(channels))
         assert len(pixels) == channels and is_converted == (len(own) != channels)
         if len(own) == 1:
             assert (pixels == own).all()
@@ -163,11 +163,11 @@ UPRIGHT = {
 def test_upright_as_exif_says(orientation, format):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels, _ = decode(saved(COLOUR, format, exif=exif, lossless=True), None)
+    pixels, _ = decode(saved(COLOUR, format, exif=exif, lossless=True))
     assert np.array_equal(pixels.transpose(1, 2, 0), UPRIGHT[orientation](COLOUR))
 
 
 def test_damaged_exif_is_passed_over_in_silence(recwarn):
     exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x0e\x01\x02\0\xff\0\0\0\xf0\0\0\0\x12\x01\x03\0\x01\0\0\0"
-    pixels, _ = decode(saved(COLOUR, "JPEG", exif=exif), None)
+    pixels, _ = decode(saved(COLOUR, "JPEG", exif=exif))
     assert pixels.shape == (3, 4, 5) and not recwarn.list

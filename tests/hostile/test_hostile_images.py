@@ -164,9 +164,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(
-    "read", [load_data, lambda options: measure_images(options.path, None)], ids=["load", "measure"]
-)
+@pytest.mark.parametrize("read", [load_data, measure_images], ids=["load", "measure"])
 @pytest.mark.parametrize("case", FILES)
 def test_file(case, read, tmp_path, cache, monkeypatch):
     """Ghostscript, which Pillow would have draw an EPS, is there and leaves a trace."""

@@ -147,7 +147,7 @@ class TestResume:
                     key, other
                 )
                 changed = yaml.safe_load(text)
-                if key == "channels":  # an option of images alone, which a run of dead leaves cannot have
+                if key in ("channels", "resize", "crop", "test_fraction"):  # which a run of dead leaves cannot have
                     continue
                 changed[section][key] = other
                 path.write_text(yaml.safe_dump(changed))

@@ -1,0 +1,69 @@
+"""Which files of a folder or a zip are training and test images, and which classes their folders name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeflow.data.image_source import LAYOUT, SUFFIXES, Member
+from pipeflow.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a source."""
+
+    train: Sequence[Member]
+    """Training images, sorted by path."""
+    test: Sequence[Member]
+    """Test images, sorted by path; none where `data.test_fraction` is to hold some of the others out."""
+    train_classes: Sequence[str]
+    """For each training image the folder in train/ that it lies in, at any depth; empty where one lies in none."""
+    test_classes: Sequence[str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, sorted: none unless each image lies in one, and test images in those of train/."""
+        names = set(self.train_classes)
+        has_labels = not self.test or (self.test_classes and names >= set(self.test_classes))
+        return tuple(sorted(names)) if has_labels else ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of classes that are none."""
+        unknown = sorted(set(self.test_classes) - set(self.train_classes)) if self.train_classes else []
+        return [f"The images get no labels: the class {each} is in test/ and not in train/." for each in unknown[:1]]
+
+
+def lay_out(members: Sequence[Member], source: str, test_fraction: float | None) -> Layout:
+    """Finds training and test images: those in train/ and test/, both of which may lie in one common folder.
+
+    Without test/ all images are training images, in train/ or anywhere.
+
+    Args:
+        source: path, for messages.
+        test_fraction: `data.test_fraction`, which is for sources without test/.
+
+    Raises DataError where there are no images of a kind, or test images and a fraction too.
+    """
+    members = sorted(members, key=lambda member: member.path)
+    tops = {member.path.split("/")[0] for member in members}
+    front = "" if len(tops) != 1 or tops & {"train", "test"} else f"{tops.pop()}/"
+    train, test = ([m for m in members if m.path.startswith(f"{front}{part}/")] for part in ("train", "test"))
+    if test and test_fraction is not None:
+        raise DataError(
+            f"data.test_fraction is {test_fraction:g}, but {source} has {len(test):,} images in test/: set it to null, or "
+            f"take them away."
+        )
+    in_train = f"{front}train/"
+    if not train and not test and test_fraction is not None:
+        train, in_train = members, front
+    for part, found in (("train", train), ("test", test)):
+        if not found and not (part == "test" and test_fraction is not None):
+            suffixes = ", ".join(SUFFIXES)
+            fix = f", or set data.test_fraction to hold some of {'train/' if train else 'them'} out" if not test else ""
+            raise DataError(f"data.path: {source} has no images in {part}/ ({suffixes}); it must be {LAYOUT}{fix}.")
+    return Layout(train, test, _classes(train, in_train), _classes(test, f"{front}test/"))
+
+
+def _classes(members: Sequence[Member], front: str) -> list[str]:
+    inside = [member.path.removeprefix(front).split("/") for member in members]
+    return [first for first, *_ in inside] if all(len(path) > 1 for path in inside) else []
