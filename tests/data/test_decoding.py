@@ -48,7 +48,8 @@ def decoded(path, num_processes: int) -> np.ndarray:
 
 
 def files(**broken: bytes) -> dict[str, bytes]:
-    return {f"train/{i:02}.png": broken.get(f"at_{i}", encode(pixels)) for i, pixels in enumerate(PIXELS)}
+    good = {f"train/{i:02}.png": encode(pixels) for i, pixels in enumerate(PIXELS)}
+    return good | {f"train/{name}": content for name, content in broken.items()}
 
 
 def test_several_processes_decode_as_one_does(write, small_chunks, tmp_path):
@@ -60,13 +61,14 @@ def test_several_processes_decode_as_one_does(write, small_chunks, tmp_path):
 @pytest.mark.parametrize(
     "num_processes, broken, says",
     [
-        (2, {"at_8": b"broken", "at_24": b"broken"}, "train/08.png in .* cannot be decoded"),
-        (1, {"at_9": b"broken", "at_8": bytes(64_000_001)}, "train/08.png in .*64,000,001 bytes"),
-        (1, {"at_9": bytes(64_000_001), "at_8": b"broken"}, "train/08.png in .* cannot be decoded"),
-        (1, {"at_29": encode(PIXELS[0, :3])}, "train/29.png in .* is 5x3"),
+        (2, {"08.png": b"broken", "24.png": b"broken"}, "train/08.png in .* cannot be decoded"),
+        (1, {"09.png": b"broken", "08.png": bytes(64_000_001)}, "train/08.png in .*64,000,001 bytes"),
+        (1, {"08b.gif": b"", "08.png": b"broken"}, "train/08.png in .* cannot be decoded"),
+        (1, {"07b.gif": b"", "08.png": b"broken"}, "train/07b.gif in .* is none of"),
+        (1, {"29.png": encode(PIXELS[0, :3])}, "train/29.png in .* is 5x3"),
         (
             2,
-            {"at_17": encode(np.zeros((4, 5, 4), np.uint8)), "at_20": b""},
+            {"17.png": encode(np.zeros((4, 5, 4), np.uint8)), "20.png": b""},
             "train/17.png in .* has transparent pixels",
         ),
     ],
