@@ -27,6 +27,7 @@ from pipeflow import Config, train
 from pipeflow.data import Batches, dead_leaves, load_data
 from pipeflow.data.decoding import Decoding
 from pipeflow.data.image_source import open_source
+from pipeflow.data.picture import AS_IS
 from pipeflow.errors import Preempted
 
 HERE = Path(__file__).parent
@@ -116,7 +117,7 @@ def decode(folder: Path, num: int, num_processes: int) -> float:
     """Seconds to decode the first files into a file."""
     with open_source(folder) as source, tempfile.TemporaryFile(dir=folder.parent) as file:
         members = sorted(source.members, key=lambda member: member.path)[:num]
-        decoding = Decoding(source, members, None)
+        decoding = Decoding(source, members, AS_IS)
         start = time.perf_counter()
         decoding.run(
             (3, SIZE, SIZE), lambda first, pixels: os.pwrite(file.fileno(), pixels, first * IMAGE_BYTES), num_processes
