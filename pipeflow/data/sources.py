@@ -65,11 +65,6 @@ def _load_whole(data: DataConfig) -> ImageData:
         return _cifar10("data" if data.path is None else data.path)
     if name == "images":
         return load_arrays(data) if holds_arrays(data.path) else load_images(data)
-    if name == "dead_leaves" and data.path is not None:
-        raise DataError(
-            f"data.path is {data.path}, but data.name is 'dead_leaves', whose images are drawn here: set data.name to "
-            f"images, or data.path to null."
-        )
     if name == "dead_leaves":
         return ImageData(_dead_leaves("train", data.num_train), _dead_leaves("test", data.num_test), name)
     if ":" in name:
