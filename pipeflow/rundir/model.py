@@ -21,6 +21,9 @@ MODEL_FILE = "model.safetensors"
 MAX_IMAGE_VALUES = 4_000_000
 """Values of the largest image of a saved flow, 1024 x 1024 in colour. A line of text must not ask for more memory."""
 
+_LONGEST_NAME = 500
+"""Characters of the name of a class, as of every text in a run's records."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -111,7 +114,9 @@ def check_values(record: ValuesRecord | None, shape: tuple[int, ...]) -> Values:
 
 def _check_classes(names: object) -> tuple[str, ...]:
     """Names of classes, as they stand in a file. Raises ValueError where they cannot be such."""
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_NAME for name in names
+    ):
         raise ValueError(f"its classes are {brief(names)}")
     return tuple(names)
 

@@ -115,9 +115,11 @@ def _from_file(path: Path, given: GivenFlow) -> SavedFlow:
     if path.name == MODEL_FILE and (path.parent / "config.yaml").exists():
         config, summary = read_config(path.parent, for_use=True), read_summary(path.parent)
         flow = _build(path, weights, config, given)
-        return SavedFlow(flow=flow, source=path, config=config, summary=summary, classes=weights.classes)
+        return SavedFlow(
+            flow=flow, source=path, config=config, summary=summary, classes=_checked(path, flow, weights.classes)
+        )
     flow = _build(path, weights, _config_in(path, weights, given), given)
-    return SavedFlow(flow=flow, source=path, config=None, classes=weights.classes)
+    return SavedFlow(flow=flow, source=path, config=None, classes=_checked(path, flow, weights.classes))
 
 
 def _config_in(path: Path, weights: Weights, given: GivenFlow) -> Config:
@@ -157,7 +159,16 @@ def _from_checkpoint(folder: Path, manifest: Manifest, given: GivenFlow) -> Save
     weights = Weights({**trained, **averages}, values, None)
     classes = () if manifest.given_label is None else manifest.given_label.classes
     flow = _build(folder, weights, config, given)
-    return SavedFlow(flow=flow, source=folder, config=config, manifest=manifest, classes=classes)
+    return SavedFlow(
+        flow=flow, source=folder, config=config, manifest=manifest, classes=_checked(folder, flow, classes)
+    )
+
+
+def _checked(source: Path, flow: Flow, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a flow's classes. Raises CheckpointError where they are not as many as the flow's."""
+    if classes and len(classes) != flow.num_classes:
+        raise damaged(source, ValueError(f"it names {len(classes)} classes, its flow has {flow.num_classes or 'none'}"))
+    return classes
 
 
 def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> Flow:

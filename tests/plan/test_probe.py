@@ -2,14 +2,18 @@ import math
 from statistics import fmean
 
 import pytest
+import torch
 
 from pipeflow.config import Config
+from pipeflow.flow import build_flow
 from pipeflow.plan import make_plan
-from pipeflow.plan.predict.compute_probe import combine
+from pipeflow.plan.predict.compute_probe import ComputeProbe, combine
 from pipeflow.plan.predict.link_probe import link_fields
 from pipeflow.plan.predict.machines import read_machines, write_machines
+from pipeflow.plan.predict.memory import Activations
 from pipeflow.plan.predict.predictor import Predictor
 from pipeflow.plan.predict.probe import probe
+from tests.training.labelled_runs import config_of
 
 
 def test_equal_dictionaries_are_combined_number_by_number():
@@ -45,3 +49,12 @@ def test_what_two_processes_measure_is_what_a_prediction_takes(tmp_path):
     assert read_machines(tmp_path / "machines.yaml") == machines
     predictor = Predictor(plan, machines)
     assert all(0 < each.seconds < math.inf for each in predictor.all())
+
+
+def test_flows_that_take_labels_are_measured_and_planned(tmp_path):
+    config = config_of(tmp_path, "plain")
+    plan = make_plan(config)
+    probed = ComputeProbe(build_flow(config, (3, 8, 8)), config, torch.device("cpu")).measure([2], 0)
+    assert probed["train"].keys() == {*plan.flow.names} and probed["whole"][0] > 0
+    kept = [Activations(plan.flow).of(part).at(8) for part in plan.parts]
+    assert len(kept) == 3 and min(kept) > 0

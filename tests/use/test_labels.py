@@ -5,11 +5,13 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import pipeflow
 from pipeflow import load_flow
 from pipeflow.cli import main
-from pipeflow.errors import DataError
+from pipeflow.errors import CheckpointError, DataError
 from pipeflow.use.evaluate import describe, evaluate
 from tests.labelled import CLASSES, images, shifted_glow
 from tests.small_runs import small_config
@@ -40,6 +42,16 @@ def test_the_file_keeps_the_classes(run, trained, tmp_path):
     assert (moved.num_classes, moved.classes) == (3, CLASSES)
     checkpoint = load_flow(run / "checkpoints" / "epoch-000004", device="cpu")
     assert (checkpoint.num_classes, checkpoint.classes) == (3, CLASSES)
+
+
+def test_a_file_that_names_other_classes_than_its_flow_has_is_damaged(run, tmp_path):
+    tensors = load_file(run / "model.safetensors")
+    with safe_open(run / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    for names in ('["a", "b"]', "[1, 2, 3]", '["a", "b", "\\u001b[2J"]', '{"a": 1}'):
+        save_file(tensors, tmp_path / "other.safetensors", {**metadata, "classes": names})
+        with pytest.raises(CheckpointError, match="damaged or of another model: it.* classes"):
+            load_flow(tmp_path / "other.safetensors")
 
 
 def test_samples_are_of_the_classes_that_are_asked_for(run, trained):

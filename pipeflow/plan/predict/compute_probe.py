@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeflow.config import Config
 from pipeflow.data.batches import dequantization_noise, dequantize
 from pipeflow.flow import Flow, Layer, split_flow
+from pipeflow.flow.labels import labels_for
 from pipeflow.training.trainer import PartTrainer
 
 Result = TypeVar("Result")
@@ -36,7 +37,7 @@ class ComputeProbe:
         self.flow, self.device = flow, device
         # A learning rate of 0 keeps the weights: a diverged flow computes with other numbers.
         self.trainer = PartTrainer(split_flow(flow, [])[0], device, config, 0.0, 1)
-        self.trainer.part.initialize(self._images(8))
+        self.trainer.part.initialize(self._images(8), labels=self._labels(8))
 
     def measure(self, sizes: Sequence[int], seconds: float) -> Any:
         """Medians over as many rounds as fit into `seconds`, of which there is at least one.
@@ -59,7 +60,7 @@ class ComputeProbe:
             images = self._images(size)
             layers = self._layers(images)
             step, update = self._step(size)
-            run = self._timed(functools.partial(self.trainer.run, images))
+            run = self._timed(functools.partial(self.trainer.run, images, self._labels(size)))
             # Layers one by one keep nothing warm for each other: their sums are scaled to what the whole flow takes.
             scale_forward = run / sum(seconds for seconds, _ in layers.values())
             scale_train = step / sum(seconds for _, seconds in layers.values())
@@ -71,6 +72,9 @@ class ComputeProbe:
 
     def _images(self, size: int) -> Tensor:
         return torch.rand(size, *self.flow.shape, device=self.device) - 0.5
+
+    def _labels(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64, device=self.device)
 
     def _layers(self, latent: Tensor) -> dict[str, list[float]]:
         """Seconds of each layer's forward, and of its forward with backward.
@@ -85,16 +89,18 @@ class ComputeProbe:
             if len(times) < 2:
                 times.append(self._layer(layer, latent, needs_gradient=name != self.flow.names[0]))
             with torch.no_grad():
-                latent = layer(latent)[0]
+                latent = layer(latent, **labels_for(layer, self._labels(len(latent))))[0]
         return {name: combine(kinds[kind], fmean) for name, kind in kind_of.items()}
 
     def _layer(self, layer: Layer, latent: Tensor, needs_gradient: bool) -> list[float]:
+        given = labels_for(layer, self._labels(len(latent)))
+
         def run() -> None:
             with torch.no_grad():
-                layer(latent)
+                layer(latent, **given)
 
         def train() -> None:
-            latent_out, contribution, *_ = layer(latent.detach().requires_grad_(needs_gradient))
+            latent_out, contribution, *_ = layer(latent.detach().requires_grad_(needs_gradient), **given)
             total = latent_out.sum() + contribution.sum()
             if total.requires_grad:
                 torch.autograd.backward(total)
@@ -103,12 +109,12 @@ class ComputeProbe:
 
     def _step(self, size: int) -> tuple[float, float]:
         """Seconds of the whole flow's forward and backward, and of its update."""
-        images, trainer = self._images(size), self.trainer
+        images, labels, trainer = self._images(size), self._labels(size), self.trainer
         update = 0.0
 
         def step() -> None:
             nonlocal update
-            _, loss = trainer.forward(images)
+            _, loss = trainer.forward(images, labels=labels)
             trainer.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             self._wait()
