@@ -1,5 +1,6 @@
 """Which files of a folder or a zip are training and test images, and which classes their folders name."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,5 +66,10 @@ def lay_out(members: Sequence[Member], source: str, test_fraction: float | None)
 
 
 def _classes(members: Sequence[Member], front: str) -> list[str]:
-    inside = [member.path.removeprefix(front).split("/") for member in members]
-    return [first for first, *_ in inside] if all(len(path) > 1 for path in inside) else []
+    names: list[str] = []
+    for member in members:
+        first, is_inside, _ = member.path.removeprefix(front).partition("/")
+        if not is_inside:
+            return []
+        names.append(sys.intern(first))  # there may be millions of images
+    return names
