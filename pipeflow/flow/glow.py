@@ -100,7 +100,12 @@ def check_num_classes(config: Config, flow: Flow) -> None:
 def _build_glow(config: Config, shape: Shape) -> Flow:
     model = config.model
     multiple = 2**model.num_blocks
-    if len(shape) != 3 or shape[1] % multiple or shape[2] % multiple:
+    if len(shape) != 3:
+        raise ConfigError(
+            f"model.name: glow takes images of [channels, height, width], but an item of the data has the shape "
+            f"{list(shape)}: set model.name to a flow for them, or give grey images a channel, as images[:, None]."
+        )
+    if shape[1] % multiple or shape[2] % multiple:
         size = "x".join(map(str, shape[1:]))
         raise ConfigError(
             f"model.num_blocks: {model.num_blocks} blocks need height and width that are multiples of {multiple}, which "

@@ -84,9 +84,16 @@ class TestBuildFlow:
         names = [list(build_flow(config(precision={"compile": each}), SHAPE).state_dict()) for each in (True, False)]
         assert names[0] == names[1]
 
-    @pytest.mark.parametrize("shape", [(3, 6, 8), (3, 8, 6), (3,)])
-    def test_images_that_do_not_fit(self, shape):
-        with pytest.raises(ConfigError, match=r"model\.num_blocks: 2 blocks .* multiples of 4"):
+    @pytest.mark.parametrize(
+        "shape, says",
+        [
+            ((3, 6, 8), r"model\.num_blocks: 2 blocks .* multiples of 4, .* set data.pad to 4"),
+            ((3, 8, 6), r"model\.num_blocks: 2 blocks .* multiples of 4"),
+            ((3,), r"model\.name: glow takes images .* an item of the data has the shape \[3\]: set model.name"),
+        ],
+    )
+    def test_images_that_do_not_fit(self, shape, says):
+        with pytest.raises(ConfigError, match=says):
             build_flow(config(), shape)
 
     @pytest.mark.parametrize("name", ["glow", f"{__name__}:layers"])
