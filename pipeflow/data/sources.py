@@ -66,7 +66,11 @@ def _load_whole(data: DataConfig) -> ImageData:
     if name == "images":
         return load_arrays(data) if holds_arrays(data.path) else load_images(data)
     if name == "dead_leaves":
-        return ImageData(_dead_leaves("train", data.num_train), _dead_leaves("test", data.num_test), name)
+        unread = (
+            f"data.path {data.path} is not read: the images of data.name dead_leaves are drawn (--data.name images)."
+        )
+        notes = () if data.path is None else (unread,)
+        return ImageData(_dead_leaves("train", data.num_train), _dead_leaves("test", data.num_test), name, notes)
     if ":" in name:
         return _call_function(data)
     raise DataError(

@@ -96,6 +96,9 @@ def test_dead_leaves_are_deterministic_and_fewer_are_the_first_of_more(options):
     data = load_data(options(name="dead_leaves", num_train=6, num_test=5))
     assert data.train.shape == (6, 3, 32, 32) and data.test.shape == (5, 3, 32, 32)
     assert len({image.numpy().tobytes() for image in torch.cat([data.train, data.test])}) == 11
+    assert data.notes == ()
+    (note,) = load_data(options(name="dead_leaves", path="a.npz", num_train=1, num_test=1)).notes
+    assert note.startswith("data.path a.npz is not read")
 
 
 def test_dead_leaves_have_the_statistics_of_photographs():
