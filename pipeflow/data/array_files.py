@@ -31,8 +31,10 @@ Read = Callable[[], np.ndarray | StoredImages]
 
 
 def holds_arrays(path: str | None) -> bool:
-    """Whether a source is of arrays, and not of image files."""
-    return path is not None and (path.lower().endswith((".npy", ".npz")) or Path(path, "train.npy").is_file())
+    """Whether a source is of arrays, and not of image files: where there is a folder train/, those in it are meant."""
+    if path is None or path.lower().endswith((".npy", ".npz")):
+        return path is not None
+    return Path(path, "train.npy").is_file() and not Path(path, "train").is_dir()
 
 
 def load_arrays(data: DataConfig) -> ImageData:

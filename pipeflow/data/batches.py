@@ -104,15 +104,15 @@ class Batches:
         """Training batches in an epoch, without a last incomplete one."""
         return self._order.steps_per_epoch
 
-    def train_images(self, epoch: int, step: int) -> torch.Tensor:
-        """Training batch `step` of `epoch` after flips: uint8 or float32 as the data, [batch, ...].
+    def train_images(self, epoch: int, step: int, share: slice = slice(None)) -> torch.Tensor:
+        """The images `share` of training batch `step` of `epoch` after flips: uint8 or float32 as the data, [share, ...].
 
         Raises:
             IndexError: `step` is not in 0 .. steps_per_epoch - 1.
         """
-        images = self.data.train[self._order.batch(epoch, step)]
+        images = self.data.train[self._order.batch(epoch, step)[share]]
         if self.flip:
-            mirrored = torch.rand(self.batch_size, generator=generator(self.seed, "flip", epoch, step)) < 0.5
+            mirrored = (torch.rand(self.batch_size, generator=generator(self.seed, "flip", epoch, step)) < 0.5)[share]
             images[mirrored] = images[mirrored].flip(-1)
         return images
 
@@ -125,7 +125,7 @@ class Batches:
 
         They are padded and dequantized, in [-0.5, 0.5), or as they are where the data are floats.
         """
-        images = self.train_images(epoch, step)[share]
+        images = self.train_images(epoch, step, share)
         if self.values.is_float:
             return images
         return dequantize(self.values.pad(images), self.train_noise(epoch, step)[share])

@@ -102,6 +102,8 @@ def _part(given: Any, where: str, notes: dict[str, None]) -> tuple[Tensor | Stor
 def to_labels(given: Any, where: str) -> Tensor:
     """Labels, int64, [num], of whole numbers in any type of whole numbers. Raises DataError."""
     labels = given.numpy(force=True) if isinstance(given, Tensor) else np.asarray(given)
+    if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras has those of CIFAR-10
+        labels = labels[:, 0]
     if labels.dtype.kind not in "ui" or labels.ndim != 1:
         raise DataError(f"{where} are {labels.dtype} {list(labels.shape)}; give a whole number an image, [num].")
     return torch.from_numpy(labels.astype(np.int64))

@@ -60,7 +60,7 @@ class ImageData:
             kind = images.dtype if isinstance(images, Images) else type(images).__name__
             raise DataError(
                 f"{where} are {kind}; give a uint8 tensor of values 0 to 255, or a float32 tensor of values that are no "
-                f"pixels."
+                f"pixels. (A pair (train, test) in place of the ImageData may have arrays.)"
             )
         if images.ndim < 2 or images.numel() == 0:
             raise DataError(
@@ -77,6 +77,8 @@ class ImageData:
             raise DataError(
                 f"{self.name}: the {given} images have labels, the {missing} images none; give both or none."
             )
+        if len(set(self.classes)) < len(self.classes):
+            raise DataError(f"{self.name}: two classes have the same name, among {', '.join(self.classes[:12])}.")
         if self.classes and self.train_labels is None:
             raise DataError(f"{self.name}: has names of classes, but no labels; give both or none.")
         for part, images, labels in (

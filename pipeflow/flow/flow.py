@@ -1,6 +1,5 @@
 """A flow: a list of layers with global names, and a prior of the last latent."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -73,11 +72,6 @@ class Flow(nn.Module):
 
     def _layers(self) -> list[Layer]:
         return [layer for _, layer in self.named_layers()]
-
-    @property
-    def num_dims(self) -> int:
-        """D, the number of values in an image."""
-        return math.prod(self.shape)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The last latent, [batch, ...], the sum of all contributions, [batch], float64, and the tensors taken out.

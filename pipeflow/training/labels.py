@@ -32,11 +32,12 @@ def given_label(flow: Flow, info: ImagesInfo) -> GivenLabel | None:
     if labels is None:
         raise DataError(
             f"model.num_classes: the flow takes labels of {num} classes, but the images have none: use images in folders "
-            f"train/<class>/, or ImageData(..., train_labels=..., test_labels=...); or set it to null."
+            f"train/<class>/, arrays train_labels and test_labels in an .npz file, or ImageData(..., train_labels=..., "
+            f"test_labels=...); or set it to null."
         )
     found = len(labels.classes) or labels.largest + 1
     if found > num or (labels.classes and found < num):
-        names = f" ({', '.join(labels.classes[:12])}{', ...' * (found > 12)})" if labels.classes else ""
+        names = f" ({', '.join(labels.classes[:12])}{', ...' * (found > 12)})" if labels.classes else ", counted from 0"
         raise ConfigError(
             f"model.num_classes: the flow takes labels of {num} classes, but the images have {found}{names}: set it to "
             f"{found}."
@@ -98,12 +99,16 @@ class LabelFeed:
 
     def train(self, epoch: int, step: int) -> Tensor:
         """Of this worker's share of a training batch: int64, [share]."""
-        return self._batches.train(epoch, step)[self._share].to(self._device)
+        return self._moved(self._batches.train(epoch, step)[self._share])
 
     def initial(self) -> Tensor:
         """Of the whole batch that layers are initialised on: int64, [batch]."""
-        return self._batches.initial().to(self._device)
+        return self._moved(self._batches.initial())
 
     def test(self, step: int, batch_size: int, num_images: int) -> Tensor:
         """Of batch `step` of the first `num_images` test images: int64, [<= batch]."""
-        return self._batches.test(step, batch_size, num_images).to(self._device)
+        return self._moved(self._batches.test(step, batch_size, num_images))
+
+    def _moved(self, labels: Tensor) -> Tensor:
+        """Labels on the device. A copy from pageable memory would wait for all that the GPU has to do."""
+        return labels.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else labels

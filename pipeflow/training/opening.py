@@ -179,6 +179,11 @@ def load_initial(world: World, path: str, flow: Flow) -> None:
     except (CheckpointError, ConfigError) as error:
         raise ConfigError(f"model.init: {error}") from None
     flow.values = values
+    for name, parameter in flow.named_parameters():
+        if not parameter.isfinite().all():
+            raise ConfigError(
+                f"model.init: {name} in {saved.source} has values that are NaN or infinite: give another flow."
+            )
     sums = [float(parameter.detach().double().sum()) for parameter in flow.parameters()]
     if any(theirs != sums for theirs in world.control.share(sums, "the parameters of model.init")):
         raise ConfigError(f"model.init: {path} is another flow on other workers: give all workers the same file.")

@@ -9,6 +9,7 @@ import pytest
 
 from pipeflow.config import Config
 from pipeflow.data import StoredImages, load_data
+from pipeflow.data.array_files import holds_arrays
 from pipeflow.errors import DataError
 from pipeflow.plan.plan import make_plan
 from tests.hostile.test_hostile_images import Evil, as_npy
@@ -32,6 +33,12 @@ def write(path: Path, form: str, **arrays: np.ndarray) -> str:
 
 def rows(images) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
+
+
+def test_a_folder_of_images_is_one_whatever_else_lies_in_it(tmp_path):
+    (tmp_path / "train").mkdir()
+    np.save(tmp_path / "train.npy", TRAIN)
+    assert not holds_arrays(str(tmp_path)) and holds_arrays(str(tmp_path / "train.npy"))
 
 
 @pytest.mark.parametrize("form", ["npz", "packed", "folder"])

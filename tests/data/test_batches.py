@@ -53,6 +53,11 @@ def test_order_differs_by_epoch_and_seed_and_not_by_who_asks():
         assert torch.equal(other.train_images(epoch, step), expected[step * 10 : step * 10 + 10])
 
 
+def test_a_share_is_that_of_the_whole_batch():
+    batches = made()
+    assert torch.equal(batches.train_images(2, 1, slice(3, 7)), batches.train_images(2, 1)[3:7])
+
+
 def test_flips_mirror_half_of_the_images_and_leave_the_data_alone():
     data = numbered(200)
     before = data.train.clone()

@@ -64,6 +64,7 @@ def test_images_come_as_they_are(part):
         ((PIXELS, LABELS), ()),
         ([torch.from_numpy(PIXELS), np.array(LABELS, np.uint8)], ()),
         ((PIXELS, torch.tensor(LABELS, dtype=torch.int32)), ()),
+        ((PIXELS, np.array(LABELS)[:, None]), ()),
         (TensorDataset(torch.from_numpy(PIXELS), torch.tensor(LABELS)), ()),
         (Listed(list(zip(pictures(), LABELS))), Listed.classes),
     ],

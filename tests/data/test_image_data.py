@@ -42,6 +42,7 @@ def test_images_that_cannot_be(train, test, says):
         ({"train_labels": LABELS - 1, "test_labels": LABELS}, "train labels go from -1 to 0; they must be 0 or more"),
         ({"train_labels": LABELS, "test_labels": LABELS, "classes": ("cat",)}, "go from 0 to 1; they must be 0 to 0"),
         ({"classes": ("cat", "dog")}, "names of classes, but no labels"),
+        ({"train_labels": LABELS, "test_labels": LABELS, "classes": ("cat", "cat")}, "two classes have the same name"),
     ],
 )
 def test_labels_that_cannot_be(labels, says):

@@ -19,9 +19,9 @@ class Seen(Batches):
 
     threads: int
 
-    def train_images(self, epoch: int, step: int) -> torch.Tensor:
+    def train_images(self, epoch: int, step: int, share: slice = slice(None)) -> torch.Tensor:
         self.threads = torch.get_num_threads()
-        return super().train_images(epoch, step)
+        return super().train_images(epoch, step, share)
 
 
 def make_batches() -> Seen:

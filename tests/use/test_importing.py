@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 import os
 import re
 import zipfile
@@ -98,6 +99,20 @@ def test_a_run_by_parts_starts_from_it(images, save, tmp_path):
         tmp_path / "run", model=model, optim={"batch_size": 8, "ema": 0.0, "lr": 1e-3}, schedule={"finetune_epochs": 2}
     )
     assert pipeflow.train(longer, data=data).num_epochs == 4  # a run that goes on needs it no more
+
+
+@pytest.mark.slow
+def test_a_flow_to_start_from_has_finite_parameters(images, save, tmp_path):
+    tensors = other_state_dict(lu=True, affine=True)
+    name = next(name for name in tensors if name.endswith("conv.bias"))
+    tensors[name] = torch.full_like(tensors[name], math.nan)
+    import_glow(save(tensors), tmp_path / "glow")
+    model = {"num_blocks": 2, "num_steps": NUM_STEPS, "width": WIDTH, "init": str(tmp_path / "glow")}
+    with pytest.raises(ConfigError, match="^model.init: blocks.* in .*glow.* has NaN"):
+        pipeflow.train(
+            small_config(tmp_path / "run", model=model, optim={"batch_size": 8}),
+            data=(images.repeat(4, 1, 1, 1), images),
+        )
 
 
 @pytest.mark.slow
