@@ -108,7 +108,7 @@ def test_a_flow_to_start_from_has_finite_parameters(images, save, tmp_path):
     tensors[name] = torch.full_like(tensors[name], math.nan)
     import_glow(save(tensors), tmp_path / "glow")
     model = {"num_blocks": 2, "num_steps": NUM_STEPS, "width": WIDTH, "init": str(tmp_path / "glow")}
-    with pytest.raises(ConfigError, match="^model.init: blocks.* in .*glow.* has NaN"):
+    with pytest.raises(ConfigError, match="^model.init: blocks.* in .*glow.* has values that are NaN"):
         pipeflow.train(
             small_config(tmp_path / "run", model=model, optim={"batch_size": 8}),
             data=(images.repeat(4, 1, 1, 1), images),
