@@ -10,7 +10,8 @@ from typing import IO
 import numpy as np
 
 from pipeflow.config import DataConfig
-from pipeflow.data.given import check_layout, to_labels, to_tensor
+from pipeflow.data.conversion import to_labels, to_tensor
+from pipeflow.data.given import check_layout
 from pipeflow.data.held_out import hold_out
 from pipeflow.data.image_data import ImageData
 from pipeflow.data.npy import MAX_HEADER_BYTES, read_header

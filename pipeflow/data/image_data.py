@@ -1,23 +1,35 @@
 """Training and test items, in memory or on the disk: images, or rows of a table, with their labels where there are some."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeflow.data.conversion import GivenImages, read_images, to_labels
 from pipeflow.data.stored import Images, in_chunks, subset
 from pipeflow.errors import DataError
 from pipeflow.flow.values import Values
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ImageData:
     """Training and test images.
 
-    Images are uint8, values 0 to 255, which are dequantized, or float32, values of one's own, which are taken as they are.
-    They are tensors, or `StoredImages`, which are read when they are needed.
+    Images are uint8, values 0 to 255, which are dequantized, or floats, values of one's own, which are taken as they are.
+
+    Args:
+        train: tensor, array, `StoredImages`, which are read when they are needed, or `torch.utils.data.Dataset` of PIL
+            images, tensors or arrays, alone or with a label, which is read into memory. float64 and float16 become float32.
+        test: as `train`, with images of the same shape and type.
+        name: name of the source in messages.
+        notes: what the user should know of how the images came from their files; said at the start of a training.
+        train_labels: the class of each training image, whole numbers from 0 on, [images]; if None, those of the dataset.
+        test_labels: as `train_labels`: both are given, or neither.
+        classes: names of the labels 0, 1, ...; the attribute `classes` of both datasets, if empty.
 
     Raises:
         DataError: the images are empty, of another type, not finite, floats that are whole numbers or 8-bit values over
@@ -27,19 +39,39 @@ class ImageData:
     train: Images
     """uint8 or float32, [images, channels, height, width]; a user's own items may have any number of dimensions."""
     test: Images
-    """As `train`, with images of the same shape."""
-    name: str = "python"
-    """Name of the source in messages."""
-    notes: tuple[str, ...] = ()
-    """What the user should know of how the images came from their files; said at the start of a training."""
-    train_labels: Tensor | None = None
-    """The class of each training image, int64, [images], 0 or more."""
-    test_labels: Tensor | None = None
-    """As `train_labels`: both are given, or neither."""
-    classes: tuple[str, ...] = ()
-    """Names of the labels 0, 1, ..., where they have names."""
+    """As `train`."""
+    name: str
+    notes: tuple[str, ...]
+    train_labels: Tensor | None
+    """int64, [images]."""
+    test_labels: Tensor | None
+    classes: tuple[str, ...]
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        train: GivenImages,
+        test: GivenImages,
+        name: str = "python",
+        notes: Sequence[str] = (),
+        train_labels: Any = None,
+        test_labels: Any = None,
+        classes: Sequence[str] = (),
+    ):
+        of_reading: dict[str, None] = {}
+        found, labels = [], []
+        for part, given, its_labels in (("train", train, train_labels), ("test", test, test_labels)):
+            images, of_dataset = read_images(given, f"{name}: the {part}", of_reading)
+            its_labels = of_dataset if its_labels is None else its_labels
+            found.append(images)
+            labels.append(None if its_labels is None else to_labels(its_labels, f"{name}: the {part} labels"))
+        if not classes and labels[0] is not None:
+            classes = _common_classes(train, test)
+        values = (*found, name, (*notes, *of_reading), *labels, tuple(classes))
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+        self._check()
+
+    def _check(self) -> None:
         for part, images in (("train", self.train), ("test", self.test)):
             self._check_images(part, images)
         train, test = list(self.train.shape[1:]), list(self.test.shape[1:])
@@ -56,12 +88,6 @@ class ImageData:
 
     def _check_images(self, part: str, images: Images) -> None:
         where = f"{self.name}: the {part} images"
-        if not isinstance(images, Images) or images.dtype not in (torch.uint8, torch.float32):
-            kind = images.dtype if isinstance(images, Images) else type(images).__name__
-            raise DataError(
-                f"{where} are {kind}; give a uint8 tensor of values 0 to 255, or a float32 tensor of values that are no "
-                f"pixels. (A pair (train, test) in place of the ImageData may have arrays.)"
-            )
         if images.ndim < 2 or images.numel() == 0:
             raise DataError(
                 f"{where} have the shape {list(images.shape)}; give at least one image, [num, channels, height, width]."
@@ -88,9 +114,8 @@ class ImageData:
             if labels is None:
                 continue
             where = f"{self.name}: the {part} labels"
-            if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(images),):
-                kind = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-                raise DataError(f"{where} are {kind}; give one int64 number an image, [{len(images)}].")
+            if len(labels) != len(images):
+                raise DataError(f"{where} are {len(labels)}; give one for each of the {len(images)} images.")
             least, most = int(labels.min()), int(labels.max())
             if least < 0 or (self.classes and most >= len(self.classes)):
                 bound = f"0 to {len(self.classes) - 1}, as there are names" if self.classes else "0 or more"
@@ -138,6 +163,12 @@ class ImageData:
     def in_memory(self) -> "ImageData":
         """The same, with images that are on the disk read into memory."""
         return replace(self, train=self.train[:], test=self.test[:])
+
+
+def _common_classes(train: object, test: object) -> tuple[str, ...]:
+    """The names of classes that two datasets share, as torchvision's have them in `classes`."""
+    names = [tuple(getattr(each, "classes", ())) for each in (train, test)]
+    return names[0] if names[0] == names[1] and all(isinstance(each, str) for each in names[0]) else ()
 
 
 def _check_continuous(values: Tensor, where: str) -> None:

@@ -19,6 +19,8 @@ class Layout:
     train_classes: Sequence[str]
     """For each training image the folder in train/ that it lies in, at any depth; empty where one lies in none."""
     test_classes: Sequence[str]
+    loose: str | None
+    """A file that lies in no folder of a class, where others do."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -30,6 +32,8 @@ class Layout:
     @property
     def notes(self) -> list[str]:
         """What the user should know of classes that are none."""
+        if self.loose is not None:
+            return [f"The images get no labels: {self.loose} lies in no folder of a class, as others do."]
         unknown = sorted(set(self.test_classes) - set(self.train_classes)) if self.train_classes else []
         return [f"The images get no labels: the class {each} is in test/ and not in train/." for each in unknown[:1]]
 
@@ -62,14 +66,20 @@ def lay_out(members: Sequence[Member], source: str, test_fraction: float | None)
             suffixes = ", ".join(SUFFIXES)
             fix = f", or set data.test_fraction to hold some of {'train/' if train else 'them'} out" if not test else ""
             raise DataError(f"data.path: {source} has no images in {part}/ ({suffixes}); it must be {LAYOUT}{fix}.")
-    return Layout(train, test, _classes(train, in_train), _classes(test, f"{front}test/"))
+    train_classes, loose_train = _classes(train, in_train)
+    test_classes, loose_test = _classes(test, f"{front}test/")
+    has_classes = len(loose_train) < len(train) or len(loose_test) < len(test)
+    loose = next(iter(loose_train + loose_test), None) if has_classes else None
+    return Layout(train, test, train_classes, test_classes, loose)
 
 
-def _classes(members: Sequence[Member], front: str) -> list[str]:
-    names: list[str] = []
+def _classes(members: Sequence[Member], front: str) -> tuple[list[str], list[str]]:
+    """For each image the folder that it lies in, none if one lies in none; and the paths of those that do."""
+    names, loose = [], []
     for member in members:
         first, is_inside, _ = member.path.removeprefix(front).partition("/")
-        if not is_inside:
-            return []
-        names.append(sys.intern(first))  # there may be millions of images
-    return names
+        if is_inside:
+            names.append(sys.intern(first))  # there may be millions of images
+        else:
+            loose.append(member.path)
+    return ([] if loose else names), loose

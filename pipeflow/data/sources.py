@@ -46,9 +46,9 @@ def load_data(data: DataConfig) -> ImageData:
         ConfigError: there is no such `module:function`.
     """
     whole = _load_whole(data)
-    train = _first(data.num_train, len(whole.train), "num_train")
-    test = _first(data.num_test, len(whole.test), "num_test")
-    images = whole.subset(train, test)
+    images = whole.subset(
+        _first(data.num_train, len(whole.train), "num_train"), _first(data.num_test, len(whole.test), "num_test")
+    )
     if images.nbytes <= data.memory_bytes:
         return images.in_memory()
     if isinstance(images.train, StoredImages):
@@ -56,6 +56,22 @@ def load_data(data: DataConfig) -> ImageData:
         note = f"{size} of images are more than data.memory ({data.memory}): they are read from the disk."
         return replace(images, notes=(*images.notes, note))
     return images
+
+
+def take(data: DataConfig, given: ImageData) -> ImageData:
+    """As many of the images that were given from Python as `num_train` and `num_test` ask for, as `load_data` takes them.
+
+    Where they ask for none, the images and their order stay as given. Raises TooFewImages.
+    """
+    if data.num_train is None and data.num_test is None:
+        return given
+    train = torch.arange(len(given.train))
+    test = torch.arange(len(given.test))
+    if data.num_train is not None:
+        train = _first(data.num_train, len(train), "num_train")
+    if data.num_test is not None:
+        test = _first(data.num_test, len(test), "num_test")
+    return given.subset(train, test)
 
 
 def _load_whole(data: DataConfig) -> ImageData:

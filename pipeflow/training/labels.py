@@ -36,6 +36,11 @@ def given_label(flow: Flow, info: ImagesInfo) -> GivenLabel | None:
             f"test_labels=...); or set it to null."
         )
     found = len(labels.classes) or labels.largest + 1
+    if not labels.classes and (labels.smallest, labels.largest) == (1, num):
+        raise DataError(
+            f"model.num_classes: the flow takes labels of {num} classes, which count from 0, but the images' labels are "
+            f"from 1 to {num}: subtract 1 from each."
+        )
     if found > num or (labels.classes and found < num):
         names = f" ({', '.join(labels.classes[:12])}{', ...' * (found > 12)})" if labels.classes else ", counted from 0"
         raise ConfigError(

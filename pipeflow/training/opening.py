@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
+
 from pipeflow.config import Config
 from pipeflow.data import Batches, ImageData, load_data
+from pipeflow.data.sources import take
 from pipeflow.device import has_bfloat16
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import Flow, Part, Values, build_flow, configured_cuts, head_maker, split_flow
@@ -61,14 +64,14 @@ class ImagesInfo:
         """Those of images that are here."""
         data, labels = batches.data, None
         if data.train_labels is not None and data.test_labels is not None and data.labels_fingerprint is not None:
-            largest = int(max(data.train_labels.max(), data.test_labels.max()))
-            labels = LabelsInfo(data.labels_fingerprint, largest, data.classes)
+            both = torch.cat([data.train_labels, data.test_labels])
+            labels = LabelsInfo(data.labels_fingerprint, int(both.min()), int(both.max()), data.classes)
         return cls(batches.values, len(data.train), len(data.test), data.fingerprint, labels)
 
     def to_json(self) -> list[Any]:
         """The facts as plain values."""
         values, labels = self.values, self.labels
-        about = labels and [labels.fingerprint, labels.largest, list(labels.classes)]
+        about = labels and [labels.fingerprint, labels.smallest, labels.largest, list(labels.classes)]
         of_values = [list(values.shape), list(values.padding), values.is_float]
         return [of_values, self.num_train, self.num_test, self.fingerprint, about]
 
@@ -77,7 +80,7 @@ class ImagesInfo:
         """Reads what `to_json` gave."""
         (shape, padding, is_float), num_train, num_test, fingerprint, labels = facts
         values = Values(tuple(shape), tuple(padding), is_float)
-        about = None if labels is None else LabelsInfo(labels[0], labels[1], tuple(labels[2]))
+        about = None if labels is None else LabelsInfo(labels[0], labels[1], labels[2], tuple(labels[3]))
         return cls(values, num_train, num_test, fingerprint, about)
 
 
@@ -86,6 +89,7 @@ class LabelsInfo:
     """Facts about the labels of the images that all workers know."""
 
     fingerprint: str
+    smallest: int
     largest: int
     classes: tuple[str, ...]
     """Names of the labels 0, 1, ..., where they have names."""
@@ -111,7 +115,7 @@ class Images:
 
     def _load(self) -> Batches:
         config = self._config
-        data = load_data(config.data) if self._data is None else self._data
+        data = load_data(config.data) if self._data is None else take(config.data, self._data)
         batches = Batches(data, config.run.seed, config.optim.batch_size, config.data.flip, config.data.pad)
         if self._rank != 0:
             found = ImagesInfo.of(batches)

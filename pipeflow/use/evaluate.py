@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeflow.config import DataConfig
 from pipeflow.data import ImageData, dequantized_batches, load_data
 from pipeflow.data.given import GivenData, as_image_data
-from pipeflow.data.sources import TooFewImages
+from pipeflow.data.sources import TooFewImages, take
 from pipeflow.device import choose_device
 from pipeflow.errors import CheckpointError, ConfigError, DataError
 from pipeflow.flow import Part, Values, split_flow
@@ -157,6 +157,10 @@ def _load_images(path: str | Path, saved: SavedFlow, data: GivenData | str | Pat
     if isinstance(data, ImageData | tuple | list):
         images = as_image_data(data)
         which = images.name
+        try:
+            images = images if saved.config is None else take(saved.config.data, images)
+        except TooFewImages:
+            raise _others(path, which, "they are fewer") from None
     else:
         options = DataConfig(name="python") if saved.config is None else saved.config.data
         if data is not None:

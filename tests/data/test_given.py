@@ -75,6 +75,20 @@ def test_labels_come_with_their_images(part, classes):
     assert data.classes == classes and (data.test.numpy() == PIXELS).all()
 
 
+def test_image_data_takes_what_a_pair_does():
+    """Arrays, lists of labels and datasets stand in an ImageData, too, which has a name and labels of its own."""
+    arrays = ImageData(PIXELS, PIXELS[:4], "mine", train_labels=LABELS, test_labels=np.array(LABELS[:4], np.uint8))
+    tensors = ImageData(torch.from_numpy(PIXELS), torch.from_numpy(PIXELS[:4]))
+    assert arrays.fingerprint == tensors.fingerprint and arrays.train_labels.tolist() == LABELS
+    labelled = Listed(list(zip(pictures(), LABELS)))
+    read = ImageData(labelled, labelled)
+    assert read.classes == Listed.classes and read.test_labels.tolist() == LABELS
+    assert ImageData(labelled, labelled, train_labels=LABELS[::-1], test_labels=LABELS).train_labels[0] == LABELS[-1]
+    rounded = ImageData(TABLE, TABLE)
+    assert rounded.train.dtype == torch.float32 and "float64" in rounded.notes[0]
+    assert rounded.in_memory().notes == rounded.notes
+
+
 def test_grey_pictures_have_one_channel_and_subsets_are_datasets():
     grey = Listed([Image.fromarray(each[0]) for each in PIXELS])
     train, test = random_split(grey, [8, 4], torch.Generator().manual_seed(0))
@@ -107,7 +121,7 @@ def test_floats_are_not_scaled_and_what_is_rounded_is_said():
         (Listed([(PIXELS[0], {"box": 1})]), r"label of item 0 is a dict; give \(image, whole number\)"),
         (Listed([Image.new("RGBA", (6, 8))]), "mode RGBA; give L or RGB"),
         ((PIXELS, [0.5] * 12), r"labels are float64 \[12\]; give a whole number an image"),
-        ((PIXELS, LABELS[:3]), r"labels are torch.int64 \[3\]; give"),
+        ((PIXELS, LABELS[:3]), "labels are 3; give one for each of the 12"),
     ],
 )
 def test_what_a_flow_would_learn_wrongly_is_refused(part, says):
@@ -133,3 +147,22 @@ def test_a_run_and_its_evaluation_take_pairs(tmp_path):
     summary = pipeflow.train(config, data=given)
     assert summary.data == ImageData(*map(torch.from_numpy, (PIXELS, PIXELS[:4]))).fingerprint
     assert pipeflow.evaluate(tmp_path / "run", "cpu", data=given).test_bpd == summary.test_bpd
+
+
+def test_as_many_of_the_given_images_as_the_options_ask_for(tmp_path):
+    def config(**data: int) -> pipeflow.Config:
+        return pipeflow.Config.from_dict({
+            "run": {"dir": str(tmp_path / "run"), "device": "cpu", "figures": False},
+            "model": {"num_blocks": 1, "num_steps": 1, "width": 4},
+            "parts": {"num": 1},
+            "optim": {"batch_size": 4},
+            "schedule": {"local_epochs": 1, "finetune_epochs": 0},
+            "data": data,
+        })  # fmt: skip
+
+    given = (PIXELS, LABELS), (PIXELS[:6], LABELS[:6])
+    summary = pipeflow.train(config(num_train=8, num_test=4), data=given)
+    assert summary.epochs[0].images == 8
+    assert pipeflow.evaluate(tmp_path / "run", "cpu", data=given).num_images == 4
+    with pytest.raises(DataError, match="data.num_train is 13, but there are only 12 images"):
+        pipeflow.train(config(num_train=13), data=given)

@@ -34,8 +34,15 @@ def test_folders_in_train_are_classes(options, tmp_path):
 @pytest.mark.parametrize(
     "paths, note",
     [
-        (("train/dog/0.png", "train/1.png", "test/dog/2.png"), ()),
-        (("train/dog/0.png", "test/2.png"), ()),
+        (("train/0.png", "test/2.png"), ()),
+        (
+            ("train/dog/0.png", "train/1.png", "test/dog/2.png"),
+            ("The images get no labels: train/1.png lies in no folder of a class, as others do.",),
+        ),
+        (
+            ("train/dog/0.png", "test/2.png"),
+            ("The images get no labels: test/2.png lies in no folder of a class, as others do.",),
+        ),
         (
             ("train/dog/0.png", "test/dog/1.png", "test/cat/2.png"),
             ("The images get no labels: the class cat is in test/ and not in train/.",),

@@ -64,6 +64,12 @@ LABELLED = images()
             "takes labels of 3 classes, but the images have",
         ),
         (2, LABELLED, ConfigError, r"2 classes, but the images have 3 \(dark, grey, light\): set it to 3"),
+        (
+            3,
+            ImageData(LABELLED.train, LABELLED.test, "of one", (), LABELLED.train_labels + 1, LABELLED.test_labels + 1),
+            DataError,
+            "count from 0, but the images' labels are from 1 to 3: subtract 1 from each",
+        ),
         (4, LABELLED, ConfigError, r"4 classes, but the images have 3 \(dark, grey, light\): set it to 3"),
     ],
 )
