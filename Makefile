@@ -7,7 +7,7 @@ WORKERS ?= 3
 TEST_JOBS ?= 2
 LOWEST := $(VENV)-lowest/bin/python
 
-.PHONY: train test test-slow test-lowest lint clean
+.PHONY: train test test-slow test-lowest lint docs clean
 
 train: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
@@ -28,10 +28,19 @@ test-lowest: $(VENV)-lowest/.installed
 	OMP_NUM_THREADS=1 $(LOWEST) -m pytest $(or $(ARGS),-m 'not slow and not ray' --ignore tests/benchmarks)
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check pipeflow tests benchmarks launch
-	$(BIN)/ruff format --check pipeflow tests benchmarks launch
+	$(BIN)/ruff check pipeflow tests benchmarks launch docs
+	$(BIN)/ruff format --check pipeflow tests benchmarks launch docs
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+# The site, in build/site; a link that leads nowhere is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m docs.generate.pages build/pages
+	$(BIN)/zensical build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 # torch and torchvision are resolved together: one without the other picks a pair that does not match.
 $(VENV)/.installed: pyproject.toml

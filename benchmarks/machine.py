@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ _TOLD_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf1
 
 
 def describe_machine() -> dict[str, str]:
-    """Processor with its instruction sets, cores, GPU and versions."""
+    """Processor with its instruction sets, cores, GPU and versions, and the day."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     listed = instruction_sets()
     return {
@@ -28,15 +29,22 @@ def describe_machine() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__.partition("+")[0],
         "pipeflow": pipeflow.__version__,
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
+def same_machine(machine: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether two measurements are from one machine with one set of versions, be it on two days."""
+    return {**machine, "date": ""} == {**other, "date": ""}
+
+
 def in_words(machine: dict[str, str]) -> str:
-    """The machine in one line; instruction sets only where they were written down."""
+    """The machine in one line; instruction sets and the day only where they were written down."""
     sets = f" ({machine['instruction_sets']})" if machine.get("instruction_sets") else ""
+    date = f", {machine['date']}" if machine.get("date") else ""
     return (
         f"{machine['cpu']}{sets}, {machine['cores']} cores, GPU {machine['gpu']}, Python {machine['python']}, "
-        f"torch {machine['torch']}, pipeflow {machine['pipeflow']}"
+        f"torch {machine['torch']}, pipeflow {machine['pipeflow']}{date}"
     )
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.machine import same_machine
 from benchmarks.published.rows import ROWS, Line, Row, Settings, stop_name
 from benchmarks.published.slices import kept_summary
 from pipeflow.errors import CheckpointError
@@ -168,7 +169,7 @@ def ratio(line: dict, rival: dict | None, key: str) -> float | None:
         return None
     if key != "time":
         return line[key] / rival[key]
-    if (line["machine"], line["threads"]) != (rival["machine"], rival["threads"]):
+    if not same_machine(line["machine"], rival["machine"]) or line["threads"] != rival["threads"]:
         return None
     return time_of(line) / time_of(rival)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.by_device import make_parser, read, save
-from benchmarks.machine import command_line, describe_machine
+from benchmarks.machine import command_line, describe_machine, same_machine
 from benchmarks.step.held import Held, OutOfMemory
 from benchmarks.step.limits import Limits, best
 from benchmarks.step.report import NO_BFLOAT16, coupling_type, name_of, report
@@ -132,7 +132,7 @@ def added(before: dict, measured: list[dict]) -> list[dict]:
     """
     if not before:
         return measured
-    if before["machine"] != describe_machine():
+    if not same_machine(before["machine"], describe_machine()):
         raise ValueError(f"--add: the results are of another machine, {before['machine']}: choose another --out")
     kept = {name_of(result["case"]): result for result in before["cases"]}
     for result in measured:
