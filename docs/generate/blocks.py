@@ -14,10 +14,11 @@ from pathlib import Path
 
 from docs.generate.api import api
 from docs.generate.options import options
+from docs.generate.results import results
 from docs.generate.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
-GENERATORS: dict[str, Callable[[], str]] = {"options": options, "api": api, **TABLES}
+GENERATORS: dict[str, Callable[[], str]] = {"options": options, "api": api, "results": results, **TABLES}
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 

@@ -17,7 +17,8 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def pages() -> list[Path]:
     """All pages, relative to the repository."""
-    found = [ROOT / "README.md", ROOT / "launch/README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+    named = (ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "launch/README.md"))
+    found = [*(page for page in named if page.exists()), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]
     return sorted(path.relative_to(ROOT) for path in found)
 
 

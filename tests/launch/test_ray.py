@@ -37,7 +37,7 @@ def assert_same(run: Path, other: Path) -> None:
 
 
 def submit(cluster: Cluster, *arguments: str):
-    """`ray job submit`, as the README has it."""
+    """`ray job submit`, as docs/ray.md has it."""
     entry = [sys.executable, "-m", "launch.ray_train", *arguments]
     return cluster.run([RAY, "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--", *entry])
 
