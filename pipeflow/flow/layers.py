@@ -68,7 +68,11 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Sets data-dependent initial values, once, from the first batch of this layer's inputs."""
+        """Sets data-dependent initial values from a batch of this layer's inputs.
+
+        It is called before the run, and again where the layer's part begins to train behind parts that have trained. A
+        layer that may be trained already keeps a bool buffer `initialized`, and does nothing where it is true.
+        """
 
 
 class ConditionalLayer(Layer):
@@ -92,7 +96,7 @@ class ConditionalLayer(Layer):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, labels: Tensor) -> None:  # type: ignore[override]
-        """Sets data-dependent initial values, once, from the first batch of this layer's inputs and its labels."""
+        """Sets data-dependent initial values from a batch of this layer's inputs and its labels, as `Layer.initialize`."""
 
 
 def sum_over_pixels(logdet: Tensor, x: Tensor) -> Tensor:

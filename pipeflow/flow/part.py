@@ -128,6 +128,11 @@ class Part(nn.Module):
             self.head.initialize(latent, **labels_for(self.head, labels))
         return latent
 
+    def uninitialized(self) -> list[Tensor]:
+        """The flags `initialized` of layers that have not taken their values from data yet."""
+        named = self.layers.named_buffers()
+        return [flag for name, flag in named if name.rpartition(".")[2] == "initialized" and not flag]
+
     def multiply_adds(self, with_head: bool = True) -> int:
         """Multiply-adds of one forward of one image through the layers, and of its density under the head."""
         return sum(self.layer_multiply_adds()) + with_head * self.head_multiply_adds()

@@ -125,6 +125,8 @@ class Run:
         recorder, worker = self.recorder, self.stages.worker
         goes_on = resume_inside(self.manifest if self._is_first_phase else None, self.stages)
         self._is_first_phase = False
+        if goes_on.step == 0:
+            self.stages.initialize(phase)
         recorder.epoch_begins(phase, goes_on.step, goes_on.carried)
         start = time.perf_counter()
         try:

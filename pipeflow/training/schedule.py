@@ -10,6 +10,7 @@ Nothing here knows of processes: a `Phase` can be printed, compared and sent as 
 """
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -43,6 +44,9 @@ class Phase:
     """Batches by which the rotation is ahead at the phase's first batch."""
     evaluate: bool = False
     checkpoint: bool = False
+    initialize: tuple[int, ...] = ()
+    """Parts that train for the first time, behind parts that have trained. They take the initial values of their layers
+    anew from the latents that they get by now."""
 
     @property
     def is_local(self) -> bool:
@@ -87,7 +91,8 @@ class Phase:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Phase":
         """The phase that `to_json` wrote."""
-        return cls(**{**values, "turns": tuple(tuple(turn) for turn in values["turns"])})
+        turns = tuple(tuple(turn) for turn in values["turns"])
+        return cls(**{**values, "turns": turns, "initialize": tuple(values["initialize"])})
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,22 @@ class Schedule:
 
     def phase(self, epoch: int) -> Phase:
         """The phase that is this epoch's."""
+        initialize = tuple(part for part, its_epoch in self.initialized_later.items() if its_epoch == epoch)
+        return dataclasses.replace(self._phase(epoch), initialize=initialize)
+
+    @functools.cached_property
+    def initialized_later(self) -> dict[int, int]:
+        """The parts that train for the first time behind parts that have trained, and the epoch in which they do."""
+        first: dict[int, int] = {}
+        for epoch in range(self.config.num_local_epochs):
+            for part in self._phase(epoch).trained:
+                first.setdefault(part, epoch)
+            if len(first) == self.num_parts:
+                break
+        found = sorted(first.items())
+        return {part: epoch for part, epoch in found if any(first.get(each, epoch) < epoch for each in range(part))}
+
+    def _phase(self, epoch: int) -> Phase:
         mode: Mode = self.config.schedule.mode
         steps = turn_steps = self.steps_per_epoch
         everyone = tuple(range(self.num_parts))

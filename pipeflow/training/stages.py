@@ -20,12 +20,13 @@ from pipeflow.links.connect import connect, connect_back
 from pipeflow.links.link import Link
 from pipeflow.rundir.checkpoint import Checkpoints, check_tensors
 from pipeflow.rundir.records import Manifest, Stage
+from pipeflow.training import initial_values
 from pipeflow.training.data_parallel import DataParallelTrainer
 from pipeflow.training.gather import NOTHING, State, gather, spread, state_of, without_heads
 from pipeflow.training.image_feed import ImageFeed
 from pipeflow.training.labels import Labels
 from pipeflow.training.pipeline import WHOLE, Pipeline, PipelineWorker
-from pipeflow.training.schedule import Schedule
+from pipeflow.training.schedule import Phase, Schedule
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.training.worker import Worker
 from pipeflow.workers.replicas import Replicas, share_of
@@ -174,6 +175,7 @@ class Stages:
             self._hand_to_replicas("replicas")
         else:
             _load(trainers, state)
+        initial_values.are_final(self.worker)
 
     def _finetune_lr(self) -> float:
         lr = self.config.finetune.lr
@@ -196,6 +198,7 @@ class Stages:
         if self.is_main:
             self._load_or_initialize() if state is None else _load(trainers, state)
         self._hand_to_replicas()
+        initial_values.are_final(self.worker)
 
     def _make_trainer(self, part: Part, lr: float, num_updates: int) -> PartTrainer:
         """A trainer that shares each batch with the part's replicas, or a plain one."""
@@ -249,6 +252,16 @@ class Stages:
             if not self.replicas.is_first:
                 _load(self.worker.trainers, state)
 
+    def initialize(self, phase: Phase) -> None:
+        """Initialises the parts whose turn comes for the first time, on what the parts before them have come to give."""
+        if not phase.initialize:
+            return
+        new = [each for each in self.worker.trainers if each.part.index in phase.initialize and not each.updates]
+        if self.replicas.is_first:
+            initial_values.before_their_turn(self.worker, phase, new)
+        if new:
+            self._hand_to_replicas("replicas")
+
     def _load_or_initialize(self) -> None:
         """Initialises on the first batch whatever the checkpoint, if there is one, does not bring."""
         manifest, trainers = self.manifest, self.worker.trainers
@@ -267,7 +280,8 @@ class Stages:
         else:
             is_wanted = is_new
         if is_wanted and self.replicas.is_first:
-            self.worker.initialize(layers=is_new, heads=new_heads)
+            later = self.schedule.initialized_later if self.name == "local" else ()
+            initial_values.before_the_run(self.worker, len(self.parts), is_new, new_heads, later)
         same_stage = manifest is not None and manifest.stage == self.name
         for trainer in trainers:
             trainer.load_training(tensors, known, same_stage)

@@ -135,6 +135,12 @@ class PartTrainer:
             if f"model/{name}" in tensors:
                 value.copy_(tensors[f"model/{name}"])
 
+    def start_averages(self) -> None:
+        """Has the averages begin at the present weights."""
+        if self.optim.ema > 0:
+            # In the parameters' own memory layout, whatever layout came over the wire: kernels may sum in its order.
+            self.averages = {name: value.detach().clone() for name, value in self._parameters.items()}
+
     @torch.no_grad()
     def load_training(
         self, tensors: Mapping[str, Tensor], counts: Mapping[str, Sequence[int]], same_stage: bool
@@ -143,12 +149,10 @@ class PartTrainer:
 
         same_stage: whether the updates already made count against this stage's warm-up and decay.
         """
-        if self.optim.ema > 0:
-            # In the parameters' own memory layout, whatever layout came over the wire: kernels may sum in its order.
-            self.averages = {name: value.detach().clone() for name, value in self._parameters.items()}
-            for name, average in self.averages.items():
-                if f"ema/{name}" in tensors:
-                    average.copy_(tensors[f"ema/{name}"])
+        self.start_averages()
+        for name, average in self.averages.items():
+            if f"ema/{name}" in tensors:
+                average.copy_(tensors[f"ema/{name}"])
         owners = [owner for owner in self.part.owners() if owner in counts]
         if same_stage:
             self.updates = max((counts[owner][0] for owner in owners), default=0)

@@ -8,7 +8,7 @@ A worker knows its own parts and the links at their ends, nothing of the others:
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,19 +83,26 @@ class Worker:
         self._last_inputs: dict[PartTrainer, tuple[Tensor, Tensor | None]] = {}
         """Latent and labels of each part's last update."""
 
-    def initialize(self, layers: bool, heads: Sequence[str]) -> None:
-        """Data-dependent initialisation: one batch goes through all parts, each initialises itself on what arrives.
+    def initialize(self, layers: Collection[int], heads: Collection[int], last: int, epoch: int = 0) -> None:
+        """Data-dependent initialisation: one batch goes through the parts, each initialises itself on what arrives.
 
-        layers: whether all layers are to be initialised; heads: names of the heads that are.
+        Args:
+            layers, heads: indices of this worker's parts whose layers, and whose heads, are initialised.
+            last: index of the last part that gets the batch.
+            epoch: the epoch before which this is done, as all workers know it.
         """
         labels = None if self.labels is None else self.labels.initial()
         for trainer in self.trainers:
             part = trainer.part
-            latent = (
-                self.links[part.index - 1].receive(INITIAL, 0, 0) if part.index else self._own_images(INITIAL, 0, 0)
-            )
-            latent = part.initialize(latent, layers, part.head_name in heads, labels)
-            self._send_on(part.index, INITIAL, 0, 0, latent)
+            if part.index > last:
+                break
+            if part.index > 0:
+                latent = self.links[part.index - 1].receive(INITIAL, epoch, 0)
+            else:
+                latent = self._own_images(INITIAL, epoch, 0)
+            latent = part.initialize(latent, part.index in layers, part.index in heads, labels)
+            if part.index < last:
+                self._send_on(part.index, INITIAL, epoch, 0, latent)
 
     def train(self, phase: Phase, first_step: int = 0, before: Mapping[str, Sequence[float]] | None = None) -> Trained:
         """Runs the phase from batch `first_step` on, to its end or to where it is interrupted.

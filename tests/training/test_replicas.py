@@ -34,7 +34,7 @@ divides by their root. Measured: 3e-6."""
 
 RUNS = {
     "concurrent": ({"mode": "concurrent"}, {}),
-    "alternate_steps": ({"mode": "alternate", "alternate_every": "2 steps"}, {"memory": {"activations": "recompute"}}),
+    "alternate_steps": ({"mode": "alternate", "alternate_every": "4 steps"}, {"memory": {"activations": "recompute"}}),
     "ddp": ({"mode": "concurrent"}, {"finetune": {"parallel": "ddp"}}),
     "int8": ({"mode": "concurrent"}, {"link": {"dtype": "int8"}}),
 }

@@ -47,6 +47,26 @@ def test_alternate_by_steps_runs_on_over_the_end_of_an_epoch():
     assert [schedule.num_updates(part) for part in range(3)] == [6, 6, 8]
 
 
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ({"mode": "sequential", "local_epochs": 8}, [(), (), (), (), (1,), (), (2,), ()]),
+        ({"mode": "alternate", "local_epochs": 6}, [(), (1,), (2,), (), (), ()]),
+        (
+            {"mode": "alternate", "local_epochs": 4},
+            [(), (), (1,), ()],
+        ),  # parts 2, 0, 1, 2: nothing trained before 2 and 0
+        ({"mode": "alternate", "local_epochs": 3, "alternate_every": "3 steps"}, [(), (), ()]),
+        ({"mode": "concurrent", "local_epochs": 3}, [(), (), ()]),
+        ({"mode": "end_to_end", "local_epochs": 3}, [(), (), ()]),
+    ],
+)
+def test_parts_behind_those_that_have_trained_take_initial_values_anew(schedule, expected):
+    phases = make(**schedule).phases()
+    assert [phase.initialize for phase in phases] == expected + [()] * 2
+    assert [Phase.from_json(phase.to_json()).initialize for phase in phases] == expected + [()] * 2
+
+
 def test_a_turn_of_one_batch_is_as_small_a_message_as_any():
     phase = make(steps=781, mode="alternate", local_epochs=2, alternate_every="1 step").phases()[0]
     assert len(str(phase.to_json())) < 300

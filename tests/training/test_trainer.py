@@ -112,7 +112,7 @@ class TestLearningRate:
 
     @pytest.mark.parametrize("part_lr, expected", [([1e-3, 2e-4, 3e-5], [1e-3, 2e-4, 3e-5]), (None, [5e-4] * 3)])
     def test_a_run_gives_each_part_its_rate(self, monkeypatch, tmp_path, part_lr, expected):
-        def stop(worker, layers, heads):
+        def stop(worker, *arguments, **options):
             raise InterruptedError([trainer.lr for trainer in worker.trainers])
 
         monkeypatch.setattr(stages.Worker, "initialize", stop)
