@@ -7,7 +7,7 @@ WORKERS ?= 3
 TEST_JOBS ?= 2
 LOWEST := $(VENV)-lowest/bin/python
 
-.PHONY: train test test-slow test-lowest lint docs clean
+.PHONY: train test test-slow test-lowest lint docs notebook clean
 
 train: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
@@ -37,6 +37,10 @@ lint: $(VENV)/.installed
 docs: $(VENV)/.docs
 	$(BIN)/python -m docs.generate.pages build/pages
 	$(BIN)/zensical build --strict
+
+# Executes the notebook, and keeps what it shows.
+notebook: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace docs/first_flow.ipynb
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -24,12 +24,16 @@ def pages() -> list[Path]:
 
 def gather(folder: Path) -> None:
     """Writes all pages, and the files that they link to, into an empty folder."""
+    from docs.generate.notebook import write_page  # what only the site needs
+
     shutil.rmtree(folder, ignore_errors=True)
     listed = pages()
     for page in listed:
         target = folder / _place(page)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_with_links(page, listed, folder))
+    for notebook in (ROOT / "docs").glob("*.ipynb"):
+        write_page(notebook, folder / "docs" / f"{notebook.stem}.md")
 
 
 def _place(page: Path) -> Path:
@@ -47,7 +51,9 @@ def _link(found: re.Match[str], page: Path, listed: list[Path], folder: Path) ->
     if not address or "://" in address or address.startswith("mailto:"):
         return found[0]
     target = (ROOT / page.parent / address).resolve().relative_to(ROOT)
-    if target not in listed:
+    if target.suffix == ".ipynb":
+        address = address.replace(".ipynb", ".md")
+    elif target not in listed:
         if not (ROOT / target).is_file():
             raise SystemExit(f"{page}: links to {address}, which is not there.")
         (folder / target).parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,9 @@ def test_the_reference_has_the_public_interface():
 
 
 # A benchmark or the list of changes may name an option that has gone.
-@pytest.mark.parametrize("page", [page for page in pages() if page.parts[0] in ("README.md", "docs", "launch")], ids=str)
+@pytest.mark.parametrize(
+    "page", [page for page in pages() if page.parts[0] in ("README.md", "docs", "launch")], ids=str
+)
 def test_options_in_the_pages_are_options(page):
     sections = "|".join(SECTIONS)
     named = re.findall(rf"(?:`|--)((?:{sections})\.[a-z]\w*)(?=[`:= \n])", fill(ROOT / page))
