@@ -41,6 +41,7 @@ docs: $(VENV)/.docs
 # Executes the notebook, and keeps what it shows.
 notebook: $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace docs/first_flow.ipynb
+	rm -rf docs/runs
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
