@@ -32,11 +32,11 @@ class ModelConfig:
     invconv: Literal["lu", "plain"] = option(
         "lu",
         "form of the invertible 1x1 convolution",
-        {"lu": "its LU factors, of which the log-determinant is a sum", "plain": "the matrix itself"},
+        {"lu": "its LU factors, whose log-determinant is a sum", "plain": "the matrix itself"},
     )
     num_classes: int | None = option(
         None,
-        "classes of the images, whose label the top prior depends on (null: labels are not looked at)",
+        "number of classes, if the top prior is to depend on the image's label (null: labels are not used)",
         at_least=1,
         at_most=100_000,
     )
@@ -61,33 +61,33 @@ class PartsConfig:
         {
             "across": "in the middle of each of the first blocks",
             "blocks": "between the blocks",
-            "balanced": "where the slowest part is as fast as can be",
+            "balanced": "so that the slowest part is as fast as possible",
             "a,b": "before the layers of these names, which `pipeflow plan` shows",
         },
     )
     num: int | None = option(
         None,
-        f"parts (null: as many as blocks or names give; across and balanced {NUM_PARTS}, or what a smaller flow allows)",
+        f"number of parts (null: what blocks or names give; {NUM_PARTS} for across and balanced, fewer in a small flow)",
         at_least=1,
         at_most=16_384,
     )
     balance: Literal["macs", "time"] = option(
         "macs",
-        "what a balanced split evens out",
+        "what a balanced split makes equal",
         {"macs": "multiply-adds", "time": "seconds of the layers, measured before the run"},
     )
     head: Literal["gaussian", "standard", "autoregressive"] = option(
         "gaussian",
         "local prior of a part that is not the last",
         {
-            "gaussian": "normal, with a mean and a scale a channel that are learned",
+            "gaussian": "normal, with a learned mean and scale for each channel",
             "standard": "standard normal",
-            "autoregressive": "normal for each value given those before it, of which masked convolutions tell",
+            "autoregressive": "normal for each value given those before it, by masked convolutions",
         },
     )
     head_width: int = option(64, "autoregressive: channels of its hidden layers", at_least=1, at_most=16_384)
     head_depth: int = option(1, "autoregressive: hidden layers (0: a linear map)", at_least=0, at_most=64)
-    replicas: int = option(1, "workers that hold each part and share its batches", at_least=1, at_most=16_384)
+    replicas: int = option(1, "workers on each part, which share its batches", at_least=1, at_most=16_384)
 
     def __post_init__(self) -> None:
         if isinstance(self.split, str) and "." in self.split:  # one cut, written as a name by itself

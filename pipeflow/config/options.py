@@ -23,8 +23,8 @@ FINETUNE = ("finetune", "end_to_end")
 class RunConfig:
     """The run: its folder, seed and device."""
 
-    dir: str = option("runs/quickstart", "run folder, seen by all workers; ~ is the home folder, as in data.path")
-    seed: int = option(0, "initial values, order of the images, noise and flips", at_least=0, at_most=2**63 - 1)
+    dir: str = option("runs/quickstart", "folder of the run, which all workers must see; ~ is the home folder")
+    seed: int = option(0, "seed of initial values, order of the images, noise and flips", at_least=0, at_most=2**63 - 1)
     resume: Literal["auto", "never", "must"] = option(
         "auto",
         "what to do where run.dir has a run already",
@@ -38,14 +38,14 @@ class RunConfig:
         "auto",
         "where to compute",
         {
-            "auto": "on GPUs where there are some",
+            "auto": "on GPUs if there are any, else on the processor",
             "cpu": "on the processor",
             "cuda": "on GPUs, or an error without them",
         },
     )
     figures: bool = option(True, "draw the figures of a run that has ended")
-    heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat until a worker counts as lost", at_least=1)
-    control_timeout_s: float = option(300.0, "seconds for a message of the control group that has begun", at_least=1)
+    heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat, then a worker counts as lost", at_least=1)
+    control_timeout_s: float = option(300.0, "seconds to wait for a control message that others have begun", at_least=1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dir", os.path.expanduser(self.dir))
@@ -73,30 +73,30 @@ class DataConfig:
     )
     resize: int | None = option(
         None,
-        "resize image files, shorter side to so many pixels, by Lanczos (null: not at all)",
+        "resize image files so that the shorter side has this many pixels, by Lanczos (null: no resizing)",
         at_least=1,
         at_most=4096,
     )
     crop: int | None = option(
         None,
-        "cut image files to so many pixels in height and width, their middle (null: not at all)",
+        "cut the middle out of image files, with this many pixels in height and width (null: no cutting)",
         at_least=1,
         at_most=4096,
     )
     test_fraction: float | None = option(
-        None, "part of the images held out as test images, where data.path has none (null: it has)", above=0, below=1
+        None, "share of the images held out as test images, if data.path has none (null: it has)", above=0, below=1
     )
     num_train: int | None = option(None, "training images (null: all; dead_leaves: 2560)", at_least=1, at_most=10**7)
     num_test: int | None = option(None, "test images (null: all; dead_leaves: 512)", at_least=1, at_most=10**7)
     flip: bool = option(False, "random horizontal flips in training")
     pad: int | None = option(
         None,
-        "pad images to a height and width that are multiples of it, as blocks need: 8 for 3 (null: not at all)",
+        "pad height and width to multiples of this number, as blocks need: 8 for 3 blocks (null: no padding)",
         at_least=2,
         at_most=1024,
     )
     memory: str = option(
-        "2 GB", "most that images of files take in memory; more are read from the disk, batch by batch"
+        "2 GB", "memory for the images of files; if they need more, they are read from the disk, batch by batch"
     )
 
     @property
@@ -120,7 +120,7 @@ class ScheduleConfig:
             "concurrent": "all parts, on every batch",
             "alternate": "one part at a time, in turns of alternate_every",
             "sequential": "one part after the other, each for its share of the epochs",
-            "end_to_end": "no parts: the local epochs train the whole flow as one too",
+            "end_to_end": "no parts: the whole flow trains as one in the local epochs too",
         },
     )
     local_epochs: int = option(8, "passes over the data with isolated parts", at_least=0, at_most=1_000_000)
@@ -142,26 +142,30 @@ class OptimConfig:
     """The updates of a part."""
 
     name: Literal["adam", "adamax"] = option(
-        "adam", "optimizer", {"adam": "Adam", "adamax": "Adam by the largest gradient instead of the mean square"}
+        "adam", "optimizer", {"adam": "Adam", "adamax": "Adam with the largest gradient, not the mean square"}
     )
     lr: float = option(2e-3, "learning rate", above=0)
     part_lr: tuple[float, ...] | None = option(
         None, "each part's own in the local epochs, such as 1e-3,5e-4 (null: lr for all)", above=0
     )
     batch_size: int = option(64, "images in a batch, over all workers", at_least=1, at_most=1_000_000)
-    warmup_steps: int = option(50, "updates over which a part's learning rate rises from 0", at_least=0)
+    warmup_steps: int = option(50, "number of updates over which a part's learning rate rises from 0", at_least=0)
     decay: Literal["none", "cosine"] = option(
         "cosine",
         "course of the learning rate after the warm-up",
-        {"cosine": "to 0 over a part's own updates, anew after the gather", "none": "constant"},
+        {"cosine": "falls to 0 over a part's own updates, and starts anew after the gather", "none": "constant"},
     )
-    clip_norm: float = option(0.0, "bound on the gradient's norm, of each part by itself (0: none)", at_least=0)
-    ema: float = option(0.0, "decay of averaged weights, evaluated and sampled (0: none)", at_least=0, below=1)
+    clip_norm: float = option(
+        0.0, "largest norm of a part's gradient; larger ones are clipped (0: none is)", at_least=0
+    )
+    ema: float = option(
+        0.0, "decay of averaged weights, which are evaluated and sampled (0: none)", at_least=0, below=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """The arithmetic of a step: for speed, numbers may be rounded otherwise, or have less than 32 bits."""
+    """The arithmetic of a training step: faster ways round differently, or compute with fewer than 32 bits."""
 
     step: Literal["fast", "reference"] = option(
         "fast",
@@ -170,7 +174,7 @@ class PrecisionConfig:
     )
     coupling: Literal["float32", "bfloat16"] = option(
         "float32",
-        "type inside the coupling nets; all else is float32",
+        "type inside the coupling nets; everything else is float32",
         {"float32": "32 bits", "bfloat16": "16 bits: faster where the processor or GPU has instructions for them"},
     )
     compile: bool = option(False, "torch.compile the flow steps; numbers may change in the last bits")
@@ -190,34 +194,34 @@ class LinkConfig:
         "type in which training latents travel",
         {"float32": "as they are", "bfloat16": "half the bytes", "int8": "a quarter: a range a channel, and dither"},
     )
-    depth: int = option(4, "batches, or micro-batches of them, that may wait at each end of a link", at_least=1)
+    depth: int = option(4, "batches, or micro-batches, that each end of a link can hold", at_least=1)
     timeout_s: float = option(300.0, "seconds without a latent after which a worker gives up", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """The activations that are kept for the backward: how many layers' of how many images."""
+    """Memory of a training step: what a part keeps of how many layers and images."""
 
     activations: Literal["keep", "recompute", "invert"] = option(
         "keep",
-        "what a backward finds",
+        "what a part keeps for its backward",
         {
             "keep": "all activations",
-            "recompute": "the layers' inputs, for about a third more time",
-            "invert": "the part's output, which is inverted, for about two thirds more time",
+            "recompute": "the inputs of the layers; the rest is computed again, for about a third more time",
+            "invert": "the output of the part, which is inverted layer by layer, for about two thirds more time",
         },
     )
-    max_error: float = option(1e-3, "invert: error of a part's recovered input that stops the run", above=0)
+    max_error: float = option(1e-3, "invert: a larger error of a part's recovered input stops the run", above=0)
     micro_batches: int = option(
         1,
-        "slices in which a part takes its batch, one after the other: one update, activations of one slice",
+        "slices of a batch that a part takes one after the other: activations of one slice, one update for all",
         at_least=1,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """The end-to-end epochs, after the local ones and in end_to_end."""
+    """The end-to-end epochs: those after the local ones, and all epochs of schedule.mode end_to_end."""
 
     parallel: Literal["single", "ddp", "pipeline"] = option(
         "single",
@@ -225,13 +229,13 @@ class FinetuneConfig:
         {
             "single": "rank 0's device, while the other workers wait",
             "ddp": "all workers, each on its share of a batch",
-            "pipeline": "all workers, each the parts that it holds: nothing is gathered, gradients go back over the links",
+            "pipeline": "all workers, each with the parts it holds: nothing is gathered, gradients go back over the links",
         },
     )
     schedule: Literal["gpipe", "1f1b"] = option(
         "1f1b",
         "pipeline: order of forwards and backwards",
-        {"gpipe": "all forwards, then all backwards", "1f1b": "each backward as soon as it can be: less memory"},
+        {"gpipe": "all forwards, then all backwards", "1f1b": "each backward as soon as possible: less memory"},
     )
     micro_batches: int = option(4, "pipeline: slices in which a batch goes through the workers", at_least=1)
     gradient_dtype: Literal["float32", "bfloat16"] = option(
@@ -242,7 +246,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """The curve of test bits/dim; the last evaluation always takes all test images."""
+    """Evaluations of test bits/dim during training. The last one always takes all test images."""
 
     every_epochs: int = option(1, "epochs from one evaluation to the next", at_least=1)
     num_images: int | None = option(512, "test images in an evaluation during training (null: all)", at_least=1)
@@ -254,12 +258,12 @@ class CheckpointConfig:
 
     every_epochs: int = option(1, "epochs from one checkpoint to the next", at_least=1)
     keep: int = option(2, "newest checkpoints kept", at_least=1)
-    grace_s: float = option(25.0, "seconds from SIGTERM to the end, saved or not (torchrun kills at 30)", above=0)
+    grace_s: float = option(25.0, "seconds after SIGTERM until a worker ends, saved or not (torchrun: 30)", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineConfig:
-    """A recording of what each worker does when: timeline.json for ui.perfetto.dev."""
+    """A recording of what each worker does at what time: timeline.json, which ui.perfetto.dev shows."""
 
     steps: int = option(0, "batches recorded (0: none)", at_least=0)
     epoch: int = option(0, "epoch of the recording", at_least=0)
