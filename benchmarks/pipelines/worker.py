@@ -10,6 +10,7 @@ a machine or network namespace. Writes FOLDER/rank<R>.json. Steps of the warm-up
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -179,3 +180,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # as pipeflow's launcher leaves: torch's own threads can abort at the interpreter's end

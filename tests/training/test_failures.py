@@ -59,6 +59,7 @@ def test_a_stopped_worker_is_noticed_by_its_missing_heartbeat(launch, tmp_path):
     assert_noticed(launch_long(launch, tmp_path / "run", run=QUIET), 1)
 
 
+@pytest.mark.slow
 def test_workers_that_wait_out_the_fine_tuning_notice_that_rank_0_is_gone(launch, tmp_path):
     schedule = {"mode": "concurrent", "local_epochs": 1, "finetune_epochs": 400}
     process = launch_long(launch, tmp_path / "run", schedule=schedule, run=QUIET)
@@ -84,6 +85,7 @@ def test_workers_end_when_their_launcher_is_killed(launch, tmp_path):
     assert f"the launcher (process {process.pid}) is gone" in said
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_launcher_is_stopped(launch, tmp_path):
     """And with it the store, as by Ctrl-Z, which reaches torchrun alone."""
     process = launch_long(launch, tmp_path / "run", run={"heartbeat_timeout_s": 1})
@@ -95,6 +97,7 @@ def test_workers_end_when_their_launcher_is_stopped(launch, tmp_path):
     assert len(errors_in(assert_ended(process))) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_continued_goes_on(launch, tmp_path):
     """For longer than a heartbeat may take, as a suspended job."""
     process = launch_long(launch, tmp_path / "run", run={"heartbeat_timeout_s": 2}, link={"timeout_s": 2})

@@ -109,6 +109,7 @@ def test_ctrl_c_while_the_others_have_not_come(launch, tmp_path):
     assert said.startswith("interrupted: ended at once") and process.returncode == 128 + signal.SIGINT
 
 
+@pytest.mark.slow
 def test_ctrl_c_under_torchrun(torchrun, tmp_path):
     """The agent alone is in the terminal's group. No worker prints a traceback; torchrun's own cannot be helped."""
     process = torchrun(2, "-m", "pipeflow.launch", *options(small_config(tmp_path / "run", schedule=LONG)))

@@ -170,6 +170,7 @@ def keep(sent: list[torch.Tensor], bucket: dist.GradBucket) -> torch.futures.Fut
     return future
 
 
+@pytest.mark.slow
 def test_replicas_and_data_parallel_workers_average_gradients_once_a_batch(shared, tmp_path):
     """5 micro-batches of 3 images of each part's replica; after the gather of 1 or 2, of the 7 or 8 of each worker."""
     train(replicated(tmp_path / "alone", 1, 1))

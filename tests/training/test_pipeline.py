@@ -158,7 +158,14 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("how, epoch", [*((how, 1) for how in RESUMED), ("pipeline cut otherwise", 2)])
+@pytest.mark.parametrize(
+    "how, epoch",
+    [
+        ("single", 1),
+        ("pipeline cut otherwise", 2),
+        *(pytest.param(how, 1, marks=pytest.mark.slow) for how in RESUMED if how != "single"),
+    ],
+)
 def test_what_three_workers_saved_goes_on_as_anything(runs, tmp_path, how, epoch):
     """After the local epoch, and after an end-to-end one."""
     workers, sections = RESUMED[how]
@@ -169,7 +176,7 @@ def test_what_three_workers_saved_goes_on_as_anything(runs, tmp_path, how, epoch
     assert_close(tmp_path / "plain", runs["three"] / "plain")
 
 
-@pytest.mark.parametrize("which", ["alone", "replicas"])
+@pytest.mark.parametrize("which", ["replicas", pytest.param("alone", marks=pytest.mark.slow)])
 def test_what_others_saved_goes_on_as_a_pipeline(runs, tmp_path, which):
     copy_until(runs[which] / "plain", tmp_path / "plain", 2)
     assert "resuming after 2 epochs" in train_in_turn(3, [config_of(tmp_path, "plain")])

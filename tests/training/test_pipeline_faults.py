@@ -38,7 +38,8 @@ def undisturbed(tmp_path_factory) -> Path:
     return folder / "plain"
 
 
-@pytest.mark.parametrize("workers, parallel", [(2, "pipeline"), pytest.param(1, "single", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers, parallel", [(2, "pipeline"), (1, "single")])
 def test_workers_that_are_preempted_stop_at_one_batch(undisturbed, launch, tmp_path, workers, parallel):
     """And go on inside the epoch, as a pipeline to the last bit, as one device up to rounding; with the epoch's losses."""
     process = launch(3, *options(long_config(tmp_path)))
@@ -58,7 +59,7 @@ def test_workers_that_are_preempted_stop_at_one_batch(undisturbed, launch, tmp_p
 
 @pytest.mark.parametrize(
     "rank, signal_sent, told",
-    [(0, signal.SIGSTOP, "heartbeat for 2 s"), (1, signal.SIGKILL, "")],
+    [(0, signal.SIGSTOP, "heartbeat for 2 s"), pytest.param(1, signal.SIGKILL, "", marks=pytest.mark.slow)],
 )
 def test_a_worker_that_is_lost_is_named(launch, tmp_path, rank, signal_sent, told):
     config = long_config(tmp_path, schedule=FOREVER, run={"heartbeat_timeout_s": 2})

@@ -285,6 +285,7 @@ def data_parallel(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_data_parallel_workers_resume_to_the_same_bits(data_parallel, tmp_path):
     """At the gather, and in the middle of the fine-tuning."""
     run = data_parallel / "run"
@@ -294,6 +295,7 @@ def test_data_parallel_workers_resume_to_the_same_bits(data_parallel, tmp_path):
         assert_same_tensors(run, folder)
 
 
+@pytest.mark.slow
 def test_data_parallel_fine_tuning_is_fine_tuning_up_to_rounding(undisturbed, data_parallel):
     """Workers with unequal shares of the batch, against one process with all of it."""
     folder = data_parallel / "other"

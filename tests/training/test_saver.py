@@ -199,6 +199,7 @@ def test_the_next_copy_is_taken_when_the_file_of_the_one_before_is_written(tmp_p
 LONG = {"mode": "concurrent", "local_epochs": 8, "finetune_epochs": 1}
 
 
+@pytest.mark.slow
 def test_killed_while_a_worker_writes_the_run_goes_on_from_the_checkpoint_before(tmp_path, launch):
     """Worker 1's file is a pipe that nobody reads: its write never ends. One epoch more is trained, then all wait."""
     settings = {"schedule": LONG, "eval": {"every_epochs": 9}, "checkpoint": {"keep": 99}}
