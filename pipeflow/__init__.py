@@ -60,7 +60,7 @@ def train(
     report: Callable[[dict[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Summary:
-    """Trains as the configuration says, then draws the run's figures; see `pipeflow.training.train.train`."""
+    """Trains the run, then draws its figures; see `pipeflow.training.train.train`."""
     from pipeflow.training.train import train as run
 
     summary = run(config, flow, data, report, stop)

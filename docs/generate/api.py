@@ -9,9 +9,11 @@ _DEFINED = {"train": "pipeflow.training.train.train"}
 def api() -> str:
     """A directive of mkdocstrings for each public name, those that most begin with first."""
     names = sorted(pipeflow.__all__, key=lambda name: (_FIRST + (name,)).index(name))
-    return "\n\n".join(f"::: {_DEFINED.get(name) or _path(name)}" for name in names)
+    return "\n\n".join(f"::: {_DEFINED.get(name) or _path(name)}{_OPTIONS.get(name, '')}" for name in names)
 
 
+_OPTIONS = {"Summary": "\n    options:\n      show_if_no_docstring: true"}
+"""Where more is shown than what has a docstring: the fields of a record."""
 _FIRST = ("train", "Config", "load_flow", "TrainedFlow", "Latents", "evaluate", "Flow", "Layer", "ImageData", "Summary")
 
 

@@ -28,7 +28,7 @@ from pipeflow.safe_files import brief
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run. `Config()` is the embedded default; `Config.from_dict` and `load` read one."""
+    """The options of a run, by section: `config.optim.lr`. `Config()` has the defaults; `Config.from_dict` sets some."""
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -49,27 +49,27 @@ class Config:
 
     @property
     def num_epochs(self) -> int:
-        """Passes over the data, local and end to end."""
+        """Number of passes over the data, local and end to end."""
         return self.schedule.local_epochs + self.schedule.finetune_epochs
 
     @property
     def num_local_epochs(self) -> int:
-        """Passes with isolated parts: none in `end_to_end`."""
+        """Number of passes with isolated parts; 0 for `schedule.mode: end_to_end`."""
         return 0 if self.schedule.mode == "end_to_end" else self.schedule.local_epochs
 
     @property
     def is_pipelined(self) -> bool:
-        """Whether end-to-end epochs run as a pipeline, where there are workers for one."""
+        """Whether end-to-end epochs run as a pipeline, if there are several workers."""
         return self.finetune.parallel == "pipeline" and self.num_epochs > self.num_local_epochs
 
     @property
     def needs_parts(self) -> bool:
-        """Whether anything trains in parts."""
+        """Whether the flow is cut into parts in any epoch."""
         return self.num_local_epochs > 0 or self.is_pipelined
 
     @property
     def num_parts(self) -> int | None:
-        """Parts, where the options alone tell; None for a split by blocks of a flow other than Glow."""
+        """Number of parts. None where it depends on the flow: for a split by blocks of a flow other than Glow."""
         split, num, model = self.parts.split, self.parts.num, self.model
         if isinstance(split, tuple):
             return len(split) + 1
@@ -80,17 +80,17 @@ class Config:
         return NUM_PARTS if num is None else num
 
     def check_world_size(self, world_size: int, num_parts: int | None = None) -> None:
-        """Raises ConfigError where so many workers cannot train this run.
+        """Raises ConfigError if this run cannot be trained by `world_size` workers.
 
-        num_parts: of the flow, where the options alone do not tell (`Config.num_parts`).
+        num_parts: number of parts, if `Config.num_parts` is None.
         """
         checks.check_world_size(self, world_size, num_parts or self.num_parts)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Config":
-        """A configuration from sections of options, `{"optim": {"lr": 1e-4}}`, and defaults for the rest.
+        """A configuration from sections of options, such as `{"optim": {"lr": 1e-4}}`, with defaults for the rest.
 
-        Raises ConfigError naming the first option that is unknown or has a value it cannot have.
+        Raises ConfigError, which names the first option that is unknown or has an impossible value.
         """
         if not isinstance(settings, dict):
             raise ConfigError(f"a configuration is sections of options, such as 'optim:', not {brief(settings)}.")
@@ -112,7 +112,7 @@ class Config:
         return cls(**sections)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Sections of options as plain values: `Config.from_dict` takes them back."""
+        """The sections of options as plain values, which `Config.from_dict` reads back."""
         return {
             name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
             for name, section in dataclasses.asdict(self).items()

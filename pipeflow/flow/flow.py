@@ -74,7 +74,7 @@ class Flow(nn.Module):
         return [layer for _, layer in self.named_layers()]
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The last latent, [batch, ...], the sum of all contributions, [batch], float64, and the tensors taken out.
+        """Returns the last latent, [batch, ...], the sum of contributions, [batch], float64, and the tensors factored out.
 
         labels: as for `log_prob`; only layers that take labels need them.
         """

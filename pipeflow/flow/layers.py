@@ -41,11 +41,11 @@ class Layer(nn.Module):
     __call__: Callable[..., tuple[Tensor, ...]]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """`(y, contribution)`, contribution: [batch], followed by `num_taken_out` tensors."""
+        """Returns `(y, contribution)`, then `num_taken_out` tensors. contribution: [batch], what is added to log p(x)."""
         raise TypeError(f"{type(self).__name__} has no forward: a layer returns (y, contribution).")
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The `x` that `forward` maps to `y`."""
+        """Returns the `x` that `forward` maps to `y`."""
         raise NoInverse(f"{type(self).__name__} has no inverse: write one to invert or sample the flow.")
 
     def sample_inverse(self, y: Tensor, generator: torch.Generator | None, temperature: float) -> Tensor:

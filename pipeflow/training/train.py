@@ -37,26 +37,30 @@ def train(
     report: Report | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Summary:
-    """Trains as the configuration says, as one of the workers that the launcher started; the run's summary.
+    """Trains the run that the configuration describes, or resumes it.
+
+    Each worker that a launcher such as torchrun started calls this. Without a launcher, one process trains all parts.
 
     Args:
         config: the run.
-        flow: a flow of one's own instead of `model.name`. With several workers each builds it, to the same values: under
-            `torch.manual_seed`.
-        data: images of one's own instead of `data.name`, as `pipeflow.data.given` takes them: an ImageData, or a pair
+        flow: a flow of your own in place of `model.name`. With several workers each builds the same one, with the same
+            values, under `torch.manual_seed`.
+        data: images of your own in place of `data.name`, as `pipeflow.data.given` takes them: an ImageData, or a pair
             (train, test), each an array, a tensor, a pair (images, labels) of these, or a Dataset.
-        report: is called by every worker, also by those that wait out the fine-tuning, after each epoch and its
-            checkpoint, and at the end: on rank 0 with `{"event": "epoch", **record}` and `{"event": "end", **summary}`,
-            as they stand in `summary.json`, elsewhere with an empty dictionary. It may wait for the other workers' calls;
-            nothing is sent for it.
-        stop: tells whether the run is to be saved and left, as after a Ctrl-C. It is asked before each batch, and must not
-            wait; one worker's answer is enough.
+        report: a function that every worker calls after each epoch and its checkpoint, and at the end. On rank 0 it gets
+            `{"event": "epoch", **record}` and `{"event": "end", **summary}`, as in `summary.json`; on other workers an
+            empty dictionary. It may wait for the other workers' calls.
+        stop: a function that is asked before each batch whether to save the run and stop, as after Ctrl-C. It must not
+            wait. One worker's true is enough.
+
+    Returns:
+        The run's summary.
 
     Raises:
-        PipeflowError: a mistake that the user can mend; `reported` tells whether another worker has said it.
-        Preempted: the run got SIGTERM, SIGINT or SIGHUP and is saved. A process that has not come so far after
+        PipeflowError: an error that the user can act on. Its `reported` tells whether another worker has printed it.
+        Preempted: the run got SIGTERM, SIGINT or SIGHUP and is saved. A process that has not saved within
             `checkpoint.grace_s` is ended.
-        KeyboardInterrupt: SIGINT came before there was anything to save, or a second time.
+        KeyboardInterrupt: SIGINT came before there was anything to save, or for the second time.
     """
     config, images = _name_what_is_given(config, flow, data)
     with (

@@ -15,7 +15,7 @@ from pipeflow.rundir.model import write_tensors
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """All that a flow makes of a batch of images, from which it gets them back."""
+    """The latents of a batch of images: all that the flow needs to get the images back."""
 
     last: Tensor
     """What came out of the last layer: float32, [batch, ...]."""

@@ -42,13 +42,13 @@ class TrainedFlow:
     """A trained flow on one device. Inputs may be on any device; results are on the CPU and have no gradients.
 
     Images are uint8, [num, *shape]. Where `x` is meant, it is a dequantized image, `v/256 - 1/2 + u` with v the 8-bit value
-    and u in [0, 1/256): float32 in [-0.5, 0.5), with the padding of `data.pad`. The work is done in batches of `batch_size`
-    images, on which no result depends by more than rounding, except samples.
+    and u in [0, 1/256): float32 in [-0.5, 0.5), with the padding of `data.pad`. Images are processed in batches of
+    `batch_size`. Results depend on it only by rounding, except for samples.
 
-    A flow that was trained on floats takes and gives float32 wherever images stand here, as they are: x are the same.
+    A flow that was trained on floats takes and returns float32 in place of images, unchanged; `x` is the same there.
 
     labels: the class of each image, by number or name, for a flow whose density is given the label (`num_classes`): a
-    tensor or a list, or a single one for all images. Any that cannot be raises DataError.
+    tensor or a list, or a single one for all images. An impossible label raises DataError.
     """
 
     def __init__(self, saved: SavedFlow, device: torch.device):
@@ -62,7 +62,7 @@ class TrainedFlow:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes of the labels that the flow's density is given; None: it takes none."""
+        """Number of classes, if the flow's density is given the label; else None."""
         return self.flow.num_classes
 
     @property
@@ -108,7 +108,7 @@ class TrainedFlow:
         seed: of the uniform noise that dequantizes them; an image's noise depends on the seed and its place among them.
         With the default, the mean over a run's test images is the run's test bits/dim, up to rounding.
 
-        Raises DataError where images are none of the flow's type and shape.
+        Raises DataError if the images have another type or shape than the flow's.
         """
         self._check_images(images)
         values = self.flow.values
@@ -119,9 +119,9 @@ class TrainedFlow:
     def encode(self, images: Tensor, batch_size: int = BATCH_SIZE, labels: Labels | None = None) -> Latents:
         """Latents of uint8 images, each value in the middle of its bin, or of dequantized images x.
 
-        labels: needed only where layers take labels, as for `decode` and `interpolate`; a top prior has no part in it.
+        labels: needed only if layers take labels, as for `decode` and `interpolate`; a top prior plays no part here.
 
-        Raises DataError where they are neither.
+        Raises DataError for other images.
         """
         _check_tensor(images)
         (self._check_images if images.dtype == torch.uint8 else self._check_dequantized)(images)
@@ -179,7 +179,7 @@ class TrainedFlow:
         With the run's seed and batches of 64 the first 64 are those of its `samples.png`; another `batch_size` draws other
         samples. temperature: scale of the noise, >= 0. labels: classes that samples are of in turn; all classes if None.
 
-        Raises DataError where num or temperature cannot be, NoInverse where a layer has no inverse or the prior no samples.
+        Raises DataError for an impossible num or temperature, NoInverse if a layer has no inverse or the prior no samples.
         """
         if num < 1 or not 0 <= temperature < math.inf:
             raise DataError(
@@ -193,8 +193,8 @@ class TrainedFlow:
     ) -> Tensor:
         """Images from `a` to `b`, both included, in equal steps on the straight line between their latents.
 
-        All latents take part, also those taken out. They are no unit Gaussians (each has learned means and scales, which
-        depend on the latents behind it), so that the great circle which `slerp` follows means nothing for them.
+        All latents take part, also those factored out. They are not unit Gaussians (each has learned means and scales,
+        which depend on the latents after it), so a great circle, as `slerp` takes it, means nothing for them.
 
         Args:
             a: uint8, [*shape].
