@@ -55,8 +55,8 @@ class Runs:
         missing = [each for each in wanted if self.found(*each) is None]
         by_seed: dict[int, dict[str, dict]] = {}
         for arm, rate, seed in missing:
-            options = {**self.arms[arm].options, "optim.lr": rate}
-            by_seed.setdefault(seed, {})[f"{arm}, lr {rate:g}"] = {"options": options, "seeds": [seed]}
+            options = {"options": self.arms[arm].at_rate(rate), "seeds": [seed]}
+            by_seed.setdefault(seed, {})[f"{arm}, lr {rate:g}"] = options
         out = self._options.runs
         out.mkdir(parents=True, exist_ok=True)
         for seed, some in by_seed.items():

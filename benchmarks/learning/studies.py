@@ -1,6 +1,6 @@
 """The arms and studies of runs.yaml: what is trained, and which tables compare it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,13 @@ class Arm:
     options: Mapping[str, Any]
     rate_of: str | None = None
     """Name of the arm whose best rate it takes, where only the number of epochs differs."""
+    part_rates: Sequence[float] | None = None
+    """Factor of each part's rate; None: all have the run's."""
+
+    def at_rate(self, rate: float) -> dict[str, Any]:
+        """Its options at a learning rate."""
+        parts = {} if self.part_rates is None else {"optim.part_lr": [rate * factor for factor in self.part_rates]}
+        return {**self.options, "optim.lr": rate, **parts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +39,10 @@ def read_studies(document: Mapping[str, Any]) -> list[Study]:
     arms: dict[str, Arm] = {}
     for name, own in document["arms"].items():
         options = {**document["options"], **own}
-        rate_of = options.pop("rate_of", None)
+        rate_of, part_rates = options.pop("rate_of", None), options.pop("part_rates", None)
         if rate_of is not None and rate_of not in arms:
             raise ValueError(f"arms: {name!r} takes the rate of {rate_of!r}, which does not stand before it")
-        arms[name] = Arm(name=name, options=options, rate_of=rate_of)
+        arms[name] = Arm(name=name, options=options, rate_of=rate_of, part_rates=part_rates)
     studies = []
     for name, each in document["studies"].items():
         if missing := [arm for arm in each["arms"] if arm not in arms]:

@@ -64,8 +64,12 @@ def test_the_studies_own_runs_can_be_made():
     for study in read_studies(yaml.safe_load((HERE / "runs.yaml").read_text())):
         for arm in study.arms:
             sections: dict = {}
-            for name, value in arm.options.items():
+            for name, value in arm.at_rate(8e-3).items():
                 section, _, key = name.partition(".")
                 sections.setdefault(section, {})[key] = value
             config = Config.from_dict(sections)
-            assert config.num_epochs == 12 or "epochs" in arm.name or config.schedule.mode == "sequential"
+            assert (
+                config.num_epochs == 12 or "epochs" in arm.name or config.schedule.mode in ("sequential", "alternate")
+            )
+            if arm.part_rates:
+                assert len(config.optim.part_lr) == config.num_parts and config.optim.part_lr[-1] == config.optim.lr
