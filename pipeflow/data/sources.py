@@ -59,19 +59,14 @@ def load_data(data: DataConfig) -> ImageData:
 
 
 def take(data: DataConfig, given: ImageData) -> ImageData:
-    """As many of the images that were given from Python as `num_train` and `num_test` ask for, as `load_data` takes them.
+    """As many of the images that were given from Python as `num_train` and `num_test` ask for, in their own order.
 
-    Where they ask for none, the images and their order stay as given. Raises TooFewImages.
+    They are those that `load_data` would take. Raises TooFewImages.
     """
     if data.num_train is None and data.num_test is None:
         return given
-    train = torch.arange(len(given.train))
-    test = torch.arange(len(given.test))
-    if data.num_train is not None:
-        train = _first(data.num_train, len(train), "num_train")
-    if data.num_test is not None:
-        test = _first(data.num_test, len(test), "num_test")
-    return given.subset(train, test)
+    train = _first(data.num_train, len(given.train), "num_train").sort().values
+    return given.subset(train, _first(data.num_test, len(given.test), "num_test").sort().values)
 
 
 def _load_whole(data: DataConfig) -> ImageData:
