@@ -20,6 +20,9 @@ from tests.use.other_glow import NUM_STEPS, SHAPE, WIDTH, other_log_prob, other_
 
 assert_equal = functools.partial(torch.testing.assert_close, atol=0, rtol=0)
 
+ALL = {"num_train": None, "num_test": None}
+"""All of the images that are given."""
+
 
 @pytest.fixture
 def images():
@@ -88,7 +91,11 @@ def test_a_run_by_parts_starts_from_it(images, save, tmp_path):
     data = pipeflow.ImageData(images.repeat(4, 1, 1, 1), images, "noise")
     model = {"num_blocks": 2, "num_steps": NUM_STEPS, "width": WIDTH, "init": str(tmp_path / "glow")}
     config = small_config(
-        tmp_path / "run", model=model, optim={"batch_size": 8, "ema": 0.0, "lr": 1e-3}, eval={"num_images": None}
+        tmp_path / "run",
+        model=model,
+        data=ALL,
+        optim={"batch_size": 8, "ema": 0.0, "lr": 1e-3},
+        eval={"num_images": None},
     )
     summary = pipeflow.train(config, data=data)
     before = load_flow(tmp_path / "glow").bits_per_dim(images).mean().item()
@@ -96,7 +103,11 @@ def test_a_run_by_parts_starts_from_it(images, save, tmp_path):
     assert pipeflow.evaluate(tmp_path / "glow", data=data).test_bpd == pytest.approx(before, abs=1e-6)
     (tmp_path / "glow" / "model.safetensors").unlink()
     longer = small_config(
-        tmp_path / "run", model=model, optim={"batch_size": 8, "ema": 0.0, "lr": 1e-3}, schedule={"finetune_epochs": 2}
+        tmp_path / "run",
+        model=model,
+        data=ALL,
+        optim={"batch_size": 8, "ema": 0.0, "lr": 1e-3},
+        schedule={"finetune_epochs": 2},
     )
     assert pipeflow.train(longer, data=data).num_epochs == 4  # a run that goes on needs it no more
 
@@ -110,7 +121,7 @@ def test_a_flow_to_start_from_has_finite_parameters(images, save, tmp_path):
     model = {"num_blocks": 2, "num_steps": NUM_STEPS, "width": WIDTH, "init": str(tmp_path / "glow")}
     with pytest.raises(ConfigError, match="^model.init: blocks.* in .*glow.* has values that are NaN"):
         pipeflow.train(
-            small_config(tmp_path / "run", model=model, optim={"batch_size": 8}),
+            small_config(tmp_path / "run", model=model, data=ALL, optim={"batch_size": 8}),
             data=(images.repeat(4, 1, 1, 1), images),
         )
 
@@ -124,7 +135,7 @@ def test_a_run_says_which_options_the_flow_it_starts_from_has(images, save, tmp_
         (tmp_path / "glow", f"model.num_steps {NUM_STEPS}, model.width {WIDTH}, model.coupling affine"),
         (tmp_path / "nowhere", "model.init: there is no .*nowhere"),
     ]:
-        config = small_config(tmp_path / "run", model={**small, "init": str(init)}, optim={"batch_size": 8})
+        config = small_config(tmp_path / "run", model={**small, "init": str(init)}, data=ALL, optim={"batch_size": 8})
         with pytest.raises(ConfigError, match=words):
             pipeflow.train(config, data=data)
         assert not (tmp_path / "run").exists()
