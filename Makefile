@@ -1,4 +1,5 @@
-# Two commands for a fresh machine: `make train` and `make test`. Both make the environment first, if it is not there.
+# Two commands for a fresh machine: `make train` and `make test`. Both make the environment first, if it is not there:
+# training installs what it needs, and the tests, `make lint` and `make dist` add the rest to the same environment.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ WORKERS ?= 3
 TEST_JOBS ?= 2
 LOWEST := $(VENV)-lowest/bin/python
 
-.PHONY: train test test-slow test-lowest lint docs notebook clean
+.PHONY: train test test-slow test-lowest lint dist docs notebook clean
 
 train: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --local-addr 127.0.0.1 --nproc_per_node=$(WORKERS) -m pipeflow.launch $(ARGS)
@@ -16,22 +17,27 @@ train: $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 # Whatever the README promises, in minutes.
-test: $(VENV)/.installed
+test: $(VENV)/.tests
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 # The rest: faults of every kind, Ray's loss of a node, several machines, the benchmarks' own tests.
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.tests
 	$(PYTEST) -m slow --timeout=600 $(ARGS)
 
 # The tests with the lowest versions that pyproject.toml allows, in an environment of their own (about 5 GB).
 test-lowest: $(VENV)-lowest/.installed
 	OMP_NUM_THREADS=1 $(LOWEST) -m pytest $(or $(ARGS),-m 'not slow and not ray' --ignore tests/benchmarks)
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.tests
 	$(BIN)/ruff check pipeflow tests benchmarks launch docs
 	$(BIN)/ruff format --check pipeflow tests benchmarks launch docs
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+# The source distribution, and the wheel that is built from it, in dist/.
+dist: $(VENV)/.tests
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 # The site, in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/.docs
@@ -51,6 +57,10 @@ $(VENV)/.docs: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pipeflow needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
@@ -62,4 +72,4 @@ $(VENV)-lowest/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest build *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info

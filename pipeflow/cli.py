@@ -4,20 +4,19 @@ Each command imports what it needs when it is called: `pipeflow --help` waits fo
 """
 
 import argparse
-import math
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
+from pipeflow.arguments import at_least, png, png_or_npy
 from pipeflow.config import describe_options, load, parse_arguments
 from pipeflow.errors import ConfigError, PipeflowError
 from pipeflow.launch import version
 from pipeflow.output import open_standard_descriptors, say, stdout_may_break
+from pipeflow.shipped_files import configurations, list_of, recipes, text_of
 from pipeflow.sweep.runs import __doc__ as sweep_file
-
-Number = TypeVar("Number", int, float)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,7 +97,7 @@ Options of a run, with their defaults in brackets:
     probe = "measure this machine with --workers processes, and write FILE (default machines.yaml)"
     add("--probe", type=os.path.expanduser, metavar="FILE", nargs="?", const="machines.yaml", help=probe)
     add("--json", type=os.path.expanduser, metavar="FILE", help="predictions for programs ('-': standard output)")
-    add("--plot", type=_png, metavar="FILE.png", help="seconds an epoch against the speed of the links")
+    add("--plot", type=png, metavar="FILE.png", help="seconds an epoch against the speed of the links")
 
     add = command(
         "sweep",
@@ -109,7 +108,7 @@ Options of a run, with their defaults in brackets:
         epilog=f"FILE.yaml: {sweep_file}",
     )
     add("file", type=os.path.expanduser, metavar="FILE.yaml", help="the runs, see below")
-    add("--jobs", type=_at_least(1, int), help="runs at a time (default: as many as there are cores or GPUs for)")
+    add("--jobs", type=at_least(1, int), help="runs at a time (default: as many as there are cores or GPUs for)")
     add("--out", type=os.path.expanduser, metavar="DIR", help="folder for the run folders (default: the file's out)")
 
     run = "folder of a run, ended or not, a checkpoint in it, or a model.safetensors"
@@ -120,9 +119,9 @@ Options of a run, with their defaults in brackets:
         "sample", "draw samples of a trained flow into a PNG, or a .npy file where they are no images", _sample
     )
     add("run", type=os.path.expanduser, metavar="RUN", help=run)
-    add("--num", type=_at_least(1, int), default=64, help="images (default 64)")
-    add("--temperature", type=_at_least(0, float), default=0.7, help="scale of the noise (default 0.7)")
-    add("--seed", type=_at_least(0, int), default=0, help="of the noise (default 0)")
+    add("--num", type=at_least(1, int), default=64, help="images (default 64)")
+    add("--temperature", type=at_least(0, float), default=0.7, help="scale of the noise (default 0.7)")
+    add("--seed", type=at_least(0, int), default=0, help="of the noise (default 0)")
     add(
         "--label",
         action="append",
@@ -131,7 +130,7 @@ Options of a run, with their defaults in brackets:
     )
     add(
         "--out",
-        type=_png_or_npy,
+        type=png_or_npy,
         metavar="FILE.png",
         help="default samples_t0.7_seed0.png, in RUN or, if RUN is no run folder, here; FILE.npy where they are no images",
     )
@@ -166,8 +165,8 @@ Options of a run, with their defaults in brackets:
     add("run", type=os.path.expanduser, metavar="RUN", help=run)
     add("a", type=os.path.expanduser, metavar="A.png", help="file of the first image")
     add("b", type=os.path.expanduser, metavar="B.png", help="file of the last image")
-    add("--num", type=_at_least(2, int), default=8, help="images, with the first and the last (default 8)")
-    add("--out", type=_png, metavar="FILE.png", required=True, help="images side by side")
+    add("--num", type=at_least(2, int), default=8, help="images, with the first and the last (default 8)")
+    add("--out", type=png, metavar="FILE.png", required=True, help="images side by side")
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
 
@@ -190,6 +189,12 @@ Options of a run, with their defaults in brackets:
         metavar="DIR",
         help="folder for the figures (default: the run's own, for several the current one)",
     )
+
+    add = command("configs", "list the configurations that --config takes by name, or print one of them", _configs)
+    add("name", metavar="NAME", nargs="?", help="print this one, to change it: pipeflow configs NAME > mine.yaml")
+
+    add = command("recipe", "print a script that starts pipeflow on a cluster, or list all of them", _recipe)
+    add("name", metavar="NAME", nargs="?", help="print this one: pipeflow recipe slurm > slurm.sh")
     return parser
 
 
@@ -252,30 +257,14 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
     report(options.run_dirs, options.out)
 
 
-def _at_least(least: Number, kind: Callable[[str], Number]) -> Callable[[str], Number]:
-    """A reader of numbers for argparse."""
-
-    def read(text: str) -> Number:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = None
-        if number is None or not least <= number < math.inf:
-            wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {wanted}, {least} or more, got {text!r}")
-        return number
-
-    return read
+def _configs(options: argparse.Namespace, rest: list[str]) -> None:
+    files, name = configurations(), options.name
+    print(list_of(files) if name is None else text_of(name, files, "a configuration", "pipeflow configs").rstrip())
 
 
-def _png_or_npy(text: str) -> str:
-    return os.path.expanduser(text) if text.lower().endswith(".npy") else _png(text)
-
-
-def _png(text: str) -> str:
-    if not text.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"expected a file name that ends in .png, got {text!r}")
-    return os.path.expanduser(text)
+def _recipe(options: argparse.Namespace, rest: list[str]) -> None:
+    files, name = recipes(), options.name
+    print(list_of(files) if name is None else text_of(name, files, "a recipe", "pipeflow recipe").rstrip())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,6 +10,8 @@ from PIL import Image
 import pipeflow
 from pipeflow import launch
 from pipeflow.cli import main
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -21,7 +24,19 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return code, output.out, output.err
 
 
-COMMANDS = ("train", "plan", "sample", "evaluate", "encode", "interpolate", "import", "report", "sweep")
+COMMANDS = (
+    "train",
+    "plan",
+    "sample",
+    "evaluate",
+    "encode",
+    "interpolate",
+    "import",
+    "report",
+    "sweep",
+    "configs",
+    "recipe",
+)
 
 
 @pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)])
@@ -65,6 +80,10 @@ def test_a_command_line_that_cannot_be_is_exit_code_2(capsys, arguments):
         (("plan", "--workers", "2", "--link", "nonsense"), "--link: expected '1 Gbit/s'"),
         (("plan", "nowhere"), "'nowhere' is not an option"),
         (("train", "--optim.lt", "1"), "did you mean 'optim.lr'"),
+        (("train", "--config", "two_mons"), "did you mean 'two_moons'?"),
+        (("configs", "cifar10/small_glo"), "did you mean 'cifar10/small_glow'"),
+        (("recipe", "slrum"), "did you mean 'slurm'?"),
+        (("recipe", "kubernetes"), "is not the name of a recipe: `pipeflow recipe` lists them."),
     ],
 )
 def test_an_error_the_user_can_act_on_is_one_line_and_exit_code_1(capsys, arguments, words):
@@ -127,6 +146,18 @@ def test_plan_takes_the_options_of_a_run(capsys, tmp_path):
     assert (code, err) == (0, "") and "5 concurrent + 2 finetune" in out and "with 2 workers" in out
     code, out, err = run(capsys, "plan", *options, "--phases")
     assert (code, err) == (0, "") and out.count("concurrent") == 5 and out.count("whole flow") == 2
+
+
+def test_configurations_and_recipes_are_listed_and_printed(capsys):
+    code, listed, err = run(capsys, "configs")
+    assert (code, err) == (0, "") and re.search(
+        r"^cifar10/small_glow +End to end at the small size", listed, re.MULTILINE
+    )
+    for name in (line.split()[0] for line in listed.splitlines()):
+        code, out, err = run(capsys, "configs", name)
+        assert (code, err, out) == (0, "", (ROOT / "configs" / f"{name}.yaml").read_text())
+    assert run(capsys, "recipe")[1].startswith("slurm  Trains on the GPUs of several machines")
+    assert run(capsys, "recipe", "slurm") == (0, (ROOT / "launch" / "slurm.sh").read_text(), "")
 
 
 def test_train_runs(capsys, monkeypatch):

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-import pipeflow
-
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -25,14 +23,3 @@ def test_every_dependency_has_both_bounds_and_what_is_installed_lies_between_the
 def test_every_extra_has_both_bounds():
     unbounded = [each.name for each in EXTRAS if sorted(bound.operator for bound in each.specifier) != ["<", ">="]]
     assert set(unbounded) == {PROJECT["name"]}, "an extra that contains others"
-
-
-def test_the_wheel_contains_licence_types_and_configurations():
-    """The name on PyPI is not `pipeflow`, which is another project."""
-    assert PROJECT["name"] == "pipeflow-flows" and PROJECT["license-files"] == ["LICENSE"]
-    assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
-    package = Path(pipeflow.__file__).parent
-    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["pipeflow"]
-    data = {path for pattern in patterns for path in package.glob(pattern)}
-    configs = {package / "configs" / path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
-    assert data == configs | {package / "py.typed"}

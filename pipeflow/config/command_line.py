@@ -57,7 +57,11 @@ def put_over(settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[st
 
 def describe_options() -> str:
     """All options, each with its default and the values to choose from: the text that `--help` prints."""
-    lines = _entry("--config FILE", "YAML file with options by section; the command line goes over it")
+    lines = _entry(
+        "--config FILE",
+        "YAML file with options by section, or the name of a configuration that comes along (`pipeflow configs`); "
+        "a file goes before a name, and the command line goes over both",
+    )
     for name, section in SECTIONS.items():
         lines += ["", f"{name}: {section.__doc__}"]
         for each in dataclasses.fields(section):

@@ -1,10 +1,11 @@
 """YAML and command lines as typed values, with errors that name the option."""
 
 import difflib
+import functools
+import logging
 import os
 import typing
 from collections.abc import Iterable
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
@@ -12,20 +13,26 @@ from pipeflow import safe_files
 from pipeflow.config.removed import REMOVED, removed_text
 from pipeflow.errors import ConfigError
 from pipeflow.safe_files import brief, in_full
-
-EXAMPLES = Path(__file__).parents[1] / "configs"
-"""Configurations that come along: in a checkout a link to its folder configs/."""
+from pipeflow.shipped_files import advice, configurations
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The sections in a file. Raises ConfigError where there is no file, or it is not YAML, or no mapping."""
+    """The sections in a file, or in the configuration that comes along under this name if there is no such file.
+
+    Raises ConfigError where there is neither, or it is not YAML, or no mapping.
+    """
     path = os.path.expanduser(path)
+    named = configurations()
+    is_name = path in named and (os.path.isdir(path) or not os.path.exists(path))
+    if path in named and not is_name:
+        _log_file_before_name(path)
     try:
-        settings = safe_files.read_yaml(path)
+        settings = safe_files.read_yaml(named[path] if is_name else path)
     except OSError as error:
-        raise ConfigError(
-            f"--config: {in_full(path)}: {error.strerror}. Examples are in {EXAMPLES.resolve()}/."
-        ) from None
+        says = f"--config: {in_full(path)}: {error.strerror}"
+        if isinstance(error, FileNotFoundError):
+            says += f", nor is it the name of a configuration: {advice(path, named, 'pipeflow configs')}"
+        raise ConfigError(says) from None
     except ValueError as error:
         raise ConfigError(f"--config {path} is not YAML: {error}.") from None
     if settings is None:
@@ -33,6 +40,15 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {path}: expected sections of options such as 'optim:', found {brief(settings)}.")
     return settings
+
+
+@functools.cache
+def _log_file_before_name(path: str) -> None:
+    """Says it once a process, and in a run of several workers by the first of them."""
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("pipeflow").warning(
+            "--config %s: reads the file %s, not the configuration of that name that comes along", path, in_full(path)
+        )
 
 
 def convert(name: str, hint: Any, value: Any) -> Any:

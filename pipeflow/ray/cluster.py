@@ -4,6 +4,7 @@ Ray itself retries both for minutes or for ever, because a head or a node may ye
 """
 
 import dataclasses
+import importlib.util
 import os
 import socket
 import sys
@@ -17,6 +18,12 @@ Resources = Mapping[str, float]
 """Resources of a node, `{"CPU": 8.0, "GPU": 1.0, ...}`."""
 
 _PROBE_SECONDS = 10.0
+
+
+def check_installed() -> None:
+    """Raises ConfigError where Ray is not installed: it is an extra of pipeflow."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("Ray is not installed in this environment: pip install 'ray[default,train,tune]'.")
 
 
 def connect() -> None:

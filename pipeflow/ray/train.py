@@ -1,7 +1,7 @@
 """pipeflow on a Ray cluster: Ray Train places the workers, restarts them and shows what they report.
 
     ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
-        python -m launch.ray_train --storage /shared/runs --config configs/quickstart.yaml
+        python -m pipeflow.ray.train --storage /shared/runs --config two_moons
 
 Ray moves no data: its workers do what torchrun's do (`pipeflow.ray.worker`), and latents go through torch.distributed.
 """
@@ -64,11 +64,13 @@ def train_on_ray(
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(run_dir)))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the job's working directory
 
+    from pipeflow.ray.cluster import Demand, check_installed, check_room, connect
+
+    check_installed()
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    from pipeflow.ray.cluster import Demand, check_room, connect
     from pipeflow.ray.errors import NoRetryOfMistakes, in_words
     from pipeflow.ray.stopping import give, make_wish, run_until_stopped
     from pipeflow.ray.worker import LauncherEnvironment, work
@@ -131,7 +133,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self) -> None:
         super().__init__(
-            usage="python -m launch.ray_train [--storage FOLDER] [--config FILE] [--section.option VALUE ...]",
+            usage="python -m pipeflow.ray.train [--storage FOLDER] [--config FILE] [--section.option VALUE ...]",
             description="Trains on the Ray cluster that runs (RAY_ADDRESS, or one on this machine).",
             add_help=False,
             allow_abbrev=False,

@@ -1,6 +1,6 @@
 """A learning rate for each part, each searched by itself: Ray Tune with ASHA, part after part.
 
-    python -m launch.tune_part_lr --config configs/cifar10/small_sequential3.yaml --schedule.finetune_epochs 0
+    python -m pipeflow.ray.tune --config cifar10/small_sequential3 --schedule.finetune_epochs 0
 
     part 0   rate a ####     rate b ##   rate c ####      one trial a rate; ASHA stops what lags behind
                      |best
@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pipeflow.config import Config, load, parse_arguments
+from pipeflow.config import Config, describe_options, load, parse_arguments
 from pipeflow.errors import ConfigError, PipeflowError, TrainingStopped
+from pipeflow.ray.cluster import check_installed
 
 RATES = (2e-3, 4e-3, 1e-3, 8e-3, 5e-4, 1.6e-2)
 """Likely rates come first, because ASHA stops a trial that is worse than those before it."""
@@ -178,11 +179,15 @@ def _trial(settings: dict[str, Any]) -> None:
 
 def main() -> int:
     """Searches as the command line says and prints all trials; the exit code."""
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(__doc__, describe_options(), sep="\n")
+        return 0
     try:
         config = load(*parse_arguments(sys.argv[1:]))
         run_dir = str(Path(config.run.dir).resolve())
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=run_dir))
         _check(config)
+        check_installed()
         start_ray()
         try:
             found = search(config)

@@ -1,7 +1,7 @@
 """The runs that a sweep's file describes, each with a name, a folder and a whole configuration.
 
     out: runs/rates                          # folder of the run folders; default: runs/ and the file's name
-    config: configs/cifar10/small_glow.yaml  # beside the sweep's file, or from the current folder
+    config: cifar10/small_glow               # a file beside the sweep's or from the current folder, or `pipeflow configs`
     workers: 1                               # of each run
     options: {data.num_train: 4992}          # over the configuration, in all runs
     grid: {optim.lr: [1e-3, 2e-3]}           # each combination of these is a run
@@ -134,9 +134,9 @@ def _base(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if given is None:
         return {"run": {"figures": False}}
     if not isinstance(given, str):
-        raise ConfigError(f"{path}: config: expected the path of a configuration, got {brief(given)}.")
+        raise ConfigError(f"{path}: config: expected the name or the path of a configuration, got {brief(given)}.")
     beside = path.parent / Path(given).expanduser()
-    base = read_yaml(str(beside if beside.exists() else given))
+    base = read_yaml(str(beside if beside.is_file() else given))
     return {**base, "run": {"figures": False, **_mapping(path, f"config {given}: run", base.get("run", {}))}}
 
 

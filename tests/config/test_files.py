@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeflow.config import Config, load
-from pipeflow.config.loading import EXAMPLES
+from tests.config.errors import message_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -19,9 +19,45 @@ PUBLISHED = {
 }
 
 
-def test_quickstart_is_the_default_and_lies_where_messages_say():
-    assert load(str(EXAMPLES / "quickstart.yaml")) == Config() == load(None)
-    assert EXAMPLES.resolve() == CONFIGS
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder, the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_quickstart_is_the_default():
+    assert load(str(CONFIGS / "quickstart.yaml")) == Config() == load(None)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_is_known_by_its_name_in_any_folder(file, folder):
+    assert load(file.relative_to(CONFIGS).with_suffix("").as_posix()) == load(str(file))
+
+
+def test_a_file_goes_before_a_name_and_a_line_says_so(folder, caplog):
+    (folder / "weather").mkdir()
+    assert load("weather").run.dir == "runs/weather" and caplog.text == "", "a folder is no configuration"
+    (folder / "two_moons").write_text("run: {dir: mine}")
+    assert load("two_moons").run.dir == "mine"
+    assert f"--config two_moons: reads the file {folder}/two_moons" in caplog.text
+    caplog.clear()
+    assert load("./two_moons").run.dir == "mine" and caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("cifar10/across3_lr1-5", "did you mean 'cifar10/across3_lr1e-5' or "),
+        ("small_glow", "did you mean 'cifar10/small_glow'?"),
+        ("configs/two_moons.yaml", "did you mean 'two_moons'?"),
+        ("zzz.yaml", "`pipeflow configs` lists them."),
+    ],
+)
+def test_a_name_that_none_has_is_an_error_with_those_near_it(name, meant, folder):
+    message = message_of(load, name)
+    assert message.startswith(f"--config: {folder}/{name} ({name}, relative to the current folder): No such file")
+    assert f"nor is it the name of a configuration: {meant}" in message
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -54,7 +54,7 @@ class TestYaml:
         (tmp_path / "latin.yaml").write_bytes("run: {dir: Übung}".encode("latin-1"))
         assert "is not YAML" in message_of(load, str(tmp_path / "latin.yaml"))
         message = message_of(load, str(tmp_path / "missing.yaml"))
-        assert "missing.yaml: No such file" in message and "configs/" in message
+        assert "missing.yaml: No such file" in message and "`pipeflow configs` lists them" in message
         assert "Is a directory" in message_of(load, str(tmp_path))
 
     def test_overrides_go_over_the_file(self, load_text):

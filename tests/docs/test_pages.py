@@ -56,6 +56,13 @@ def test_getting_started(folder):
 
 
 @pytest.mark.slow
+def test_options(folder):
+    said = run_page("docs/options.md", folder)
+    assert "across3_lr1e-5" in said and "60 alternate + 30 finetune" in said
+    assert (folder / "mine.yaml").exists() and (folder / "runs/mine/summary.json").exists()
+
+
+@pytest.mark.slow
 def test_using_a_trained_flow(quickstart, folder):
     said = run_page("docs/use.md", folder)
     assert "the same to the last bit" in said

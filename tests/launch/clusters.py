@@ -20,9 +20,13 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 class Cluster:
-    """A head node with two CPUs and a second node with one. Close it at the end."""
+    """A head node with two CPUs and a second node with one. Close it at the end.
 
-    def __init__(self) -> None:
+    ray: the command `ray` of the environment whose Python the nodes run.
+    """
+
+    def __init__(self, ray: str | Path = RAY) -> None:
+        self._ray = ray
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the paths of Ray's sockets have 107 characters
         self._ports = iter(_free_ports(7))
         port, dashboard = next(self._ports), next(self._ports)
@@ -47,11 +51,11 @@ class Cluster:
     def _start(self, address: str, num_cpus: int, *options: str) -> subprocess.Popen:
         common = ["--node-ip-address", address, f"--num-cpus={num_cpus}", "--object-store-memory=80000000", "--block"]
         agent = f"--dashboard-agent-listen-port={next(self._ports)}"
-        process = self.run([RAY, "start", *options, *common, agent])
+        process = self.run([self._ray, "start", *options, *common, agent])
         read_until(process, lambda line: "Ray runtime started" in line)
         return process
 
-    def run(self, command: list[str], **variables: str) -> subprocess.Popen:
+    def run(self, command: list[str | Path], **variables: str) -> subprocess.Popen:
         """Starts a process that may use the cluster, in a session of its own; output and errors together in its stdout."""
         environment = {**self.environment, **variables}
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

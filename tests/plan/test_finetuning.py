@@ -118,7 +118,7 @@ def test_a_quicker_way_has_a_row_of_its_own_behind_the_configured_one():
 @pytest.mark.slow
 def test_the_published_run_is_quickest_with_a_pipeline_behind_concurrent_parts():
     """On three workers with links of 1 Gbit/s; a pipeline in all epochs is slower."""
-    plan = make_plan(load("configs/cifar10/across3_lr1e-5.yaml"))
+    plan = make_plan(load("cifar10/across3_lr1e-5"))
     predictor = Predictor(plan, Machines(workers=3, flops=10e12, bandwidth=1e9, latency=1e-4))
     predictions = predictor.all()
     named = " ".join(recommend(predictor, predictions).sentences)

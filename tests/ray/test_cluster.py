@@ -93,6 +93,12 @@ def test_a_head_that_cannot_be_reached_is_named_before_ray_tries(monkeypatch, ca
     assert last.startswith(f"error: RAY_ADDRESS: {message.format(**ports)}")
 
 
+def test_an_environment_without_ray_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["--storage", "/shared/runs"]) == 1
+    assert capsys.readouterr().err.startswith("error: Ray is not installed in this environment: pip install ")
+
+
 def test_a_job_uploads_the_program_and_no_runs_or_images(tmp_path):
     """What `ray job submit --working-dir .` packs in a checkout that has been used."""
     taken = ["launch/ray_train.py", "pipeflow/data/sources.py", "configs/quickstart.yaml"]
