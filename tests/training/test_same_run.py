@@ -39,7 +39,7 @@ CHANGED = {
     },
 }
 
-TWO_WORKERS = ["sequential", "alternate_steps", "concurrent", "concurrent_autoregressive", "labels", "end_to_end"]
+TWO_WORKERS = ["alternate_steps", "concurrent_autoregressive", "labels"]
 """Those that two workers train as well as three."""
 
 
