@@ -160,9 +160,9 @@ def _read(file: IO[bytes], size: int, where: str, memory: float) -> np.ndarray:
     start = file.read(min(size, MAX_HEADER_BYTES))
     header = read_header(start)
     if header.dtype.kind not in "uif":
-        raise ValueError(f"it has {header.dtype} and no numbers")
+        raise ValueError(f"it has {header.dtype}, which are not numbers")
     if header.nbytes != size - header.size:
-        raise ValueError("it has not the size that its header tells")
+        raise ValueError("its size is not the one that its header gives")
     if header.nbytes > memory:
         raise DataError(
             f"data.path: {where} takes {bytes_text(header.nbytes)}, more than data.memory ({bytes_text(memory)}): raise "

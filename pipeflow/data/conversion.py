@@ -72,7 +72,7 @@ def to_labels(given: Any, where: str) -> Tensor:
     if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras has those of CIFAR-10
         labels = labels[:, 0]
     if labels.dtype.kind not in "ui" or labels.ndim != 1:
-        raise DataError(f"{where} are {labels.dtype} {list(labels.shape)}; give a whole number an image, [num].")
+        raise DataError(f"{where} are {labels.dtype} {list(labels.shape)}; give a whole number for each image, [num].")
     return torch.from_numpy(labels.astype(np.int64))
 
 

@@ -119,8 +119,8 @@ def _check_sizes(infos: list[zipfile.ZipInfo], path: Path) -> None:
     """Raises DataError where the images lie over each other, another sign of harm."""
     if sum(info.compress_size for info in infos) > path.stat().st_size:
         raise DataError(
-            f"data.path: the images in {path} take more room than the file has: they lie over each other, to unpack to any "
-            f"size. Do not trust this file, pack the images anew."
+            f"data.path: the images in {path} take more room than the file has: they overlap, so that a small file unpacks "
+            f"to any size. Do not trust this file, pack the images anew."
         )
 
 

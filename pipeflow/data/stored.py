@@ -50,7 +50,7 @@ class StoredImages:
         self._image_shape = shape[1:]
         self._image_bytes = math.prod(shape[1:]) * header.dtype.itemsize
         if header.nbytes != size - self._offset:
-            raise DataError(f"{self._path} is damaged: it has not the size that its header tells.")
+            raise DataError(f"{self._path} is damaged: its size is not the one that its header gives.")
         self._places = torch.arange(shape[0])
         """Where in the file each image is."""
 

@@ -37,7 +37,7 @@ def _count(layer: nn.Module, shape: tuple[int, ...]) -> int:
         kind = type(layer).__name__
         raise ConfigError(
             f"{kind} fails on a batch of shape {[3, *shape]} on which its multiply-adds are to be counted "
-            f"({type(error).__name__}: {error}): mend its forward, or give it a method multiply_adds(self, shape) that "
+            f"({type(error).__name__}: {error}): correct its forward, or give it a method multiply_adds(self, shape) that "
             f"returns them."
         ) from error
 

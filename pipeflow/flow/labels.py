@@ -62,4 +62,4 @@ def check_labels(labels: object, num: int, num_classes: int | None) -> None:
         raise ValueError(f"labels are {kind}: {wanted}")
     if num and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         wrong = next(label for label in labels.tolist() if not 0 <= label < num_classes)
-        raise ValueError(f"labels: {wrong} is none of the {num_classes} classes: {wanted}")
+        raise ValueError(f"labels: {wrong} is not one of the {num_classes} classes: {wanted}")

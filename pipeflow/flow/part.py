@@ -122,7 +122,7 @@ class Part(nn.Module):
             if found != expected:
                 raise ConfigError(
                     f"layer {name!r} returns a contribution of shape {found[0]} and a latent of shape {found[1]}: they "
-                    f"should be {expected[0]} (one number an image) and {expected[1]} (what output_shape says)."
+                    f"should be {expected[0]} (a number for each image) and {expected[1]} (what output_shape says)."
                 )
         if head:
             self.head.initialize(latent, **labels_for(self.head, labels))

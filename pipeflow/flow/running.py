@@ -34,5 +34,5 @@ def check_outputs(name: str, outputs: object) -> None:
         kinds = ", ".join(type(each).__name__ for each in values)
         raise ConfigError(
             f"layer {name!r} returns {kinds}: a layer returns two tensors or more, (y, contribution). A "
-            f"contribution of zero is x.new_zeros(len(x)), one number an image."
+            f"contribution of zero is x.new_zeros(len(x)), a number for each image."
         )

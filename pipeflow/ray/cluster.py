@@ -48,7 +48,7 @@ def connect() -> None:
     except ValueError:
         raise ConfigError(
             f"{name}: {address!r} is not the address of a Ray cluster: set it to the one that `ray start --head` prints, "
-            f"such as 192.0.2.1:6379 (the dashboard's is another)."
+            f"such as 192.0.2.1:6379 (the dashboard has another)."
         ) from None
     except (ConnectionError, AuthenticationError):
         raise ConfigError(

@@ -144,17 +144,17 @@ def check_tensors(tensors: Mapping[str, Tensor], manifest: Manifest, parts: Sequ
             expected |= {f"{section}/{name}": value for name, value in part.global_parameters().items()}
     for key, value in tensors.items():
         if key not in expected:
-            raise CheckpointError(f"{where}: {key} is no tensor of this flow: it is of another model.")
+            raise CheckpointError(f"{where}: {key} is no tensor of this flow: the checkpoint is of another model.")
         if value.shape != expected[key].shape or value.dtype != expected[key].dtype:
             raise CheckpointError(
                 f"{where}: {key} is {value.dtype} {list(value.shape)}, this flow has {expected[key].dtype} "
-                f"{list(expected[key].shape)}: it is of another model."
+                f"{list(expected[key].shape)}: the checkpoint is of another model."
             )
     for key in expected.keys() - tensors.keys():
         section, _, name = key.partition("/")
         has_other_moment = section in moments and any(f"{other}/{name}" in tensors for other in moments)
         if has_other_moment or (section == "model" and name.startswith(counted)):
-            raise CheckpointError(f"{where}: has no {key}, which this flow has: it is of another model.")
+            raise CheckpointError(f"{where}: has no {key}, which this flow has: the checkpoint is of another model.")
 
 
 def read_tensors(folder: Path, manifest: Manifest, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ def read_manifest(folder: Path) -> Manifest:
         # The text itself is compared too: a digit can change in it without changing a number.
         is_whole = text == json.dumps(document).encode()
         if not is_whole or _sha256_of_json(document["content"]) != document["sha256"]:
-            raise ValueError("its sha256 does not fit its content")
+            raise ValueError("its sha256 is not that of its content")
         manifest = Manifest.from_json(document["content"])
         if manifest.folder != folder.name:
             raise ValueError(f"it is of {manifest.folder}")

@@ -52,7 +52,7 @@ def read_run(run_dir: str | Path) -> SavedRun:
     events = _events_in(whole_lines, log)
     start = next((event for event in events if isinstance(event, Start)), None)
     if start is None:
-        raise CheckpointError(f"{log} has no start of a run yet: try again when the first epoch has begun.")
+        raise CheckpointError(f"{log} has no line yet of a run that began: try again when the first epoch has begun.")
     return SavedRun(summary=_summary_so_far(run_dir.resolve().name, start, events), ended=False)
 
 

@@ -288,7 +288,7 @@ class Manifest(Record):
         manifest = super().from_json(value, name)
         epochs = [record.epoch for record in manifest.history]
         if len(epochs) != manifest.epoch or epochs != list(range(len(epochs))):
-            raise RecordError(f"its history has other epochs than the {manifest.epoch} that are done")
+            raise RecordError(f"its history is not that of the {manifest.epoch} epochs that are done")
         return manifest
 
 

@@ -74,7 +74,7 @@ def check_labels(path: Path, manifest: Manifest | None, given: GivenLabel | None
     before = None if manifest is None else manifest.given_label
     if before is not None and given is not None and before.fingerprint != given.fingerprint:
         raise CheckpointError(
-            f"data: the images are those that the run in {path} was trained on, but their labels are others. Give the same "
+            f"data: the images are those that the run in {path} was trained on, but their labels differ. Give the same "
             f"labels, or choose another run.dir (or --run.resume never)."
         )
 

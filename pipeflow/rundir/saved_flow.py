@@ -105,7 +105,7 @@ def _from_run(run_dir: Path, given: GivenFlow) -> SavedFlow:
     if has_model:
         return _from_file(run_dir / MODEL_FILE, given)
     raise CheckpointError(
-        f"{run_dir} has no {MODEL_FILE} and no good checkpoint: the run has not come so far, or they were removed. Start "
+        f"{run_dir} has no {MODEL_FILE} and no good checkpoint: the run has not saved any yet, or they were removed. Start "
         f"the run's command again (remove summary.json, if it is there)."
     )
 
@@ -205,7 +205,7 @@ def _build(source: Path, weights: Weights, config: Config, given: GivenFlow) -> 
         if given is not None:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{source} is of another flow than the one that is given or built: {reason}.{_options_of(config)}"
+                f"{source} holds another flow than the one that is given or built: {reason}.{_options_of(config)}"
             ) from None
         raise damaged(source, error) from None
     return flow

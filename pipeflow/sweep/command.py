@@ -51,7 +51,7 @@ def sweep(
     try:
         Pool(room).run([_job(run, todo) for run in missing], ended)
     except KeyboardInterrupt:
-        say("stopped: runs that had begun are saved, and the same command goes on with them")
+        say("stopped: runs that had begun are saved, and the same command resumes them")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -204,7 +204,7 @@ def _load_images(path: str | Path, saved: SavedFlow, data: GivenData | str | Pat
 
 def _others(path: str | Path, which: str, how: str) -> DataError:
     return DataError(
-        f"{path}: the images of {which} are others than those of the run ({how}), so that bits/dim would not compare: "
+        f"{path}: the images of {which} are not those of the run ({how}), and bits/dim would not compare: "
         f"{_SAY_WHERE}; bits/dim of any images of the flow's shape are pipeflow.load_flow(path).bits_per_dim(images)."
     )
 

@@ -114,8 +114,8 @@ def _recognize(tensors: Mapping[str, Tensor]) -> tuple[Config, tuple[int, ...]]:
         )
     if not any(".invconv." in name for name in tensors):
         raise ValueError(
-            "it has no invertible 1x1 convolutions: it was trained with --flow_permutation shuffle or reverse, whose order "
-            "its file does not tell; expected is invconv."
+            "it has no invertible 1x1 convolutions: it was trained with --flow_permutation shuffle or reverse, and the "
+            "file does not hold the order of the channels; expected is invconv."
         )
     if tensors["prior_h"].any():
         raise ValueError("its prior_h has values other than 0; expected are zeros, as that code leaves them.")

@@ -72,7 +72,7 @@ def _label(given: object, num_classes: int, classes: Sequence[str]) -> int:
         return number
     near = difflib.get_close_matches(str(given), classes, n=1)
     meant = f" ({near[0]!r} is meant?)" if near else ""
-    raise DataError(f"labels: {brief(given)} is none of the classes {_listed(num_classes, classes)}{meant}.")
+    raise DataError(f"labels: {brief(given)} is not one of the classes {_listed(num_classes, classes)}{meant}.")
 
 
 def _listed(num_classes: int, classes: Sequence[str]) -> str:

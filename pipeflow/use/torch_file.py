@@ -73,8 +73,8 @@ def _unpickle(path: Path) -> object:
     # A damaged file fails in as many ways as there are records in it, and torch's words advise to trust it.
     except Exception:
         raise CheckpointError(
-            f"{path} is damaged, no file of torch.save, or holds more than tensors, as a whole model does, of which "
-            f"nothing is made: torch.save(model.state_dict(), path), where that model's code is, writes what can be read."
+            f"{path} is damaged, no file of torch.save, or holds a whole model, which is not read because that would run "
+            f"code. Where the model's code is, torch.save(model.state_dict(), path) writes a file that can be read."
         ) from None
 
 

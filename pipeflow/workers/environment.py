@@ -51,7 +51,7 @@ def _text(name: str, default: str = "") -> str:
     text = os.environ.get(name, default)
     if not text:
         raise ConfigError(
-            f"{name}: is not in the environment, which speaks of several workers: start them with torchrun, which sets "
+            f"{name}: is not in the environment, which has others of a launcher: start workers with torchrun, which sets "
             f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. One process needs none of these: unset them."
         )
     return text
@@ -96,6 +96,6 @@ def not_met(place: Place, error: RuntimeError) -> WorkerError:
             f"for all workers."
         )
     return WorkerError(
-        f"worker {place.rank}: the {place.size} workers did not come together at {place.address}:{place.port} "
-        f"({first_line(error)}). See what the others say; are all of them started, and can they reach that address?"
+        f"worker {place.rank}: the {place.size} workers did not find each other at {place.address}:{place.port} "
+        f"({first_line(error)}). See what the others print. Are all of them started, and can they reach that address?"
     )

@@ -288,7 +288,7 @@ class World:
         if self._neighbour is not None:
             self._neighbour.say_end()
         self.monitor.stop()
-        late = WorkerError(f"worker {self.rank}: not all workers came to the end of the run, which is complete.")
+        late = WorkerError(f"worker {self.rank}: not all workers reached the end of the run, which is complete.")
         deadline = time.monotonic() + self._config.run.heartbeat_timeout_s
         self.alarm.watches = [lambda: self.alarm.trip(late) if time.monotonic() > deadline else None]
         # After this nobody needs the store, which may end with rank 0's process.

@@ -105,7 +105,7 @@ def test_what_does_not_fit_into_memory_stays_on_the_disk(options, tmp_path):
         ({"train": TRAIN, "test": TEST, "train_labels": LABELS}, "train images have labels, the test images none"),
         ({"train": TRAIN, "test": TEST, "train_labels": LABELS / 7}, "train labels are float64"),
         ({"train": TRAIN, "test": TEST[:, :, :4]}, r"shape \[3, 8, 8\], a test image \[3, 4, 8\]"),
-        ({"train": np.array(["a"]), "test": TEST}, "train.npy in .* it has <U1 and no numbers"),
+        ({"train": np.array(["a"]), "test": TEST}, "train.npy in .* it has <U1, which are not numbers"),
     ],
 )  # fmt: skip
 def test_arrays_that_cannot_be_learned(arrays, says, options, tmp_path):
@@ -123,9 +123,9 @@ def test_arrays_are_not_converted(option, options, tmp_path):
 GOOD = as_npy(TRAIN)
 HUGE = GOOD.replace(b"(12, 3, 8, 8), }" + b" " * 24, f"({2**40}, {2**40}, 8, 8), }}".encode().ljust(40))
 MEMBERS = {
-    "a pickle": (as_npy(np.array([Evil()])), "and no numbers"),
-    "a shape of 2^80": (HUGE, "not the size that its header tells"),
-    "cut short": (GOOD[:-1], "not the size that its header tells"),
+    "a pickle": (as_npy(np.array([Evil()])), "which are not numbers"),
+    "a shape of 2^80": (HUGE, "its size is not the one that its header gives"),
+    "cut short": (GOOD[:-1], "its size is not the one that its header gives"),
     "no array": (b"hello", "no header of an array"),
     "nothing": (b"", "no header of an array"),
 }

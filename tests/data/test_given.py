@@ -120,7 +120,7 @@ def test_floats_are_not_scaled_and_what_is_rounded_is_said():
         (Listed([PIXELS[0], (PIXELS[0], 1)]), "1 of 2 items have labels"),
         (Listed([(PIXELS[0], {"box": 1})]), r"label of item 0 is a dict; give \(image, whole number\)"),
         (Listed([Image.new("RGBA", (6, 8))]), "mode RGBA; give L or RGB"),
-        ((PIXELS, [0.5] * 12), r"labels are float64 \[12\]; give a whole number an image"),
+        ((PIXELS, [0.5] * 12), r"labels are float64 \[12\]; give a whole number for each image"),
         ((PIXELS, LABELS[:3]), "labels are 3; give one for each of the 12"),
     ],
 )

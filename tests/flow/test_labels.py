@@ -52,8 +52,8 @@ def test_only_parts_that_take_labels_need_them(perturbed, x):
     "labels, says",
     [
         (None, "density is given the label of each image: give int64, [4], with values from 0 to 2"),
-        (LABELS + 1, "3 is none of the 3 classes"),
-        (LABELS - 1, "-1 is none of the 3 classes"),
+        (LABELS + 1, "3 is not one of the 3 classes"),
+        (LABELS - 1, "-1 is not one of the 3 classes"),
         (LABELS[:3], "torch.int64, [3]: give int64, [4]"),
         (LABELS.float(), "torch.float32, [4]: give int64"),
         ([2, 0, 1, 2], "labels are list: give int64"),

@@ -122,7 +122,7 @@ ZIPS = {
         zip_with(data=decompressing_to(4095), method=8, size=4095 << 20), ["train/x.png", "the limit is 64,000,000"]
     ),
     "another method": (zip_with(data=b"BZh9", method=12), ["train/x.png", "another method than deflate"]),
-    "overlapping members": (overlapping, ["lie over each other", "pack the images anew"]),
+    "overlapping members": (overlapping, ["they overlap", "pack the images anew"]),
     "list of 20 GB": (huge_listing, ["is not a zip that can be read", "list of members"]),
     "160 GB of images": (many_large, ["4000x4000", "160 GB", "the limit is"]),
 }  # fmt: skip

@@ -117,5 +117,5 @@ def test_handling_messages_takes_the_computing_worker_time():
 def test_workers_that_wait_for_each_other_are_an_error():
     program = [Operation("F", 1.0, (Awaited(1, "x"),), (Message(1, "y", 0),))]
     other = [Operation("G", 1.0, (Awaited(0, "y"),), (Message(0, "x", 0),))]
-    with pytest.raises(ValueError, match="waits for ever before F"):
+    with pytest.raises(ValueError, match="waits forever before F"):
         simulate([program, other])

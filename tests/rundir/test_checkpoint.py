@@ -135,7 +135,7 @@ DAMAGES = {
     "manifest cut off": (rewritten(MANIFEST, lambda old: old[:-1]), f"{MANIFEST} is damaged"),
     "no files": (manifest_changed(lambda content: content.pop("files")), f"{MANIFEST} is damaged"),
     "no format": (rewritten(MANIFEST, lambda old: old.replace(b'"format"', b'"formed"')), f"{MANIFEST} is damaged"),
-    "another digit": (rewritten(MANIFEST, lambda old: old.replace(b"[3, 7]", b"[3, 8]")), "does not fit its content"),
+    "another digit": (rewritten(MANIFEST, lambda old: old.replace(b"[3, 7]", b"[3, 8]")), "is not that of its content"),
     "another kind of name": (manifest_changed(lambda content: content["files"][0].update(file=5)), "files[0].file is 5"),
     "another epoch's": (
         manifest_changed(lambda content: content.update(position={"step": 3, "losses": []})),

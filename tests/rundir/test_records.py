@@ -73,5 +73,5 @@ def test_the_first_wrong_place_is_named(change, message):
 
 
 def test_a_manifest_has_the_history_of_its_epochs():
-    with pytest.raises(RecordError, match="has other epochs than the 2 that are done"):
+    with pytest.raises(RecordError, match="its history is not that of the 2 epochs"):
         Manifest.from_json(manifest(2, history=manifest(1).history).to_json())

@@ -102,14 +102,14 @@ def test_images_that_were_moved_are_named_and_others_are_refused(moved):
     assert again.test_bpd == again.summary_bpd
     Image.new("RGB", (8, 8)).save(moved / "after" / "test" / "9.png")
     with pytest.raises(
-        DataError, match=f"images of {moved}/after are others than .*contents.*--data PATH.*bits_per_dim"
+        DataError, match=f"images of {moved}/after are not those of .*contents.*--data PATH.*bits_per_dim"
     ):
         evaluate(moved / "run", "cpu", data=moved / "after")
 
 
 def test_fewer_images_than_the_run_took_are_not_the_run_s(copy, moved):
     change_config(copy, "data", name="images", path=str(moved / "before"))
-    with pytest.raises(DataError, match=f"the images of {moved}/after are others than .*fewer.*--data PATH") as caught:
+    with pytest.raises(DataError, match=f"the images of {moved}/after are not those of .*fewer.*--data PATH") as caught:
         evaluate(copy, "cpu", data=moved / "after")
     assert "num_train" not in str(caught.value)
 
@@ -134,5 +134,5 @@ def test_what_was_given_from_python_is_given_again(train_own, noise, tmp_path):
         evaluate(run, "cpu", flow=make)
     again = evaluate(run, "cpu", data=noise, flow=make())
     assert again.test_bpd == again.summary_bpd
-    with pytest.raises(DataError, match="others than those of the run"):
+    with pytest.raises(DataError, match="not those of the run"):
         evaluate(run, "cpu", data=pipeflow.ImageData(noise.train, noise.test + 1, "other"), flow=make())

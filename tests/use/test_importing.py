@@ -173,8 +173,8 @@ REFUSED = {
     "a list": ([torch.zeros(2)], "holds a list: expected is a state dict"),
     "an optimizer": ({"state": {}, "param_groups": []}, "a dict in which 'state' is a dict: expected is a state dict"),
     "nothing": ({}, "holds a dict: expected is a state dict"),
-    "a whole model": (torch.nn.Linear(1, 1), r"torch.save\(model.state_dict\(\), path\), where"),
-    "code": ({"model": Code()}, "more than tensors"),
+    "a whole model": (torch.nn.Linear(1, 1), r"torch.save\(model.state_dict\(\), path\) writes"),
+    "code": ({"model": Code()}, "would run code"),
     "half a label": (
         changed(lambda s: s.update({"project_ycond.linear.weight": torch.zeros(48, 3)})), "no project_ycond.linear.bias"
     ),

@@ -101,12 +101,12 @@ def test_images_with_other_labels_or_none_are_not_the_run_s(run):
 @pytest.mark.parametrize(
     "labels, says",
     [
-        ("gray", r"'gray' is none of the classes dark, grey, light or 0 to 2 \('grey' is meant\?\)"),
-        (3, "3 is none of the classes"),
-        (-1, "-1 is none of the classes"),
-        (True, "True is none of the classes"),
-        ([0, 1.5, 2], "1.5 is none of the classes"),
-        (torch.zeros(3), "0.0 is none of the classes"),
+        ("gray", r"'gray' is not one of the classes dark, grey, light or 0 to 2 \('grey' is meant\?\)"),
+        (3, "3 is not one of the classes"),
+        (-1, "-1 is not one of the classes"),
+        (True, "True is not one of the classes"),
+        ([0, 1.5, 2], "1.5 is not one of the classes"),
+        (torch.zeros(3), "0.0 is not one of the classes"),
         ({"dark"}, "labels are a set: give whole numbers or names"),
     ],
 )
@@ -144,4 +144,6 @@ def test_sample_by_name_or_number_on_the_command_line(run, tmp_path, capsys):
     assert capsys.readouterr().out == f"4 samples of 2 classes, temperature 0.7, seed 0: {out}\n"
     assert Image.open(out).size[1] == 2 * (3 * 8 + 2) - 2
     assert main(["sample", str(run), "--label", "lihgt"]) == 1
-    assert "'lihgt' is none of the classes dark, grey, light or 0 to 2 ('light' is meant?)" in capsys.readouterr().err
+    assert (
+        "'lihgt' is not one of the classes dark, grey, light or 0 to 2 ('light' is meant?)" in capsys.readouterr().err
+    )

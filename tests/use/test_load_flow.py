@@ -166,7 +166,7 @@ class TestOwnFlows:
             load_flow(run, flow=their_flows.small)
         with pytest.raises(ConfigError, match=r"flow: made for images of shape \(2, 2, 2\)"):
             load_flow(run, flow=their_flows.small())
-        with pytest.raises(CheckpointError, match="of another flow than the one .*: it has no (layers|blocks)"):
+        with pytest.raises(CheckpointError, match="holds another flow than the one .*: it has no (layers|blocks)"):
             load_flow(run, flow=their_flows.other)
         with pytest.raises(ConfigError, match="flow: a list: give a Flow, a function"):
             load_flow(run, flow=[])

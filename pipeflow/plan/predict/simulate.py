@@ -203,5 +203,5 @@ def simulate(programs: Sequence[Sequence[Operation]], link: SimulatedLink = Simu
                 moved = True
     for worker, program in enumerate(programs):
         if len(done[worker]) < len(program):
-            raise ValueError(f"worker {worker} waits for ever before {program[len(done[worker])].name}")
+            raise ValueError(f"worker {worker} waits forever before {program[len(done[worker])].name}")
     return SimulatedTimeline(done)
