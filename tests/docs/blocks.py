@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -52,12 +53,14 @@ def made_small(command: str) -> str:
     return " ".join([command, *(f"{name} {value}" for name, value in SMALL.items() if f"{name} " not in command)])
 
 
-def run_page(page: str, folder: Path) -> str:
+def run_page(page: str, folder: Path, **given: Any) -> str:
     """Executes the blocks of a page in a folder, in their order; what the commands printed.
 
-    Python blocks share one set of names. AssertionError says which command failed, and what it printed.
+    Python blocks share one set of names. given: those that the page takes for granted.
+
+    AssertionError says which command failed, and what it printed.
     """
-    names: dict = {"__name__": "__main__"}
+    names: dict[str, Any] = {"__name__": "__main__", **given}
     said = []
     for block in blocks(page):
         if not block.executed:

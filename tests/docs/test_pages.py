@@ -3,14 +3,22 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 import pipeflow
+from pipeflow import ImageData
 from pipeflow.config import Config
 from pipeflow.data import dead_leaves
 from tests.docs.blocks import blocks, run_page
 
+SMALL = Config.from_dict({
+    "data": {"num_train": 40, "num_test": 20}, "model": {"width": 8}, "optim": {"batch_size": 20},
+    "schedule": {"local_epochs": 1, "finetune_epochs": 1}, "run": {"device": "cpu"},
+})  # fmt: skip
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
@@ -27,10 +35,7 @@ def quickstart(folder) -> Path:
     """A finished run in runs/quickstart, and two pictures."""
     for index, image in enumerate(dead_leaves(2, seed=1)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{'ab'[index]}.png")
-    pipeflow.train(Config.from_dict({
-        "run": {"dir": "runs/quickstart", "device": "cpu"}, "data": {"num_train": 64, "num_test": 32},
-        "model": {"width": 8}, "optim": {"batch_size": 32}, "schedule": {"local_epochs": 1, "finetune_epochs": 1},
-    }))  # fmt: skip
+    pipeflow.train(Config.from_dict({**SMALL.to_dict(), "run": {"dir": "runs/quickstart"}}))
     return folder / "runs/quickstart"
 
 
@@ -88,3 +93,41 @@ def test_several_workers(folder):
 def test_cuts_schedules_and_speed(folder):
     said = run_page("docs/cuts.md", folder)
     assert "alternate" in said and "1f1b" in said.lower()
+
+
+@pytest.mark.slow
+def test_data(folder):
+    rng = np.random.default_rng(0)
+    np.save("table.npy", rng.normal(size=(1100, 5)))
+    images = [rng.integers(0, 256, (num, 3, 16, 16), dtype=np.uint8) for num in (48, 32)]
+    for name, array in zip(("train.npy", "test.npy"), images):
+        np.save(name, array)
+    labels = [np.arange(len(array)) % 3 for array in images]
+    sets = [TensorDataset(*map(torch.from_numpy, pair)) for pair in zip(images, labels)]
+    given = dict(zip(("train_images", "test_images", "train_labels", "test_labels"), (*images, *labels)))
+    settings = {
+        **SMALL.to_dict(),
+        "run": {"dir": "runs/given", "resume": "never"},
+        "model": {"num_blocks": 2, "width": 8},
+    }
+    said = run_page(
+        "docs/data.md", folder, config=Config.from_dict(settings), train_set=sets[0], test_set=sets[1], **given
+    )
+    assert "nats" in said and len(list((folder / "runs").glob("given*"))) == 5
+
+
+@pytest.mark.slow
+def test_labels(folder):
+    images = dead_leaves(60, seed=1)
+    labels = torch.arange(60) % 10
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    settings = {**SMALL.to_dict(), "run": {"dir": "runs/small_conditional3"}, "model": {"width": 8, "num_classes": 10}}
+    data = ImageData(images[:40], images[40:], "ten", (), labels[:40], labels[40:], names)
+    pipeflow.train(Config.from_dict(settings), data=data)
+    run_page("docs/labels.md", folder, images=images, labels=labels, x=(images + 0.5) / 256 - 0.5)
+
+
+@pytest.mark.slow
+def test_flows_of_others(folder):
+    run_page("docs/flows_of_others.md", folder)
+    assert (folder / "runs/normflows/model.safetensors").exists()
