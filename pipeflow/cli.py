@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         _plan,
         usage="pipeflow plan [--phases] [--machines FILE] [--workers N ...] [--config FILE] [--section.option VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"""Each of the machines' values may stand in FILE too.
+        epilog=f"""All values of the machines may also be written in FILE.
 
 Options of a run, with their defaults in brackets:
 
@@ -89,61 +89,68 @@ Options of a run, with their defaults in brackets:
         metavar="FILE",
         help="predict seconds, bytes and memory of every schedule and rival on these machines",
     )
-    add("--workers", metavar="N", help="how many")
-    add("--link", metavar="SPEED", help="of each link: '100 Mbit/s', '450 GB/s'")
-    add("--latency", metavar="TIME", help="of each link: '0.1 ms' (default 0)")
-    add("--flops", metavar="NUMBER", help="a worker's sustained FLOP/s: 50e12, '50 TFLOP/s'")
-    add("--memory", metavar="SIZE", help="a worker's: '80 GB' (default: no limit)")
+    add("--workers", metavar="N", help="number of workers")
+    add("--link", metavar="SPEED", help="speed of each link: '100 Mbit/s', '450 GB/s'")
+    add("--latency", metavar="TIME", help="latency of each link: '0.1 ms' (default 0)")
+    add("--flops", metavar="NUMBER", help="FLOP/s that a worker sustains: 50e12, '50 TFLOP/s'")
+    add("--memory", metavar="SIZE", help="memory of a worker: '80 GB' (default: no limit)")
     probe = "measure this machine with --workers processes, and write FILE (default machines.yaml)"
     add("--probe", type=os.path.expanduser, metavar="FILE", nargs="?", const="machines.yaml", help=probe)
-    add("--json", type=os.path.expanduser, metavar="FILE", help="predictions for programs ('-': standard output)")
-    add("--plot", type=png, metavar="FILE.png", help="seconds an epoch against the speed of the links")
+    add(
+        "--json",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="write the predictions as JSON ('-': to standard output)",
+    )
+    add("--plot", type=png, metavar="FILE.png", help="draw seconds an epoch against the speed of the links")
 
     add = command(
         "sweep",
-        "train many runs from one file, as many at once as there is room for, and compare them",
+        "train many runs from one file, as many at once as cores or GPUs allow, and compare them",
         _sweep,
         usage="pipeflow sweep FILE.yaml [--jobs N] [--out DIR] [--section.option VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"FILE.yaml: {sweep_file}",
     )
-    add("file", type=os.path.expanduser, metavar="FILE.yaml", help="the runs, see below")
-    add("--jobs", type=at_least(1, int), help="runs at a time (default: as many as there are cores or GPUs for)")
-    add("--out", type=os.path.expanduser, metavar="DIR", help="folder for the run folders (default: the file's out)")
+    add("file", type=os.path.expanduser, metavar="FILE.yaml", help="the file that describes the runs, see below")
+    add("--jobs", type=at_least(1, int), help="number of runs at a time (default: as many as cores or GPUs allow)")
+    add(
+        "--out", type=os.path.expanduser, metavar="DIR", help="folder for the run folders (default: what the file says)"
+    )
 
     run = "folder of a run, ended or not, a checkpoint in it, or a model.safetensors"
-    flow = "function that builds the flow, where it was given from Python"
+    flow = "function that builds the flow, if it was given from Python"
     devices = {"choices": ("auto", "cpu", "cuda"), "default": "auto", "help": "auto (default): a GPU if there is one"}
 
     add = command(
-        "sample", "draw samples of a trained flow into a PNG, or a .npy file where they are no images", _sample
+        "sample", "draw samples of a trained flow into a PNG, or into a .npy file if they are no images", _sample
     )
     add("run", type=os.path.expanduser, metavar="RUN", help=run)
-    add("--num", type=at_least(1, int), default=64, help="images (default 64)")
+    add("--num", type=at_least(1, int), default=64, help="number of samples (default 64)")
     add("--temperature", type=at_least(0, float), default=0.7, help="scale of the noise (default 0.7)")
-    add("--seed", type=at_least(0, int), default=0, help="of the noise (default 0)")
+    add("--seed", type=at_least(0, int), default=0, help="seed of the noise (default 0)")
     add(
         "--label",
         action="append",
         metavar="CLASS",
-        help="class of the samples, by name or number; once for each of several (default: all in turn)",
+        help="class of the samples, by name or number; repeat it for several (default: all classes in turn)",
     )
     add(
         "--out",
         type=png_or_npy,
         metavar="FILE.png",
-        help="default samples_t0.7_seed0.png, in RUN or, if RUN is no run folder, here; FILE.npy where they are no images",
+        help="file to write (default: samples_t0.7_seed0.png, in RUN, or here if RUN is no run folder); FILE.npy for floats",
     )
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
 
-    add = command("evaluate", "compute test bits/dim of a trained flow again, on all test images of its run", _evaluate)
+    add = command("evaluate", "compute the test bits/dim of a trained flow, on all test images of its run", _evaluate)
     add("run", type=os.path.expanduser, metavar="RUN", help=run)
     add(
         "--data",
         type=os.path.expanduser,
         metavar="PATH",
-        help="folder or zip where the run's images are now (default: where they were)",
+        help="folder, zip or file where the run's images are now (default: where they were)",
     )
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
@@ -156,23 +163,23 @@ Options of a run, with their defaults in brackets:
         type=os.path.expanduser,
         metavar="FILE.safetensors",
         required=True,
-        help="pipeflow.Latents.load reads it",
+        help="file to write; pipeflow.Latents.load reads it",
     )
-    add("--flow", metavar="MODULE:FUNCTION", help=flow)
-    add("--device", **devices)
-
-    add = command("interpolate", "draw the way from one image to another through latents", _interpolate)
-    add("run", type=os.path.expanduser, metavar="RUN", help=run)
-    add("a", type=os.path.expanduser, metavar="A.png", help="file of the first image")
-    add("b", type=os.path.expanduser, metavar="B.png", help="file of the last image")
-    add("--num", type=at_least(2, int), default=8, help="images, with the first and the last (default 8)")
-    add("--out", type=png, metavar="FILE.png", required=True, help="images side by side")
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
 
     add = command(
-        "import", "make a pipeflow flow of a trained Glow of y0ast/Glow-PyTorch, with equal likelihood", _import
+        "interpolate", "draw images from one image to another, along the line between their latents", _interpolate
     )
+    add("run", type=os.path.expanduser, metavar="RUN", help=run)
+    add("a", type=os.path.expanduser, metavar="A.png", help="file of the first image")
+    add("b", type=os.path.expanduser, metavar="B.png", help="file of the last image")
+    add("--num", type=at_least(2, int), default=8, help="number of images, with the first and the last (default 8)")
+    add("--out", type=png, metavar="FILE.png", required=True, help="file to write, with the images side by side")
+    add("--flow", metavar="MODULE:FUNCTION", help=flow)
+    add("--device", **devices)
+
+    add = command("import", "make a flow of a Glow that y0ast/Glow-PyTorch trained, with equal likelihood", _import)
     add("file", type=os.path.expanduser, metavar="FILE", help="its state dict, as torch.save wrote it, or a checkpoint")
     add(
         "--out",
