@@ -139,7 +139,7 @@ Options of a run, with their defaults in brackets:
         "--out",
         type=png_or_npy,
         metavar="FILE.png",
-        help="file to write (default: samples_t0.7_seed0.png, in RUN, or here if RUN is no run folder); FILE.npy for floats",
+        help="file to write (default: samples_t0.7_seed0.png, in RUN, or here if RUN is no folder); FILE.npy for floats",
     )
     add("--flow", metavar="MODULE:FUNCTION", help=flow)
     add("--device", **devices)
