@@ -103,7 +103,7 @@ class _Guarded:
             operation()
         except OSError as error:
             self._is_broken = True
-            # What is left in the buffer would break it again at the interpreter's exit.
+            # The rest of the buffer would break it again at the interpreter's exit.
             with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             self._broken(error)

@@ -24,7 +24,7 @@ PIPE_BYTES = 1_048_576
 """Bytes that may wait in a pipe, where the system allows so many: each time that it is full or empty somebody waits."""
 
 Decoded = tuple[np.ndarray, bool] | Exception
-"""What `picture.decode` gives, or raises."""
+"""The result of `picture.decode`, or the error that it raises."""
 
 
 def decode_all(contents: Sequence[bytes], conversion: Conversion) -> list[Decoded]:

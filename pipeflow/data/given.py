@@ -15,7 +15,7 @@ TAKES = (
     "an ImageData, or a pair (train, test), each an array or a tensor, a pair (images, labels) of these, or a "
     "torch.utils.data.Dataset"
 )
-"""What stands for images, for messages."""
+"""Words for everything that is taken as images, for messages."""
 
 
 class NoImages(DataError):

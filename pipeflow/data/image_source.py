@@ -20,7 +20,7 @@ from pipeflow.safe_files import in_full, open_file, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic", ".jp2", ".pgm", ".ppm", ".tga")
-"""Of pictures that are not read: they are refused, for whoever put them there means them to be learned."""
+"""Suffixes of pictures that are not read. They are an error, because they were put there to be learned."""
 LAYOUT = "a folder or a zip with images in train/ and test/ (train/<class>/<name>.png), or an .npz or .npy file"
 MAX_FILE_BYTES = 64_000_000
 """Most bytes of an image file."""

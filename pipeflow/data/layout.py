@@ -31,7 +31,7 @@ class Layout:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of classes that are none."""
+        """Lines for the user about folders that are no classes."""
         if self.loose is not None:
             return [f"The images get no labels: {self.loose} lies in no folder of a class, as others do."]
         unknown = sorted(set(self.test_classes) - set(self.train_classes)) if self.train_classes else []

@@ -32,7 +32,7 @@ class NotUsable(ValueError):
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is done to the pixels of a file; None: nothing."""
+    """Words for what is done to the pixels of a file; None if nothing is."""
 
     channels: int | None = None
     """`data.channels`: 1 or 3."""

@@ -43,7 +43,7 @@ def _count(layer: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _marginal(layer: nn.Module, shape: tuple[int, ...], device: str) -> int:
-    """What a batch of three takes more than one of two: a batch norm would refuse a single image."""
+    """Cost of the third item of a batch; a single one would not do, because a batch norm refuses it."""
     copied = _copy(layer, device)
     return _flops(copied, (3, *shape), device) // 2 - _flops(copied, (2, *shape), device) // 2
 

@@ -64,7 +64,7 @@ class AutoregressiveHead(Prior):
         self.mixing = nn.Parameter(torch.zeros(channels, channels))
         self.convs = nn.ModuleList()
         if len(shape) > 1:
-            # Of its own, for neither the cuts nor the number of heads may move any other initial value.
+            # A generator of its own: neither the cuts nor the number of heads may change any other initial value.
             generator = torch.Generator().manual_seed(0)
             sizes = [channels, *[width] * depth, 2 * channels]
             for index, (before, behind) in enumerate(zip(sizes, sizes[1:])):
@@ -110,5 +110,5 @@ HEADS: dict[str, Callable[[Shape, PartsConfig], Prior]] = {
 
 
 def head_maker(parts: PartsConfig) -> HeadMaker:
-    """What makes the heads that a configuration asks for."""
+    """Returns the function that makes the heads a configuration asks for."""
     return lambda shape: HEADS[parts.head](shape, parts)

@@ -138,11 +138,11 @@ class Part(nn.Module):
         return sum(self.layer_multiply_adds()) + with_head * self.head_multiply_adds()
 
     def layer_multiply_adds(self) -> list[int]:
-        """Those of each layer."""
+        """Multiply-adds of one forward of one image through each layer."""
         return [layer.multiply_adds(shape) for (_, layer), shape in zip(self.named_layers(), self._layer_shapes)]
 
     def head_multiply_adds(self) -> int:
-        """Those of the head, if it says them; none for the part that ends the flow."""
+        """Multiply-adds of the head, if it tells them; 0 for the part that ends the flow."""
         return self.head.multiply_adds() if isinstance(self.head, Prior) and self.head_name != PRIOR else 0
 
     def owners(self) -> list[str]:

@@ -38,7 +38,7 @@ class Values:
 
     @property
     def item(self) -> str:
-        """What one of them is called."""
+        """Word for one of them."""
         return "image" if len(self.shape) == 3 else "item"
 
     @property

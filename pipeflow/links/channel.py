@@ -63,7 +63,7 @@ class Channel:
         )
 
     def codec(self, kind: str) -> Codec | WithDensity:
-        """What says how a payload of this kind is laid out."""
+        """The codec that knows how a payload of this kind is laid out."""
         return WithDensity(self._latents(kind)) if kind == FORWARD else self._latents(kind)
 
     def _latents(self, kind: str) -> Codec:

@@ -238,7 +238,7 @@ class ReceivingEnd(LinkEnd):
         return self.channel.decode(label, self.receive_payload(label))
 
     def receive_payload(self, expected: Label) -> Tensor:
-        """What the channel decodes. Raises as `receive` does."""
+        """Receives a payload, which the channel decodes. Raises as `receive` does."""
         kind, _, step, _ = expected
         item = self._wait(
             lambda seconds: self._inbox.get(timeout=seconds),

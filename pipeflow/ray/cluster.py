@@ -85,7 +85,7 @@ def probe(name: str, address: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
-    """What a run asks of a cluster."""
+    """Resources that a run asks a cluster for."""
 
     workers: int
     cpus: int

@@ -62,7 +62,7 @@ def give(wish: Any) -> bool:
 
 
 def run_until_stopped(fit: Callable[[], T], ask_to_stop: Callable[[], bool]) -> T:
-    """What `fit` returns or raises. At the first Ctrl-C meanwhile it is asked to stop, and goes on to its end.
+    """Returns or raises what `fit` does. After the first Ctrl-C `fit` is asked to stop, and goes on to its end.
 
     `fit` runs in a thread, where Ray Train leaves signals alone.
 

@@ -15,9 +15,9 @@ from pipeflow.use.trained_flow import TrainedFlow, load_flow
 
 _NUM_POINTS = 2000
 _PIXELS = 200
-"""Of the density, in each direction."""
+"""Pixels of the density in each direction."""
 _MARGIN = 0.15
-"""Of the range of the data, on each side."""
+"""Margin on each side, as a share of the range of the data."""
 
 
 def is_of_the_plane(run: SavedRun) -> bool:

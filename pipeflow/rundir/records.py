@@ -49,7 +49,7 @@ class GivenLabel(Record):
     classes: tuple[Text, ...] = ()
     """Names of the labels 0, 1, ..., where they have names."""
     fingerprint: Text
-    """Of the images' labels, `ImageData.labels_fingerprint`."""
+    """Fingerprint of the images' labels, `ImageData.labels_fingerprint`."""
 
 
 class EpochBytes(Record):

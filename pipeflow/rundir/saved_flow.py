@@ -44,9 +44,9 @@ class SavedFlow:
     config: Config | None
     """The run's configuration; None where a model file stands by itself."""
     manifest: Manifest | None = None
-    """Of the checkpoint that the weights are from."""
+    """Manifest of the checkpoint that the weights are from."""
     summary: Summary | None = None
-    """Of the run that ended with these weights."""
+    """Summary of the run that ended with these weights."""
 
     classes: tuple[str, ...] = ()
     """Names of the classes whose label the flow's density is given, where they have names."""

@@ -43,7 +43,7 @@ class SweepRun:
     arm: str
     """'' in a sweep without arms."""
     options: Mapping[str, Any]
-    """What differs between the runs: the arm's options, the grid's values, and the seed."""
+    """Options that differ between the runs: those of the arm, the values of the grid, and the seed."""
     config: Config
 
 

@@ -31,12 +31,12 @@ class Facts:
     """A run as it is cut and spread now."""
 
     name: str
-    """Of the run folder."""
+    """Name of the run folder."""
     config: Config
     parts: Sequence[Part]
     world: World
     fingerprint: str
-    """Of the images."""
+    """Fingerprint of the images."""
     given_label: GivenLabel | None
     changes: tuple[Change, ...]
     """Options that changed where the run was resumed."""

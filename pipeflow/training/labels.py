@@ -80,7 +80,7 @@ class Labels:
                 self._received = control.receive(torch.empty(num, dtype=torch.int64), 0, what)
 
     def feed(self, replicas: Replicas) -> "LabelFeed":
-        """Those of each batch, for a worker that loads the images or has got the labels."""
+        """Returns the labels of each batch, on a worker that loads the images or has received the labels."""
         if self._received is None:
             train, test = self._loaded()
         else:
@@ -103,15 +103,15 @@ class LabelFeed:
         self._device = device
 
     def train(self, epoch: int, step: int) -> Tensor:
-        """Of this worker's share of a training batch: int64, [share]."""
+        """Labels of this worker's share of a training batch: int64, [share]."""
         return self._moved(self._batches.train(epoch, step)[self._share])
 
     def initial(self) -> Tensor:
-        """Of the whole batch that layers are initialised on: int64, [batch]."""
+        """Labels of the whole batch that layers are initialised on: int64, [batch]."""
         return self._moved(self._batches.initial())
 
     def test(self, step: int, batch_size: int, num_images: int) -> Tensor:
-        """Of batch `step` of the first `num_images` test images: int64, [<= batch]."""
+        """Labels of batch `step` of the first `num_images` test images: int64, [<= batch]."""
         return self._moved(self._batches.test(step, batch_size, num_images))
 
     def _moved(self, labels: Tensor) -> Tensor:

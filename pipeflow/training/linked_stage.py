@@ -100,7 +100,7 @@ class LinkedStage(PipelineStage):
         self._first_payload: Tensor | None = None
         self.epoch, self.step = 0, 0
         self.last_latent = self._nothing = torch.empty(0, device=device)
-        """What the last slice came with."""
+        """The latent that the last slice came with."""
         self.reconstruction_error: Tensor | None = None
         """Largest error of what the parts recovered in the batch's backwards, where they invert their layers."""
 

@@ -61,7 +61,7 @@ class ImagesInfo:
 
     @classmethod
     def of(cls, batches: Batches) -> "ImagesInfo":
-        """Those of images that are here."""
+        """Describes images that are loaded in this process."""
         data, labels = batches.data, None
         if data.train_labels is not None and data.test_labels is not None and data.labels_fingerprint is not None:
             both = torch.cat([data.train_labels, data.test_labels])
@@ -129,7 +129,7 @@ class Images:
 
 
 def _notes(values: Values) -> list[str]:
-    """What the user should know of bits/dim where they are not those of 8-bit values alone."""
+    """Lines for the user about the bits/dim, if they are not of 8-bit values alone."""
     if values.is_float:
         return [
             f"the data are floats: bits/dim and nats are of a density in their unit, and may be negative; 1 bit/dim is "

@@ -100,7 +100,7 @@ def sample_by_layers(
     noise: torch.Generator,
     labels: Tensor | None,
 ) -> Tensor:
-    """What `Flow.sample` draws, with one layer at a time on the device beside those that are there.
+    """Draws the samples of `Flow.sample`, with one layer at a time on the device beside those that are there.
 
     Args:
         held: names of the layers, and of the prior, that are trained here; the others are loaded from the model file, and

@@ -55,7 +55,7 @@ class EpochDraft:
         self._backward: list[int] = []
         self._others = {"eval": 0, "gradients": 0, "images": 0, "control": 0}
         if carried is not None:
-            # Of other links, if the cuts were others.
+            # These counts are of other links, if the cuts were others.
             self._latents = _sum_of(self._latents, [count for _, _, count in carried.bytes.latents])
             self._backward = [count for _, _, count in carried.bytes.backward]
             self._others = {kind: getattr(carried.bytes, kind) for kind in self._others}

@@ -43,12 +43,12 @@ class Evaluation:
     """The run's own, from its summary; None where these are not the weights that it ended with."""
     num_images: int
     values: Values
-    """What the bits/dim are of."""
+    """The values that the bits/dim are of."""
     device: str
     source: Path
     """The model file, or the folder of the checkpoint, that the weights are from."""
     by_class: tuple[ClassEvaluation, ...] | None = None
-    """Of each class that there are images of; None for a flow whose bits/dim are not given the label."""
+    """Bits/dim of each class that has images; None for a flow whose bits/dim are not given the label."""
 
 
 def evaluate(

@@ -51,7 +51,7 @@ class Imported:
     path: Path
     """The model file, which `load_flow`, `pipeflow evaluate`, `pipeflow sample` and `model.init` take."""
     shape: tuple[int, ...]
-    """Of an image."""
+    """Shape of an image."""
     config: Config
     """Its section `model` builds the flow."""
 
@@ -85,7 +85,7 @@ def import_glow(path: str | Path, out: str | Path | None = None) -> Imported:
 
 
 def describe(imported: Imported) -> str:
-    """What was imported, and the commands that go on from it."""
+    """Describes what was imported, and the commands that use it."""
     model, folder = imported.config.model, imported.path.parent
     size = "x".join(map(str, imported.shape[1:]))
     options = " ".join(f"--model.{name} {value}" for name, value in _options(imported.config).items())

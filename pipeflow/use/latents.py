@@ -18,9 +18,9 @@ class Latents:
     """The latents of a batch of images: all that the flow needs to get the images back."""
 
     last: Tensor
-    """What came out of the last layer: float32, [batch, ...]."""
+    """Output of the last layer: float32, [batch, ...]."""
     taken_out: tuple[Tensor, ...] = ()
-    """What layers took out on the way, in their order: float32, each [batch, ...]."""
+    """Tensors that layers factored out, in their order: float32, each [batch, ...]."""
 
     def __len__(self) -> int:
         return len(self.last)

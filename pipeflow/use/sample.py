@@ -17,7 +17,7 @@ _SCALE, _GAP = 3, 2
 
 
 def to_data(samples: Tensor, values: Values) -> Tensor:
-    """What a flow made, as the data have it, without padding, on the CPU: floats as they are, 8-bit values as uint8.
+    """Samples of a flow in the form of its data, without padding, on the CPU: floats as they are, 8-bit values as uint8.
 
     Those are the bins of values in [-0.5, 0.5); other values are clamped, NaN becomes 0.
     """

@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 2_000_000_000
 _HOLDERS = ("model", "state_dict")
 """Keys under which a checkpoint of a whole training keeps the model's tensors."""
 _WRAPPER = "module."
-"""What torch's data-parallel wrappers put before every name."""
+"""Prefix of torch's data-parallel wrappers before every name."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Who this worker is, as its launcher says in the environment. What is missing there, torch would wait for, or guess."""
+"""Rank and size of the run, from the launcher's environment. Anything missing is an error: torch would wait, or guess."""
 
 import os
 import socket

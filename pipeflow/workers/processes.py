@@ -70,5 +70,5 @@ def started_at(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """What Linux says of a process, from its state on, which is number 3 in proc(5)."""
+    """Fields of /proc/PID/stat of a process, from its state on, which is number 3 in proc(5)."""
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

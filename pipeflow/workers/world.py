@@ -261,7 +261,7 @@ class World:
         if first is not None and first[0] != self.rank:
             error.reported, error.args, error.follows_mistake = True, (first[1],), first[2]
         elif first is None and is_worker_0s and self.rank != 0 and isinstance(error, WorkerError):
-            # What broke at this worker may be a connection to one that has left for the same reason.
+            # The connection that broke at this worker may be to one that has left for the same reason.
             error.args = self.monitor.loss_of_store("no connection").args
 
     def cause_of(self, error: Exception) -> PipeflowError:

@@ -21,9 +21,9 @@ class Finetune:
     name: str
     """single, ddp, or the pipeline's schedule with its slices: `gpipe x16`."""
     seconds: float
-    """Of an epoch."""
+    """Seconds of an epoch."""
     bytes: float
-    """Sent in an epoch."""
+    """Bytes sent in an epoch."""
     moved: float
     """Bytes of parameters and moments that are sent once before: to the first worker, and with ddp from there to all."""
     memory: float = 0.0

@@ -137,7 +137,7 @@ KINDS: dict[str, Kind] = {
     "flops": "flops", "bandwidth": "bandwidth", "latency": "time", "memory": "memory", "pass_seconds": "time",
     "image_seconds": "time", "message_seconds": "time", "byte_seconds": "time", "reduce_bandwidth": "bandwidth",
 }  # fmt: skip
-"""What a field measures."""
+"""Quantity that each field measures."""
 
 
 def read_machines(path: str | Path | None = None, options: dict[str, Any] | None = None) -> Machines:

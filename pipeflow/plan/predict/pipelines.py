@@ -15,7 +15,7 @@ MICRO_BATCHES = (2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Wire:
-    """What travels between the workers of a pipeline: the types of latents and of their gradients."""
+    """Types of the latents and gradients that travel between the workers of a pipeline."""
 
     latents: str = "float32"
     gradients: str = "float32"
@@ -35,7 +35,7 @@ class Wire:
 
 
 RIVAL_WIRE = Wire()
-"""Of the pipelines that pipeflow is compared with."""
+"""Types in the pipelines that pipeflow is compared with."""
 
 
 def predict_pipeline(scenario: Scenario, kind: str, cut: Cut) -> Prediction:
