@@ -9,6 +9,7 @@ from benchmarks.links.report import summarize
 from benchmarks.machine import in_words
 from benchmarks.step.report import ratio
 from benchmarks.whole_run.report import Measured, link_words
+from docs.generate.results import EARLIER
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -244,5 +245,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _source(name: str, *machines: dict[str, str]) -> str:
     """A line under a table: where it was measured, when, with which versions, and where all of it stands."""
-    told = "; ".join(in_words(machine) for machine in machines or [_read(name)["machine"]])
+    machines = machines or (_read(name)["machine"],)
+    told = "; ".join(in_words({"date": EARLIER.get(name, ""), **machine}) for machine in machines)
     return f"\n\n{told}. [All rows, and how](BENCHMARKS/{name}.md)."
