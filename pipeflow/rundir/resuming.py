@@ -1,5 +1,6 @@
 """Options of a run that is resumed: which differ from the run's own, which of them may, and what is left to do."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def check_options(path: Path, differing: Mapping[str, tuple[object, object]], sa
         raise CheckpointError(
             f"{listed}. Set it back to resume that run, or choose another run.dir (or --run.resume never)."
         )
+
+
+def with_its_heads(manifest: Manifest, config: Config) -> Manifest:
+    """The manifest, without its heads where they are of another kind than the run has from here on: those begin anew."""
+    differing = differing_options(manifest.config or config.to_dict(), config)
+    sizes = ["parts.head_width", "parts.head_depth"] if config.parts.head == "autoregressive" else []
+    if not any(name in differing for name in ("parts.head", *sizes)):
+        return manifest
+    counts = {owner: count for owner, count in manifest.counts.items() if not owner.startswith("heads.")}
+    return dataclasses.replace(manifest, counts=counts)
 
 
 def check_images(path: Path, manifest: Manifest | None, config: Config, fingerprint: str) -> None:

@@ -13,7 +13,7 @@ from pipeflow.flow import Flow
 from pipeflow.links.link import Stopped
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Position, Summary
-from pipeflow.rundir.resuming import check_images, check_labels, ended, next_commands
+from pipeflow.rundir.resuming import check_images, check_labels, ended, next_commands, with_its_heads
 from pipeflow.training.entries import Entries
 from pipeflow.training.interruption import Inside, Interrupted, position_of, resume_inside
 from pipeflow.training.labels import Labels, given_label
@@ -69,7 +69,15 @@ class Run:
             resources.callback(self.recorder.close)
             labels = Labels(world, images, config.run.seed, config.optim.batch_size)
             self.stages = Stages(
-                world, config, self.flow, self.parts, self.schedule, images.batches, labels, checkpoints, manifest
+                world,
+                config,
+                self.flow,
+                self.parts,
+                self.schedule,
+                images.batches,
+                labels,
+                checkpoints,
+                manifest and with_its_heads(manifest, config),
             )
             resources.callback(self.stages.close_images)
             entries = Entries(world.connect_store(), world.rank, world.traffic)

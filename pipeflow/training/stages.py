@@ -267,7 +267,8 @@ class Stages:
         manifest, trainers = self.manifest, self.worker.trainers
         tensors = {}
         if manifest is not None and self.replicas.is_first:
-            wanted = [owner for trainer in trainers for owner in trainer.part.owners()]
+            owners = [owner for trainer in trainers for owner in trainer.part.owners()]
+            wanted = [owner for owner in owners if owner in manifest.counts or not owner.startswith("heads.")]
             tensors = self.checkpoints.read(manifest, wanted)
             check_tensors(tensors, manifest, [trainer.part for trainer in trainers], self.config.optim.name)
         known = {} if manifest is None else manifest.counts

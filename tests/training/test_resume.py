@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from pipeflow import ImageData, train
-from pipeflow.errors import CheckpointError
+from pipeflow.errors import CheckpointError, Preempted
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.reading import read_config, read_run
 from tests.small_runs import (
@@ -209,6 +209,20 @@ def test_heads_whose_cut_survives_are_kept_and_others_start_anew(undisturbed, tm
     assert torch.equal(new[f"epoch-000003 model/heads.{kept}.log_scale"], old)
     assert f"epoch-000003 model/heads.{gone}.log_scale" not in new
     assert torch.equal(new["epoch-000003 model/heads.blocks.1.squeeze.log_scale"], torch.zeros(6))
+
+
+@pytest.mark.parametrize("was", ["gaussian", "autoregressive"])
+def test_heads_of_another_kind_begin_anew(tmp_path, was):
+    told, parts = [], {"split": "across", "num": 3}
+    with pytest.raises(Preempted):
+        train(small_config(tmp_path, parts={**parts, "head": was}), report=told.append, stop=lambda: bool(told))
+    now = {"gaussian": {"head": "autoregressive", "head_depth": 1}, "autoregressive": {"head": "gaussian"}}[was]
+    summary = train(small_config(tmp_path, parts={**parts, **now}))
+    assert summary.num_epochs == 3 and summary.test_bpd < summary.epochs[0].test_bpd
+    names = {
+        name.split("/")[1] for name in checkpoint_tensors(tmp_path) if name.startswith("epoch-000002 model/heads.")
+    }
+    assert ("heads.blocks.0.steps.1.mixing" in names) == (was == "gaussian")
 
 
 SMALL_CUTS = ["blocks.0.steps.1", "blocks.1.steps.1"]
