@@ -27,7 +27,9 @@ def headline() -> str:
         ["images/s of two workers over a link of 20 Mbit/s, float32", f"{ours:.0f}"]
         + [f"{pipeline:.0f} torch's best pipeline, {ddp:.0f} DDP"],
     ]
-    return _table(["small Glow on CIFAR-10", "concurrent parts", "beside it"], rows)
+    sources = {"Schedules": "schedules/results", "Slow links": "links/results"}
+    told = [f"[{title}](BENCHMARKS/{name}.md): {_machines(name)}." for title, name in sources.items()]
+    return _table(["small Glow on CIFAR-10", "concurrent parts", "beside it"], rows) + "\n\n" + " ".join(told)
 
 
 def schedules() -> str:
@@ -243,8 +245,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
+def _machines(name: str, *machines: dict[str, str]) -> str:
+    """The machines of a benchmark in words; by default the one that its JSON names."""
+    machines = machines or (_read(name)["machine"],)
+    return "; ".join(in_words({"date": EARLIER.get(name, ""), **machine}) for machine in machines)
+
+
 def _source(name: str, *machines: dict[str, str]) -> str:
     """A line under a table: where it was measured, when, with which versions, and where all of it stands."""
-    machines = machines or (_read(name)["machine"],)
-    told = "; ".join(in_words({"date": EARLIER.get(name, ""), **machine}) for machine in machines)
-    return f"\n\n{told}. [All rows, and how](BENCHMARKS/{name}.md)."
+    return f"\n\n{_machines(name, *machines)}. [All rows, and how](BENCHMARKS/{name}.md)."
