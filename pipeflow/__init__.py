@@ -60,14 +60,14 @@ def train(
     report: Callable[[dict[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Summary:
-    """Trains the run, then draws its figures; see `pipeflow.training.train.train`."""
+    """Trains the run, then writes its page; see `pipeflow.training.train.train`."""
     from pipeflow.training.train import train as run
 
     summary = run(config, flow, data, report, stop)
     if config.run.figures and int(os.environ.get("RANK", 0)) == 0:
-        from pipeflow.report.figures import update_plots
+        from pipeflow.report.command import update_page
 
-        update_plots(config.run.dir)
+        update_page(config.run.dir)
     return summary
 
 

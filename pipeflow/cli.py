@@ -188,14 +188,19 @@ Options of a run, with their defaults in brackets:
         help="folder for model.safetensors (default: named after FILE, in the current folder)",
     )
 
-    add = command("report", "compare runs in a table, and draw figures of them", _report)
-    add("run_dirs", type=os.path.expanduser, metavar="RUN", nargs="+", help="folder of a run, ended or not")
+    add = command("report", "compare runs in a table, and write a page about them", _report)
+    runs = "folder of a run, ended or not (default: all below runs/, newest first)"
+    add("run_dirs", type=os.path.expanduser, metavar="RUN", nargs="*", help=runs)
     add(
         "--out",
         type=os.path.expanduser,
         metavar="DIR",
-        help="folder for the figures (default: the run's own, for several the current one)",
+        help="folder for report.html (default: the run's own, for several the one that holds them)",
     )
+    add("--png", action="store_true", help="draw all figures as PNG too, and not the bits/dim by epoch alone")
+    add("--csv", type=os.path.expanduser, metavar="FILE", help="epochs of all runs as rows ('-': standard output)")
+    add("--json", type=os.path.expanduser, metavar="FILE", help="all that is known of the runs ('-': standard output)")
+    add("--live", action="store_true", help="write nothing, but serve the page on 127.0.0.1 while runs go on")
 
     add = command("configs", "list the configurations that --config takes by name, or print one of them", _configs)
     add("name", metavar="NAME", nargs="?", help="print this one, to change it: pipeflow configs NAME > mine.yaml")
@@ -259,9 +264,14 @@ def _import(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> None:
-    from pipeflow.report.table import report
+    if options.live:
+        from pipeflow.report.live import serve
 
-    report(options.run_dirs, options.out)
+        serve(options.run_dirs)
+        return
+    from pipeflow.report.command import report
+
+    report(options.run_dirs, options.out, png=options.png, csv=options.csv, json=options.json)
 
 
 def _configs(options: argparse.Namespace, rest: list[str]) -> None:

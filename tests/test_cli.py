@@ -56,7 +56,7 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
 @pytest.mark.parametrize(
     "arguments",
     [
-        (), ("bogus",), ("sample",), ("report",), ("evaluate", "run", "--bogus", "1"), ("evaluate", "a", "b"),
+        (), ("bogus",), ("sample",), ("report", "--bogus"), ("evaluate", "run", "--bogus", "1"), ("evaluate", "a", "b"),
         ("evaluate", "run", "--device", "tpu"), ("sample", "run", "--num", "0"), ("sample", "run", "--num", "many"),
         ("sample", "run", "--temperature", "-1"), ("sample", "run", "--temperature", "nan"),
         ("sample", "run", "--seed", "-1"), ("sample", "run", "--out", "samples.jpg"), ("encode", "run", "a.png"),
@@ -115,20 +115,20 @@ def test_encode_and_interpolate_say_where_they_wrote(capsys, finished_run, tmp_p
     assert said == (0, f"3 images from {a} to {a}: {way}\n", "")
 
 
-def test_report_prints_the_table_and_the_figures(capsys, finished_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [f"{out}/drawn.png"])
+def test_report_prints_the_table_and_where_the_page_is(capsys, finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeflow.report.command.write_page", lambda runs, folder, png: [f"{folder}/page of {[*runs]}"])
     code, out, err = run(capsys, "report", str(finished_run), "--out", str(tmp_path))
     assert (code, err) == (0, "") and "1 concurrent + 1 finetune" in out
-    assert f"{tmp_path}/drawn.png" in out and "MB all: evaluations, initial latents, control and gradients too" in out
+    assert f"{tmp_path}/page of ['finished']" in out and "MB all: evaluations, samples, initial latents" in out
 
 
 def test_a_tilde_is_the_home_folder_wherever_a_path_stands(capsys, finished_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("pipeflow.report.table.plots", lambda run_dir, out: [f"{out}/drawn.png"])
+    monkeypatch.setattr("pipeflow.report.command.write_page", lambda runs, folder, png: [f"{folder}/report.html"])
     (tmp_path / "run").symlink_to(finished_run)
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     for arguments, said in [
-        (("report", "~/run", "--out", "~/figures"), "figures/drawn.png"),
+        (("report", "~/run", "--out", "~/figures"), "figures/report.html"),
         (("sample", "~/run", "--num", "1", "--out=~/samples.png"), "samples.png"),
         (("encode", "~/run", "~/a.png", "--out", "~/latents"), "latents"),
         (("interpolate", "~/run", "~/a.png", "~/a.png", "--num", "2", "--out", "~/way.png"), "way.png"),

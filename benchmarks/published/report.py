@@ -23,7 +23,8 @@ HEADINGS = (
     "multiply-adds", "minutes", "time ratio", "MB forward by links", "published bits/dim", "published time ratio",
 )  # fmt: skip
 
-FIGURES = ("compare_by_epoch", "compare_by_macs")
+FIGURES = ("epoch", "macs")
+"""Axes of the comparisons."""
 
 
 def command(settings: Settings) -> str:
@@ -47,9 +48,7 @@ def write_report(
     trained = {name: curves[name] for name in ROWS if curves.get(name, {}).get("epochs")}
     for whole in _rows_end_to_end(trained):
         family = {name: run_of_curve(curve) for name, curve in trained.items() if whole in (name, ROWS[name].rival)}
-        for figure in comparison(family, folder / whole):
-            if figure.stem not in FIGURES:
-                figure.unlink()
+        comparison(family, folder / whole, FIGURES)
 
 
 def _rows_end_to_end(trained: Collection[str]) -> list[str]:
@@ -70,7 +69,7 @@ def table(lines: Sequence[Line], measured: Mapping[str, dict], equal: Mapping[st
     text += [f"- {verdict}" for verdict in answers["beats"]]
     for whole in _rows_end_to_end([name for name, line in measured.items() if line["num_epochs"]]):
         text += ["", f"{whole} and the rows compared with it, test bits/dim by epoch and by multiply-adds:", ""]
-        text += [f"![{whole}, {stem}]({whole}/{stem}.png)" for stem in FIGURES]
+        text += [f"![{whole}, compare_by_{axis}]({whole}/compare_by_{axis}.png)" for axis in FIGURES]
     return "\n".join(text) + "\n"
 
 

@@ -20,6 +20,7 @@ from pipeflow.config.options import (
     RunConfig,
     ScheduleConfig,
     TimelineConfig,
+    TrackConfig,
 )
 from pipeflow.config.removed import without_removed
 from pipeflow.errors import ConfigError
@@ -43,6 +44,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     timeline: TimelineConfig = field(default_factory=TimelineConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
         checks.check(self)

@@ -43,7 +43,9 @@ class RunConfig:
             "cuda": "on GPUs, or an error without them",
         },
     )
-    figures: bool = option(True, "draw the figures of a run that has ended")
+    figures: bool = option(
+        True, "write the page and the picture of a run that has ended: report.html, bpd_by_epoch.png"
+    )
     heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat, then a worker counts as lost", at_least=1)
     control_timeout_s: float = option(300.0, "seconds to wait for a control message that others have begun", at_least=1)
 
@@ -250,6 +252,9 @@ class EvalConfig:
 
     every_epochs: int = option(1, "epochs from one evaluation to the next", at_least=1)
     num_images: int | None = option(512, "test images in an evaluation during training (null: all)", at_least=1)
+    num_samples: int = option(
+        16, "samples drawn in an evaluation, if they are images (0: none)", at_least=0, at_most=256
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +264,23 @@ class CheckpointConfig:
     every_epochs: int = option(1, "epochs from one checkpoint to the next", at_least=1)
     keep: int = option(2, "newest checkpoints kept", at_least=1)
     grace_s: float = option(25.0, "seconds after SIGTERM until a worker ends, saved or not (torchrun: 30)", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """A program beside TensorBoard that gets each epoch's numbers and samples."""
+
+    to: Literal["tensorboard", "wandb", "mlflow", "trackio"] = option(
+        "tensorboard",
+        "who gets them",
+        {
+            "tensorboard": "files in the run folder alone",
+            "wandb": "Weights & Biases too",
+            "mlflow": "MLflow too",
+            "trackio": "trackio too, on this machine",
+        },
+    )
+    project: str = option("pipeflow", "project, or experiment, that the run is put into there")
 
 
 @dataclass(frozen=True, kw_only=True)

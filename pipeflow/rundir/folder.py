@@ -1,7 +1,7 @@
 """The run folder: what a run finds in it at its start, and what it leaves there.
 
-config.yaml  config_history.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  *.png
-run.lock  run.launch
+config.yaml  config_history.yaml  metrics.jsonl  summary.json  model.safetensors  checkpoints/  tensorboard/  samples/
+report.html  *.png  run.lock  run.launch
 """
 
 import contextlib
@@ -9,10 +9,11 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
@@ -26,6 +27,8 @@ from pipeflow.rundir.resuming import change_at, check_ended, check_epochs, check
 from pipeflow.rundir.typed_json import dumps
 from pipeflow.safe_files import in_full
 
+SAMPLES = "samples"
+"""Folder of the samples that evaluations draw: epoch-000007.png behind epoch 7, data.png for test images beside them."""
 _LAUNCH = "run.launch"
 """The file that names the launch which began the run anew (`run.resume never`): its own restarts go on with the run."""
 _OPENED = ("config.yaml", "metrics.jsonl")
@@ -183,6 +186,14 @@ class RunFolder:
             (self.path / "summary.json").unlink(missing_ok=True)
         else:
             self._write("summary.json", dumps(summary.to_json(), indent=1) + "\n")
+
+    def write_pictures(self, pictures: Mapping[str, Image.Image]) -> None:
+        """Writes PNG files into samples/, by their names without .png."""
+        (self.path / SAMPLES).mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            partial = self.path / SAMPLES / f"{name}.partial"
+            picture.save(partial, format="PNG")
+            partial.replace(partial.with_suffix(".png"))
 
     def _write(self, name: str, text: str) -> None:
         """Writes a file that is whole or not there."""

@@ -71,11 +71,14 @@ class Epoch(Record):
     epoch: Count
     phase: Mode
     trained: tuple[Count, ...]
-    """Parts that trained."""
     steps: Count
     train_loss: Mapping[Text, Number]
     """Mean loss in bits/dim by part, or of `flow` after the gather."""
     updates: Mapping[Text, Count] | None = None
+    rate: Mapping[Text, Number] | None = None
+    """Learning rate of the epoch's last update, by part, or of `flow` after the gather."""
+    gradient_norm: Mapping[Text, Number] | None = None
+    """Norm of the gradient before clipping, likewise: the root mean square over every sixteenth update."""
     test_bpd: Number | None
     """The whole flow's, None where the epoch was not evaluated."""
     exit_bpd: tuple[Number, ...] | None
@@ -134,7 +137,8 @@ class RunBytes(Record):
     replicas: ReplicaBytes = ReplicaBytes()
     control: Count = 0
     labels: Count = 0
-    """Labels of the images, to workers that load no images and whose parts take them."""
+    samples: Count = 0
+    """labels: to workers that load no images and whose parts take them. samples: their latents, back through the parts."""
     total: Count
 
 
@@ -247,10 +251,9 @@ class File(Record):
 
 
 class Manifest(Record):
-    """A checkpoint without its tensors."""
+    """A checkpoint after `epoch` epochs, without its tensors."""
 
     epoch: Count
-    """Epochs that are done."""
     files: tuple[File, ...]
     stage: Stage
     config: Mapping[Text, Mapping[Text, object]] | None = None

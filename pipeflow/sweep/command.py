@@ -58,7 +58,7 @@ def sweep(
         _save(todo, errors)
     there = [todo.out / run.name for run in todo.runs if _has_ended(run)]
     if there:
-        from pipeflow.report.table import report  # matplotlib takes a second, and a sweep may have nothing to show
+        from pipeflow.report.command import report  # matplotlib takes a second, and a sweep may have nothing to show
 
         report(there, todo.out)
     print(todo.out / "sweep.json", flush=True)

@@ -132,6 +132,8 @@ class Pipeline:
     def update(self) -> None:
         """Adds up replicas' gradients, clips by the norm of the whole flow's, and updates all parts."""
         self._add_up_gradients()
+        for trainer in self._trainers:
+            trainer.measure()
         if self._clip_norm > 0:
             self._clip()
         for trainer in self._trainers:

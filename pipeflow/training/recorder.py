@@ -6,8 +6,11 @@ On the other workers a recorder holds the history it began with, and does nothin
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
+
+from torch import Tensor
 
 from pipeflow.config import Config
 from pipeflow.flow import Part
@@ -21,6 +24,7 @@ from pipeflow.training.progress import Progress
 from pipeflow.training.schedule import Phase, Schedule, epoch_cost, training_macs
 from pipeflow.training.totals import EpochDraft, Evaluated, RunningTotals, Traffic
 from pipeflow.units import traffic_text
+from pipeflow.use.sample import grid
 from pipeflow.workers.timeline import Span
 from pipeflow.workers.trace import write_trace
 from pipeflow.workers.world import World
@@ -72,7 +76,7 @@ class Recorder:
         if not self.has_ended:
             self.folder.write_config(self._facts.changes)
             self.folder.write_summary(None)  # an old one would be taken for this run's
-            self.log = MetricsLog(self.folder.path, manifest)
+            self.log = MetricsLog(self.folder.path, manifest, self.config)
             self._resources.callback(self.log.close)
         costs = [epoch_cost(self.config, phase, self.parts, self.world.size) for phase in schedule.phases()]
         self.progress = Progress(costs, len(self.parts), self._travels, self._facts.given)
@@ -150,6 +154,30 @@ class Recorder:
             "images": draft.num_batches * self.config.optim.batch_size,
             "macs": training_macs(draft.phase, self.parts, self.config.optim.batch_size),
         }
+
+    @_on_rank_0
+    def epoch_updated(self, updates: Sequence[Mapping[str, tuple[float, float]]], is_whole: bool) -> None:
+        """What the epoch's updates were like.
+
+        updates: of each worker, by part, the learning rate and the mean square of the gradient's norms.
+        is_whole: whether the parts train as one flow.
+        """
+        by_part = {part: of for each in updates for part, of in sorted(each.items())}
+        if is_whole and by_part:
+            rate = next(iter(by_part.values()))[0]
+            by_part = {"flow": (rate, sum(square for _, square in by_part.values()))}
+        self._current().fields |= {
+            "rate": {part: rate for part, (rate, _) in sorted(by_part.items())},
+            "gradient_norm": {part: math.sqrt(square) for part, (_, square) in sorted(by_part.items())},
+        }
+
+    @_on_rank_0
+    def sampled(self, epoch: int, pictures: tuple[Tensor, Tensor] | None) -> None:
+        """Keeps an evaluation's samples and the test images beside them: uint8, [num, channels, height, width]."""
+        if pictures is not None:
+            samples, data = (grid(each, columns=4, scale=1) for each in pictures)
+            self.folder.write_pictures({f"epoch-{epoch:06d}": samples, "data": data})
+            self.log.samples(samples, epoch)
 
     @_on_rank_0
     def epoch_interrupted(self, seconds: float) -> Carried | None:

@@ -23,10 +23,7 @@ from pipeflow.rundir.model import MODEL_FILE, model_metadata, save_flow
 from pipeflow.rundir.records import GivenLabel
 from pipeflow.rundir.tensor_file import lay_out
 from pipeflow.training.stages import Stages
-from pipeflow.use.sample import file_suffix, labels_in_turn, save_samples, to_data
-
-SAMPLE_TEMPERATURE = 0.7
-"""Temperature of the grid of samples that a run leaves."""
+from pipeflow.use.sample import SAMPLE_TEMPERATURE, file_suffix, labels_in_turn, save_samples, to_data
 
 _NUM_SAMPLES = 64
 

@@ -21,6 +21,7 @@ from pipeflow.training.losses import Losses
 from pipeflow.training.opening import Images, check_timeline, load_initial, make_flow, make_parts, open_folder
 from pipeflow.training.recorder import Recorder
 from pipeflow.training.results import leave_results
+from pipeflow.training.sampling import draw_beside_data
 from pipeflow.training.saver import Saver
 from pipeflow.training.schedule import Phase, Schedule, Stop
 from pipeflow.training.stages import Stages
@@ -141,7 +142,7 @@ class Run:
             trained = worker.train(phase, goes_on.step, goes_on.losses)
         except TrainingStopped as error:
             raise self._stopped(str(error)) from None
-        mine = [trained.losses.means(), trained.busy_seconds, trained.cpu_seconds, trained.stopped_at]
+        mine = [trained.losses.means(), trained.busy_seconds, trained.cpu_seconds, trained.updates, trained.stopped_at]
         collected = self._collect(mine, f"the losses of epoch {phase.epoch}")
         seconds = time.perf_counter() - start
         stops = [stop for *_, stop in collected if stop is not None]
@@ -150,8 +151,9 @@ class Run:
             raise Interrupted(Inside(phase, stopped_at, trained.losses, recorder.epoch_interrupted(seconds)))
         self._last_losses = trained.losses
         if self.is_main:
-            losses, busy, cpu, _ = zip(*collected)
+            losses, busy, cpu, updates, _ = zip(*collected)
             recorder.epoch_trained(self._merge_losses(losses), seconds, busy, cpu)
+            recorder.epoch_updated(updates, self.stages.name == "whole")
         if self.world.timeline.wanted(phase.epoch):
             recorder.timeline(gather_spans(self.world.timeline, self.control))
 
@@ -162,6 +164,7 @@ class Run:
             if phase.evaluate:
                 start = time.perf_counter()
                 result = self._evaluate(phase.epoch, self._num_eval_images())
+                recorder.sampled(phase.epoch, draw_beside_data(self.stages, self.num_test))
                 self._collect(None)
                 if result is not None:
                     recorder.epoch_evaluated(result, time.perf_counter() - start)

@@ -160,6 +160,7 @@ class RunningTotals:
             ),
             control=sent["control"],
             labels=sent["labels"],
+            samples=sent["samples"],
             total=sent.total(),
         )
 

@@ -26,6 +26,10 @@ def make_optimizer(parameters: Sequence[nn.Parameter], config: Config, lr: float
     return torch.optim.Adam(parameters, lr=lr, fused=True if config.precision.step == "fast" else None)
 
 
+_MEASURE_EVERY = 16
+"""Updates from one whose gradient's norm is measured to the next: each would cost some percent of a small step."""
+
+
 class PartTrainer:
     """Updates one part. `forward`, hand the latent on, then `update`: the latent leaves before the backward begins.
 
@@ -44,6 +48,19 @@ class PartTrainer:
         self.optimizer = make_optimizer(list(self._parameters.values()), config, lr)
         self.averages: dict[str, Tensor] = {}
         self._is_accumulating = False
+        self._squared_norms: list[Tensor] = []
+        self._updates_before = 0
+
+    def begin_epoch(self) -> None:
+        """Forgets the norms of the epoch before."""
+        self._squared_norms = []
+        self._updates_before = self.updates
+
+    def of_updates(self) -> tuple[float, float] | None:
+        """Rate of the last update of this epoch, and mean square of the gradients' norms; None if there was no update."""
+        if not self._squared_norms:
+            return None
+        return self.optimizer.param_groups[0]["lr"], float(torch.stack(self._squared_norms).mean())
 
     def forward(self, latent: Tensor, is_last: bool = True, labels: Tensor | None = None) -> tuple[PartOutput, Tensor]:
         """Runs the part with gradients, for an update; its output and its loss.
@@ -68,9 +85,17 @@ class PartTrainer:
         """Backward, clip, step, average. loss: as for `accumulate`, whose gradients count for this update."""
         self._backward(loss)
         self._is_accumulating = False
+        self.measure()
         if self.optim.clip_norm > 0:
             nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm)
         self.step()
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Measures the norm of the gradient that is there, if it is this update's turn; a GPU is not waited for."""
+        if (self.updates - self._updates_before) % _MEASURE_EVERY == 0:
+            gradients = [each.grad for each in self._parameters.values() if each.grad is not None]
+            self._squared_norms.append(nn.utils.get_total_norm(gradients).double().square())
 
     def step(self) -> None:
         """Steps with the gradients that are there, and averages."""

@@ -39,6 +39,8 @@ class Trained:
     """Seconds of the phase without those spent waiting at links."""
     cpu_seconds: float
     """Processor seconds of the phase, of all threads."""
+    updates: dict[str, tuple[float, float]]
+    """For each part with an update: learning rate of the last one, mean square of the gradient's norms."""
 
 
 class Worker:
@@ -111,6 +113,8 @@ class Worker:
         """
         losses = Losses(phase.epoch, self._device, self._max_error, before)
         stopped_at = None
+        for trainer in self.trainers:
+            trainer.begin_epoch()
         start, cpu, waited = time.perf_counter(), time.process_time(), self._waited_at_links()
         for step in range(first_step, phase.steps):
             self._alarm.check()
@@ -129,7 +133,9 @@ class Worker:
         losses.values()
         self._check_last_updates(phase, losses)
         seconds = time.perf_counter() - start - (self._waited_at_links() - waited)
-        return Trained(losses, stopped_at, seconds, time.process_time() - cpu)
+        cpu_seconds = time.process_time() - cpu
+        updates = {str(trainer.part.index): of for trainer in self.trainers if (of := trainer.of_updates()) is not None}
+        return Trained(losses, stopped_at, seconds, cpu_seconds, updates)
 
     def evaluate(self, epoch: int, num_images: int) -> dict[str, list[float]]:
         """Sums over the test images of each part's contributions and of its head's log-prior, by index as text.

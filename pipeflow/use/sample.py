@@ -12,6 +12,9 @@ from torch import Tensor
 from pipeflow.data.random import generator
 from pipeflow.flow import Flow, Values
 
+SAMPLE_TEMPERATURE = 0.7
+"""Temperature of the samples that a run leaves."""
+
 _SCALE, _GAP = 3, 2
 """How many times grids enlarge images, and pixels between them."""
 
@@ -82,7 +85,7 @@ def sample_grid(images: Tensor, path: str | Path, columns: int = 8) -> None:
 
     images: uint8, [batch, 1 or 3, height, width].
     """
-    _grid(images, columns).save(path)
+    grid(images, columns).save(path)
 
 
 def class_grid(images: Tensor, labels: Tensor, path: str | Path, classes: Sequence[str], columns: int = 8) -> None:
@@ -98,25 +101,26 @@ def class_grid(images: Tensor, labels: Tensor, path: str | Path, classes: Sequen
         for row in images[labels == label].cpu().split(columns):
             white = row.new_full((columns - len(row), *row.shape[1:]), 255)
             rows.append(torch.cat([row, white]))
-    grid = _grid(torch.cat(rows), columns)
+    cells = grid(torch.cat(rows), columns)
     font = ImageFont.load_default()
     shown = {row: name.encode("ascii", "replace").decode() for row, name in names.items()}  # an old font has no others
     margin = math.ceil(max(map(font.getlength, shown.values()))) + 2 * _GAP
-    picture = Image.new(grid.mode, (margin + grid.width, grid.height), "white")
-    picture.paste(grid, (margin, 0))
+    picture = Image.new(cells.mode, (margin + cells.width, cells.height), "white")
+    picture.paste(cells, (margin, 0))
     draw = ImageDraw.Draw(picture)
     for row, name in shown.items():
-        draw.text((_GAP, row * (grid.height + _GAP) // len(rows)), name, "black", font)
+        draw.text((_GAP, row * (cells.height + _GAP) // len(rows)), name, "black", font)
     picture.save(path)
 
 
-def _grid(images: Tensor, columns: int) -> Image.Image:
-    pixels = images.cpu().numpy().repeat(_SCALE, axis=2).repeat(_SCALE, axis=3)
+def grid(images: Tensor, columns: int = 8, scale: int = _SCALE) -> Image.Image:
+    """The picture that `sample_grid` writes. scale: times that it is enlarged."""
+    pixels = images.cpu().numpy().repeat(scale, axis=2).repeat(scale, axis=3)
     num, channels, height, width = pixels.shape
     columns = min(columns, num)
     rows = math.ceil(num / columns)
     cells = np.full((rows * columns, channels, height + _GAP, width + _GAP), 255, np.uint8)
     cells[:num, :, :height, :width] = pixels
-    grid = cells.reshape(rows, columns, *cells.shape[1:]).transpose(0, 3, 1, 4, 2)
-    grid = grid.reshape(rows * (height + _GAP), columns * (width + _GAP), channels)[:-_GAP, :-_GAP]
-    return Image.fromarray(grid.squeeze(2) if channels == 1 else grid)
+    picture = cells.reshape(rows, columns, *cells.shape[1:]).transpose(0, 3, 1, 4, 2)
+    picture = picture.reshape(rows * (height + _GAP), columns * (width + _GAP), channels)[:-_GAP, :-_GAP]
+    return Image.fromarray(picture.squeeze(2) if channels == 1 else picture)

@@ -1,6 +1,7 @@
 """The code in README.md and in the pages, executed as it is written; trainings are made small (tests/docs/blocks.py)."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,15 @@ def test_options(folder):
     said = run_page("docs/options.md", folder)
     assert "across3_lr1e-5" in said and "60 alternate + 30 finetune" in said
     assert (folder / "mine.yaml").exists() and (folder / "runs/mine/summary.json").exists()
+
+
+@pytest.mark.slow
+def test_looking_at_runs(quickstart, folder):
+    shutil.copytree(quickstart, folder / "runs/again")
+    run_page("docs/report.md", folder)
+    assert "2 runs" in (folder / "runs/report.html").read_text()
+    assert [run["num_epochs"] for run in json.loads((folder / "runs.json").read_text())] == [2, 2]
+    assert (folder / "epochs.csv").read_text().count("\n") == 5
 
 
 @pytest.mark.slow

@@ -1,6 +1,11 @@
 """Run folders made to do harm: what is read of them gets one error that names it, and nothing is run or left."""
 
+import json
+import math
 import re
+import struct
+import sys
+import zlib
 
 import pytest
 import torch
@@ -9,13 +14,17 @@ import yaml
 import pipeflow
 from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
-from pipeflow.report.table import report
+from pipeflow.report.command import report
+from pipeflow.report.page import render
+from pipeflow.report.pictures import data_of
+from pipeflow.report.runs import read_runs
+from pipeflow.report.trace import read_trace
 from pipeflow.rundir.reading import read_config
 from pipeflow.use.commands import sample
 from pipeflow.use.evaluate import evaluate
 from pipeflow.use.trained_flow import load_flow
-from tests.hostile.harmful import NO_FILES, SAFETENSORS, STEP, TEXTS, YAMLS, change_json, change_tensors, write
-from tests.hostile.refusals import files_under, refusal
+from tests.hostile.harmful import NO_FILES, SAFETENSORS, STEP, TEXTS, YAMLS, change_json, change_tensors, sparse, write
+from tests.hostile.refusals import bounded, files_under, refusal
 
 SUMMARIES = {
     "no parts": lambda summary: summary.pop("parts"),
@@ -70,6 +79,71 @@ class TestReport:
             (run / name).unlink()
         NO_FILES[case](run / "metrics.jsonl")
         refused()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG of few bytes that says it has so many pixels."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+SPAN = {"ph": "X", "cat": "compute", "name": "n", "pid": 0, "tid": 0, "ts": 0, "dur": 1}
+NAMED = {"ph": "M", "name": "thread_name", "pid": 0, "tid": 0, "args": {"name": "computing"}}
+LEFT_OUT = {
+    "a picture of a billion pixels": ("samples/data.png", png_of(100_000, 10_000)),
+    "a picture that is cut off": ("samples/data.png", png_of(64, 64)),
+    "a picture that is a script": ("samples/data.png", b"<svg onload=alert(1)>"),
+    "a picture without end": ("samples/data.png", None),
+    "options of a call": ("config.yaml", b"run: !!python/object/apply:os.mkdir [was_run]"),
+    "changes of no kind": ("config_history.yaml", b"[{epoch: -1, options: {}}]"),
+    "a trace without end": ("timeline.json", None),
+    "a trace of text": ("timeline.json", b"no JSON"),
+    "a trace of nothing": ("timeline.json", b"[]"),
+    "a trace of numbers": ("timeline.json", b'{"traceEvents": [1]}'),
+    "a trace without threads": ("timeline.json", json.dumps({"traceEvents": [SPAN]}).encode()),
+    "a worker without end": ("timeline.json", json.dumps({"traceEvents": [NAMED, {**SPAN, "pid": math.inf}]}).encode()),
+    "a time of text": ("timeline.json", json.dumps({"traceEvents": [NAMED, {**SPAN, "ts": "x"}]}).encode()),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_what_a_page_cannot_show_is_named_and_left_out(case, run, capsys, monkeypatch):
+    monkeypatch.chdir(run)
+    name, content = LEFT_OUT[case]
+    (run / "config_history.yaml").write_text("[]")
+    if content is None:
+        sparse(run / name, 10**10)
+    else:
+        (run / name).write_bytes(content)
+    before = files_under(run)
+    with bounded():
+        assert data_of(run) is None or "data.png" not in name
+        (read,) = read_runs([run]).values()
+        assert (read.options is None) == (name == "config.yaml") and read.changes == ()
+        if name == "timeline.json":
+            print(refusal(CheckpointError, read_trace, run / name), file=sys.stderr)
+    assert str(run / name) in capsys.readouterr().err and files_under(run) == before
+
+
+def test_a_page_of_epochs_that_no_run_has(run):
+    """No part that trains, losses of no part, more parts, workers and links than there are."""
+    strange = {
+        "trained": [],
+        "train_loss": {"__proto__": 1.0, "-1": 2.0, "9" * 400: 4.0, **{str(part): 1.0 for part in range(100_000)}},
+        "exit_bpd": [1.0] * 100_000,
+        "idle": [0.5] * 100_000,
+        "bytes": {"latents": [[10**20 + k, 0, 5] for k in range(1000)], "eval": 0, "gradients": 0, "control": 0},
+    }
+    change_json(run / "summary.json", lambda summary: summary["epochs"][0].update(strange))
+    with bounded():
+        assert "Test bits/dim" in render(read_runs([run]))
 
 
 class TestModel:

@@ -89,7 +89,7 @@ def test_a_log_that_is_not_the_checkpoints_is_refused_and_left_alone(tmp_path, p
 
 def test_tensorboard_has_every_scalar_of_an_epoch(tmp_path):
     log = MetricsLog(tmp_path)
-    log.epoch(epoch(0))
+    log.epoch(dataclasses.replace(epoch(0), rate={"0": 0.25}, gradient_norm={"1": 8.0}, idle=(0.5,)))
     log.epoch(epoch(1, test_bpd=None))
     log.epoch(dataclasses.replace(epoch(2, phase="finetune"), exit_bpd=None))
     log.close()
@@ -100,6 +100,12 @@ def test_tensorboard_has_every_scalar_of_an_epoch(tmp_path):
         "train_loss/part_0": [(0, -3.0), (1, -3.0)],
         "train_loss/part_1": [(0, 2.5), (1, 2.5)],
         "train_loss/whole_flow": [(2, 4.0)],
+        "learning_rate/part_0": [(0, 0.25)],
+        "gradient_norm/part_1": [(0, 8.0)],
+        "idle/worker_0": [(0, 0.5)],
+        "megabytes_per_second/0_to_1": [(0, 0.5), (1, 0.5), (2, 0.5)],
+        "seconds": [(0, 2.0), (1, 2.0), (2, 2.0)],
+        "multiply_adds": [(0, 1e9), (1, 1e9), (2, 1e9)],
         "images_per_second": [(0, 50.0), (1, 50.0), (2, 50.0)],
         "megabytes_sent": [(0, 1.5), (1, 3.0), (2, 4.5)],
     }

@@ -52,7 +52,7 @@ def test_a_run_that_fails_is_named_and_the_rest_is_done(swept):
     slow, fast = (found[f"good-lr={lr}-seed=0"] for lr in (0.001, 0.002))
     assert slow["arm"] == "good" and slow["options"] == {"optim.lr": 0.001, "run.seed": 0}
     assert slow["test_bpd"] != fast["test_bpd"] and len(slow["exit_bpd"]) == 3 and slow["train_macs"] > 0
-    assert (folder / "runs" / "compare_by_epoch.png").is_file()
+    assert (folder / "runs" / "compare_by_epoch.png").is_file() and (folder / "runs" / "report.html").is_file()
 
 
 def test_the_same_again_trains_what_is_missing_alone(swept, capsys):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeflow import load_flow, train
 from pipeflow.plan.plan import make_plan
-from pipeflow.report.figures import bytes_by_phase
+from pipeflow.report.costs import bytes_by_phase
 from pipeflow.rundir.reading import read_run
 from pipeflow.workers.timeline import COMPUTE, RECEIVE, SEND, WAIT
 from tests.small_runs import (

@@ -12,7 +12,7 @@ from pipeflow import train
 from pipeflow.config import Config
 from pipeflow.plan.plan import make_plan
 from pipeflow.plan.traffic import replica_bytes
-from pipeflow.report.figures import bytes_by_phase
+from pipeflow.report.costs import bytes_by_phase
 from pipeflow.rundir.reading import read_run
 from pipeflow.workers.replicas import Replicas, share_of
 from tests.small_runs import (

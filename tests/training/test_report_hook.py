@@ -39,8 +39,8 @@ def test_an_epoch_is_told_after_its_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("figures", [True, False])
-def test_figures_are_drawn_after_a_run_unless_it_asks_for_none(tmp_path, figures):
+def test_the_page_is_written_after_a_run_unless_it_asks_for_none(tmp_path, figures):
     schedule = {"mode": "concurrent", "local_epochs": 1, "finetune_epochs": 0}
     train(small_config(tmp_path, schedule=schedule, run={"figures": figures}))
-    drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert ({"bpd_by_epoch.png", "bytes_by_phase.png"} <= drawn) == figures
+    written = {path.name for path in tmp_path.iterdir()}
+    assert ({"report.html", "bpd_by_epoch.png"} <= written) == figures

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from pipeflow import Config, train
+from pipeflow import Config, load_flow, train
+from pipeflow.data import load_data
+from pipeflow.data.random import generator
 from pipeflow.plan.plan import make_plan
-from pipeflow.report.figures import bytes_by_phase
-from pipeflow.rundir.reading import read_run
+from pipeflow.report.costs import bytes_by_phase
+from pipeflow.rundir.reading import read_config, read_run
+from pipeflow.use.sample import grid, to_data
 from tests.small_runs import assert_same_tensors, checkpoint_tensors, learned, small_config, train_in_turn
 
 SCHEDULES = {
@@ -65,6 +70,24 @@ def runs(tmp_path_factory) -> dict[int, Path]:
 def test_workers_do_not_change_the_run(runs, name, num_workers):
     assert_same_tensors(runs[1] / name, runs[num_workers] / name)
     assert learned(runs[1] / name) == learned(runs[num_workers] / name)
+    assert samples_of(runs[1] / name) == samples_of(runs[num_workers] / name)
+
+
+def samples_of(run_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run_dir / "samples").iterdir()}
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_samples_of_the_last_epoch_are_those_of_the_model(runs, num_workers):
+    """On three workers they come through all parts; with the averaged weights, beside the first test images."""
+    folder = runs[num_workers] / "sequential"
+    flow, data = load_flow(folder, device="cpu").flow, load_data(read_config(folder).data)
+    samples = to_data(flow.sample(16, generator(0, "samples"), 0.7), flow.values)
+    num_epochs = read_run(folder).summary.num_epochs
+    assert sorted(samples_of(folder)) == ["data.png", *(f"epoch-{epoch:06d}.png" for epoch in range(num_epochs))]
+    for name, images in ((f"epoch-{num_epochs - 1:06d}", samples), ("data", data.test[:16])):
+        with Image.open(folder / "samples" / f"{name}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(grid(images, columns=4, scale=1)))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -93,7 +116,7 @@ def test_labels_are_sent_once_to_the_worker_whose_parts_take_them(runs):
         summary = read_run(runs[num_workers] / "labels").summary
         assert summary.bytes.labels == sent and summary.given_label.num_classes == 3
         phases = bytes_by_phase(summary)
-        assert phases.get("outside\nepochs", {}).get("labels", 0) == sent
+        assert phases.get("outside epochs", {}).get("labels", 0) == sent
         assert sum(counts.total() for counts in phases.values()) == summary.bytes.total
     assert make_plan(config_of(runs[3], "labels")).label_bytes == sent
 

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeflow import Config, Flow, ImageData, Layer, evaluate, load_flow, train
 from pipeflow.data import dequantized_batches
 from pipeflow.errors import CheckpointError, DataError
-from pipeflow.report.table import report
+from pipeflow.report.command import report
 from pipeflow.use.commands import encode, sample
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from pipeflow.plan.predict.prediction import Prediction
 from pipeflow.plan.predict.predictor import Predictor
-from pipeflow.report.figures import PART_COLORS
+from pipeflow.report.colors import color_of
 
 SPEEDS = tuple(10.0 ** (6 + step / 2) for step in range(13))
 """1 Mbit/s to 1 Tbit/s."""
@@ -33,9 +33,9 @@ def plot_by_speed(predictor: Predictor, path: str | Path) -> None:
     """Draws `best_by_speed` as PNG; alternate is dashed, since its epoch trains one part and the others' train all."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for (system, best), color in zip(best_by_speed(predictor).items(), ("#777777", *PART_COLORS)):
+    for index, (system, best) in enumerate(best_by_speed(predictor).items()):
         style = "--" if system == "alternate" else "-"
-        axes.plot(SPEEDS, [each.seconds for each in best], style, color=color, label=system.replace("_", " "))
+        axes.plot(SPEEDS, [each.seconds for each in best], style, color=color_of(index), label=system.replace("_", " "))
     axes.set(xscale="log", yscale="log", xlabel="speed of each link (bit/s)", ylabel="predicted seconds an epoch")
     axes.set_title(f"{predictor.machines.workers} workers, batch {predictor.batch_size}, best cut of each")
     axes.legend()
