@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.machine import in_words
+from pipeflow.report.colors import color_of
 
 IMAGES = 4992
 """To which bytes are scaled: an epoch."""
@@ -191,13 +192,12 @@ def _plot(points: list[Point], path: Path, batch: int) -> None:
     limited = sorted({point["rate"] for point in points if point["rate"] is not None})
     edge = 4 * limited[-1] if limited else 1.0
     figure, (speed, kept) = plt.subplots(1, 2, figsize=(13, 5.5), constrained_layout=True)
-    colours = plt.get_cmap("tab10")
     for index, (system, group) in enumerate(groupby(points, key=lambda point: point["system"])):
         line = sorted(group, key=lambda point: point["rate"] or math.inf)
         rates = [point["rate"] or edge for point in line]
         style = {
             "label": system,
-            "color": colours(index % 10),
+            "color": color_of(index),
             "marker": "o" if line[0]["pipeflow"] else "s",
             "linestyle": "-" if line[0]["pipeflow"] else "--",
             "linewidth": 2.2 if line[0]["pipeflow"] else 1.3,
