@@ -9,7 +9,7 @@ from typing import Any
 
 from bokeh.document import Document
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, HoverTool, Range1d
+from bokeh.models import BasicTicker, ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
@@ -47,6 +47,8 @@ def draw_panel(panel: Panel) -> figure:
     drawn = _figure(x_axis_label=panel.x_label, y_axis_type="log" if panel.is_log else "linear", height=290)
     if panel.y_limits is not None and not panel.is_log:
         drawn.y_range = Range1d(start=panel.y_limits[0], end=panel.y_limits[1])
+    if panel.has_whole_costs:
+        drawn.xaxis.ticker = BasicTicker(min_interval=1)
     if panel.bands:
         begins, ends = [each.begin for each in panel.bands], [each.end for each in panel.bands]
         colors = [each.color for each in panel.bands]

@@ -19,6 +19,7 @@ from pipeflow.report.pictures import data_of, data_uri, sample_epochs, samples_o
 from pipeflow.report.runs import ReportedRun, changed_options, differing_options
 from pipeflow.report.table import notes, row
 from pipeflow.report.trace import read_trace
+from pipeflow.rundir.folder import SAMPLES
 from pipeflow.rundir.records import PartSummary, Summary
 from pipeflow.safe_files import brief
 from pipeflow.units import count_text
@@ -85,6 +86,7 @@ def render(runs: Mapping[str, ReportedRun], stamp: str = "") -> str:
         "exits": figures.panels(shown.exits()),
         "updates": figures.panels(shown.updates()),
         "galleries": _galleries(runs),
+        "has_epochs": any((run.folder / SAMPLES).is_dir() for run in runs.values()),
         "links": figures.panels(shown.links()),
         "timelines": _timelines(runs, figures),
         "timeline_kinds": [{"name": kind, "color": color, "dash": "solid"} for kind, color in KIND_COLORS.items()],
@@ -203,9 +205,9 @@ def _galleries(runs: Mapping[str, ReportedRun]) -> list[dict[str, Any]]:
         if pictures and not is_same:
             pictures.insert(0, ("data", of_all[name]))
         elif not pictures and (run.folder / "density.png").is_file():
-            pictures, wide = [("data, samples, density", data_uri(run.folder / "density.png"))], True
+            pictures, wide = [("data, samples at temperature 1, density", data_uri(run.folder / "density.png"))], True
         elif not pictures:
-            pictures = [("samples at the end", data_uri(run.folder / "samples.png"))]
+            pictures = [("samples at the end, temperature 0.7", data_uri(run.folder / "samples.png"))]
         there = [(caption, address) for caption, address in pictures if address is not None]
         if there:
             found.append({"title": name, "pictures": there, "wide": wide})

@@ -73,6 +73,8 @@ class Panel:
     """Whether the names stand below the panel; the page names runs once for all panels."""
     y_limits: tuple[float, float] | None = None
     is_log: bool = False
+    has_whole_costs: bool = False
+    """Whether the costs are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Shown:
             Line(name=f"worker {rank}", color=color_of(rank), curve=curve_of(run, epochs, partial(_idle, rank=rank)))
             for rank in workers
         ]
-        panels = [self._panel("MB/s of latents", epochs, rates)] if rates else []
+        panels = [self._panel("MB/s of latents", epochs, _merged(rates))] if rates else []
         return panels + ([self._panel("Idle share of the time, %", epochs, idle, y_limits=(-2, 102))] if idle else [])
 
     def _by_part(
@@ -221,6 +223,7 @@ class Shown:
             lines=tuple(lines),
             bands=tuple(replace(each, begin=each.begin / scale, end=each.end / scale) for each in bands),
             has_legend=self.alone is not None,
+            has_whole_costs=axis.name == "epoch",
             y_limits=y_limits,
             is_log=is_log and _spread(lines) > _LOG_FROM,
         )
