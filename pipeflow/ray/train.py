@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pipeflow.config import Config, describe_options, load, parse_arguments
 from pipeflow.errors import PREEMPTED_EXIT_CODE, ConfigError, PipeflowError, Preempted
+from pipeflow.output import stdout_may_break
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -164,7 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _Parser()
     if "--help" in arguments or "-h" in arguments:
-        print(parser.format_help(), describe_options(), sep="\n")
+        with stdout_may_break(lambda error: None):  # `... --help | head` has seen enough
+            print(parser.format_help(), describe_options(), sep="\n")
         return 0
     try:
         options, rest = parser.parse_known_args(arguments)

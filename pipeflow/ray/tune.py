@@ -20,6 +20,7 @@ from typing import Any, TypedDict
 
 from pipeflow.config import Config, describe_options, load, parse_arguments
 from pipeflow.errors import ConfigError, PipeflowError, TrainingStopped
+from pipeflow.output import stdout_may_break
 from pipeflow.ray.cluster import check_installed
 
 RATES = (2e-3, 4e-3, 1e-3, 8e-3, 5e-4, 1.6e-2)
@@ -180,7 +181,8 @@ def _trial(settings: dict[str, Any]) -> None:
 def main() -> int:
     """Searches as the command line says and prints all trials; the exit code."""
     if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__, describe_options(), sep="\n")
+        with stdout_may_break(lambda error: None):  # `... --help | head` has seen enough
+            print(__doc__, describe_options(), sep="\n")
         return 0
     try:
         config = load(*parse_arguments(sys.argv[1:]))
