@@ -23,7 +23,7 @@ def headline() -> str:
         ["bits/dim after 18 epochs, the first 12 without a gradient between workers", f"{concurrent['test_bpd']:.3f}"]
         + [f"{whole['test_bpd']:.3f} end to end"],
         ["MB that come back over the links in those 12 epochs", f"{sum(concurrent['bytes']['backward']) / 1e6:,.0f}"]
-        + [f"{forward / 1e6:,.0f} in a pipeline with gradients"],
+        + [f"{forward / 1e6:,.0f} in a pipeline with gradients, by formula"],
         ["images/s of two workers over a link of 20 Mbit/s, float32", f"{ours:.0f}"]
         + [f"{pipeline:.0f} torch's best pipeline, {ddp:.0f} DDP"],
     ]
