@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "--data.num_train": "96", "--data.num_test": "32", "--model.width": "8", "--optim.batch_size": "32",
-    "--schedule.local_epochs": "1", "--schedule.finetune_epochs": "1", "--run.device": "cpu",
+    "--schedule.local_epochs": "1", "--schedule.finetune_epochs": "1", "--run.device": "cpu", "--run.figures": "false",
 }  # fmt: skip
 """Options that make the trainings of a page small, where the page does not give them itself."""
 _BLOCK = re.compile(r"(?:^<!-- (not executed|file): (.*?) -->\n)?^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
