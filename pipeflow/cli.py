@@ -197,10 +197,20 @@ Options of a run, with their defaults in brackets:
         metavar="DIR",
         help="folder for report.html (default: the run's own, for several the one that holds them)",
     )
-    add("--png", action="store_true", help="draw all figures as PNG too, and not the bits/dim by epoch alone")
-    add("--csv", type=os.path.expanduser, metavar="FILE", help="epochs of all runs as rows ('-': standard output)")
-    add("--json", type=os.path.expanduser, metavar="FILE", help="all that is known of the runs ('-': standard output)")
-    add("--live", action="store_true", help="write nothing, but serve the page on 127.0.0.1 while runs go on")
+    add("--png", action="store_true", help="draw all figures as PNG files, not only bits/dim by epoch")
+    add(
+        "--csv",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="write a row for each epoch of each run ('-': to standard output)",
+    )
+    add(
+        "--json",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="write all that is known of the runs ('-': to standard output)",
+    )
+    add("--live", action="store_true", help="serve the page on 127.0.0.1 while runs go on, and write nothing")
 
     add = command("configs", "list the configurations that --config takes by name, or print one of them", _configs)
     add("name", metavar="NAME", nargs="?", help="print this one, to change it: pipeflow configs NAME > mine.yaml")

@@ -44,7 +44,7 @@ class RunConfig:
         },
     )
     figures: bool = option(
-        True, "write the page and the picture of a run that has ended: report.html, bpd_by_epoch.png"
+        True, "when the run has ended, write its page and its picture: report.html, bpd_by_epoch.png"
     )
     heartbeat_timeout_s: float = option(25.0, "seconds without a heartbeat, then a worker counts as lost", at_least=1)
     control_timeout_s: float = option(300.0, "seconds to wait for a control message that others have begun", at_least=1)
@@ -253,7 +253,7 @@ class EvalConfig:
     every_epochs: int = option(1, "epochs from one evaluation to the next", at_least=1)
     num_images: int | None = option(512, "test images in an evaluation during training (null: all)", at_least=1)
     num_samples: int = option(
-        16, "samples drawn in an evaluation, if they are images (0: none)", at_least=0, at_most=256
+        16, "number of samples to draw in each evaluation, if they are images (0: none)", at_least=0, at_most=256
     )
 
 
@@ -272,15 +272,15 @@ class TrackConfig:
 
     to: Literal["tensorboard", "wandb", "mlflow", "trackio"] = option(
         "tensorboard",
-        "who gets them",
+        "where the numbers and samples go",
         {
-            "tensorboard": "files in the run folder alone",
-            "wandb": "Weights & Biases too",
-            "mlflow": "MLflow too",
-            "trackio": "trackio too, on this machine",
+            "tensorboard": "to files in the run folder",
+            "wandb": "there, and to Weights & Biases",
+            "mlflow": "there, and to MLflow",
+            "trackio": "there, and to trackio on this machine",
         },
     )
-    project: str = option("pipeflow", "project, or experiment, that the run is put into there")
+    project: str = option("pipeflow", "project, or experiment, of the run in that program")
 
 
 @dataclass(frozen=True, kw_only=True)
