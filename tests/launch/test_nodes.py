@@ -80,11 +80,11 @@ def test_torchrun_takes_the_line(text):
     assert parsed.rdzv_endpoint and parsed.rdzv_id
 
 
-def test_pipeflow_takes_the_options(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_pipeflow_takes_the_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for text in (RECIPE, SLURM.read_text()):
         (sbatch,) = (line for line in lines_of(text) if line.lstrip("# ").startswith("sbatch "))
-        given = shlex.split(sbatch.partition("launch/slurm.sh")[2])
+        given = shlex.split(sbatch.partition(" slurm.sh ")[2])
         assert load(*parse_arguments(given)).run.dir.startswith("/shared/")
     given = torchrun_line(RECIPE)
     assert load(*parse_arguments(given[given.index("pipeflow.launch") + 1 :])).run.dir == "/shared/my-run"
