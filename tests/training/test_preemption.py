@@ -63,7 +63,7 @@ def undisturbed(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("mode, every", [*((mode, 6) for mode in MODES), ("concurrent", 8)])
+@pytest.mark.parametrize("mode, every", [*((mode, 7) for mode in MODES), ("concurrent", 9)])
 def test_preempted_again_and_again_it_is_the_same_run(undisturbed, tmp_path, mode, every):
     """In training, in evaluations, between: every sitting is ended after some forwards, until one comes to the end."""
     config = config_of(mode, tmp_path / "run")
