@@ -1,0 +1,1 @@
+"""The pages, and in `generate` what makes the site of them."""
