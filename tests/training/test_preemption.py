@@ -1,4 +1,4 @@
-"""SIGTERM is a notice: the run saves itself where it is and leaves, and ends later as if nothing had happened."""
+"""After SIGTERM the run saves itself where it is and ends; resumed, it ends as if nothing had happened."""
 
 import itertools
 import math

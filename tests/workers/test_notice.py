@@ -1,4 +1,4 @@
-"""Which signals are a notice, which of them a person's second, and that all of them are given back."""
+"""Signals that ask a run to stop, the second Ctrl-C that ends it at once, and that all of them are given back."""
 
 import signal
 import threading
