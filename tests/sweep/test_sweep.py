@@ -93,7 +93,7 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(tmp_path):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command goes on" in err
+    assert process.returncode == 130 and "the same command resumes them" in err
     found = results(tmp_path)
     assert not any(each["ended"] for each in found.values())
     assert "Resume with" in (tmp_path / "runs" / "seed=0.log").read_text(), "it has saved itself"
