@@ -128,8 +128,7 @@ def test_configurations_by_name(shell, tmp_path):
     names = [line.split()[0] for line in shell("pipeflow configs").splitlines()]
     assert {f"configs/{name}.yaml" for name in names} == files_in("configs")
     assert "60 alternate + 30 finetune" in shell("pipeflow plan --config cifar10/across3_lr1e-5")
-    torchrun = "torchrun --standalone --nproc_per_node=3 -m pipeflow.launch"
-    shell(f"{torchrun} --config two_moons --data.num_train 256 --data.num_test 64 {SMALL}")
+    shell(f"pipeflow train --config two_moons --data.num_train 256 --data.num_test 64 {SMALL}")
     assert (tmp_path / "runs/two_moons/density.png").exists()
     assert "did you mean 'two_moons'?" in shell("pipeflow train --config two_mons", code=1)
 
