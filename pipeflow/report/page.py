@@ -1,7 +1,6 @@
 """One page about runs that needs nothing but itself: HTML with pictures, figures and the library that draws them."""
 
 import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -147,16 +146,13 @@ def _entry(index: int, name: str, run: ReportedRun, differing: Mapping[str, Mapp
 
 def _links(run: Summary) -> str:
     """Mean MB/s of each link over the epochs in which it carries latents."""
-    megabytes: Counter[tuple[int, int]] = Counter()
-    seconds: Counter[tuple[int, int]] = Counter()
+    of_link: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for record in run.epochs:
         for link, rate in megabytes_per_second(record).items():
             if rate > 0:
-                megabytes[link] += rate * record.seconds  # type: ignore[assignment]
-                seconds[link] += record.seconds  # type: ignore[assignment]
-    return ", ".join(
-        f"{source} → {target}: {megabytes[source, target] / seconds[source, target]:.3g}" for source, target in seconds
-    )
+                of_link.setdefault(link, []).append((rate * record.seconds, record.seconds))
+    means = {link: sum(mb for mb, _ in epochs) / sum(s for _, s in epochs) for link, epochs in of_link.items()}
+    return ", ".join(f"{source} → {target}: {mean:.3g}" for (source, target), mean in means.items())
 
 
 def _idle(run: Summary) -> str:

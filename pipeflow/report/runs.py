@@ -1,6 +1,5 @@
 """Runs to report on: found, read, and given names that tell them apart."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +145,3 @@ def default_options() -> dict[str, str]:
         for section, options in Config().to_dict().items()
         for name, value in options.items()
     }
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts `epoch-2` before `epoch-10`."""
-    return [(int(piece), "") if piece.isdigit() else (0, piece) for piece in re.split(r"(\d+)", text)]
