@@ -24,8 +24,6 @@ def pages() -> list[Path]:
 
 def gather(folder: Path) -> None:
     """Writes all pages, and the files that they link to, into an empty folder."""
-    from docs.generate.notebook import write_page  # what only the site needs
-
     shutil.rmtree(folder, ignore_errors=True)
     listed = pages()
     for page in listed:
@@ -33,6 +31,8 @@ def gather(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_with_links(page, listed, folder))
     for notebook in (ROOT / "docs").glob("*.ipynb"):
+        from docs.generate.notebook import write_page  # nbconvert, which only the site needs
+
         write_page(notebook, folder / "docs" / f"{notebook.stem}.md")
 
 
