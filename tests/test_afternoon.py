@@ -198,15 +198,6 @@ def test_failed_starts_leave_nothing_that_a_report_stumbles_over(terminal):
     (terminal.folder / "runs/odd").rmdir()
 
 
-def test_what_one_does_with_a_trained_flow(terminal):
-    terminal.run("pipeflow sample runs/quickstart --num 4 --out few.png")
-    a, b = "pictures/test/00.png", "pictures/test/01.png"
-    terminal.run(f"pipeflow encode runs/quickstart {a} {b} --out latents.safetensors")
-    terminal.run(f"pipeflow interpolate runs/quickstart {a} {b} --num 5 --out way.png")
-    for name in ("few.png", "latents.safetensors", "way.png"):
-        assert (terminal.folder / name).stat().st_size > 500
-
-
 def test_a_flow_from_python(terminal):
     (terminal.folder / "my_flows.py").write_text(MY_FLOWS)
     assert "torch.Size([2, 3, 32, 32])" in terminal.run("python my_flows.py")

@@ -67,7 +67,6 @@ def test_the_same_again_trains_what_is_missing_alone(swept, capsys):
     assert log.startswith("started: ") and log.count("started: ") == 1
 
 
-@pytest.mark.slow
 def test_other_options_are_not_taken_for_the_same_run(swept, capsys):
     """A run of the same name with other options: its own error says what differs, and its results stay."""
     folder, _, arms = swept

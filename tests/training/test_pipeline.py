@@ -153,19 +153,11 @@ def test_the_model_is_put_together_on_the_disk(runs, name):
 RESUMED = {
     "single": (1, {}),
     "ddp": (2, {}),
-    "pipeline": (2, {}),
     "pipeline cut otherwise": (2, {"parts": {"split": "blocks", "num": 2}}),
 }
 
 
-@pytest.mark.parametrize(
-    "how, epoch",
-    [
-        ("single", 1),
-        ("pipeline cut otherwise", 2),
-        *(pytest.param(how, 1, marks=pytest.mark.slow) for how in RESUMED if how != "single"),
-    ],
-)
+@pytest.mark.parametrize("how, epoch", [("single", 1), ("ddp", 1), ("pipeline cut otherwise", 2)])
 def test_what_three_workers_saved_goes_on_as_anything(runs, tmp_path, how, epoch):
     """After the local epoch, and after an end-to-end one."""
     workers, sections = RESUMED[how]
@@ -176,9 +168,8 @@ def test_what_three_workers_saved_goes_on_as_anything(runs, tmp_path, how, epoch
     assert_close(tmp_path / "plain", runs["three"] / "plain")
 
 
-@pytest.mark.parametrize("which", ["replicas", pytest.param("alone", marks=pytest.mark.slow)])
-def test_what_others_saved_goes_on_as_a_pipeline(runs, tmp_path, which):
-    copy_until(runs[which] / "plain", tmp_path / "plain", 2)
+def test_what_replicas_saved_goes_on_as_a_pipeline(runs, tmp_path):
+    copy_until(runs["replicas"] / "plain", tmp_path / "plain", 2)
     assert "resuming after 2 epochs" in train_in_turn(3, [config_of(tmp_path, "plain")])
     assert_close(tmp_path / "plain", runs["three"] / "plain")
 

@@ -152,7 +152,6 @@ def test_bytes_are_those_of_the_parts_and_of_the_rings(runs, workers, replicas, 
     assert sent["start"] > 0 and shared["bytes"]["finetune"] == 0 and shared["replicas"] == replicas
 
 
-@pytest.mark.slow
 def test_a_checkpoint_goes_on_with_other_parts_and_replicas(runs, tmp_path):
     """Of 2 workers x 2 replicas: as 1 x 2 to the last bit, as one worker and as other parts up to rounding."""
     for name in ("two", "one", "cut"):
@@ -171,7 +170,6 @@ def test_a_checkpoint_goes_on_with_other_parts_and_replicas(runs, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_preempted_replicas_go_on_where_they_were(runs, tmp_path, launch):
     """The first of the first part's replicas stops handing out images, and its word follows the latents in each line."""
     config = long_enough_to_preempt(tmp_path / "run")
