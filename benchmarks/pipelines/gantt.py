@@ -12,10 +12,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.patches import Patch
 
+from pipeflow.report.colors import SPAN_COLORS
+
 Span = Sequence
 Timeline = Sequence[Sequence[Span]]
 
-_COLORS = {"compute": "#2b6cb0", "wait": "#e2e8f0", "send": "#dd6b20", "receive": "#38a169", "load": "#805ad5"}
 _TRAINING = "update"
 """A computing span whose name begins so is a backward and the optimizer's step, and is drawn darker than a forward."""
 _FORWARD_ALPHA = 0.6
@@ -41,7 +42,7 @@ def draw(timelines: Mapping[str, Timeline], path: Path) -> None:
         axis.set_title(title, loc="left", fontsize=10)
     axes[-1, 0].set_xlabel("milliseconds")
     kinds = {span[0] for workers in timelines.values() for spans in workers for span in spans}
-    legend = _legend([kind for kind in _COLORS if kind in kinds])
+    legend = _legend([kind for kind in SPAN_COLORS if kind in kinds])
     figure.legend(handles=legend, loc="outside upper right", ncols=len(legend), frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
@@ -55,7 +56,7 @@ def _draw_workers(axis: pyplot.Axes, workers: Timeline) -> None:
             axis.broken_barh(
                 [((start - begin) / 1e6, length / 1e6)],
                 _place(rank, kind),
-                facecolor=_COLORS[kind],
+                facecolor=SPAN_COLORS[kind],
                 alpha=_FORWARD_ALPHA if is_forward else 1.0,
                 edgecolor="white",
                 linewidth=0.4,
@@ -77,6 +78,6 @@ def _legend(kinds: Sequence[str]) -> list[Patch]:
     patches = []
     for kind in kinds:
         if kind == "compute":
-            patches.append(Patch(facecolor=_COLORS[kind], alpha=_FORWARD_ALPHA, label="forward"))
-        patches.append(Patch(facecolor=_COLORS[kind], label="backward and update" if kind == "compute" else kind))
+            patches.append(Patch(facecolor=SPAN_COLORS[kind], alpha=_FORWARD_ALPHA, label="forward"))
+        patches.append(Patch(facecolor=SPAN_COLORS[kind], label="backward and update" if kind == "compute" else kind))
     return patches

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeflow.flow.labels import check_labels, common_num_classes, labels_for, with_labels
 from pipeflow.flow.layers import Layer, Shape
 from pipeflow.flow.priors import GaussianPrior, Prior
-from pipeflow.flow.running import run_layers
+from pipeflow.flow.running import run_layers, sample_layers
 from pipeflow.flow.values import Values
 
 PRIOR = "prior"
@@ -124,9 +124,7 @@ class Flow(nn.Module):
         device = next(self.parameters()).device
         labels = None if labels is None else labels.to(device)
         latent = self.prior.sample(num, generator, temperature, **labels_for(self.prior, labels)).to(device)
-        for layer in reversed(self._layers()):
-            latent = layer.sample_inverse(latent, generator, temperature, **labels_for(layer, labels))
-        return latent
+        return sample_layers(self._layers(), latent, generator, temperature, labels)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, labels: Tensor | None = None) -> None:

@@ -16,6 +16,14 @@ from pipeflow.flow.layers import Layer
 from pipeflow.flow.priors import NoHead, Prior
 from pipeflow.flow.running import check_outputs, run_layers
 
+_HEADS = "heads."
+"""Names of heads begin so; those of layers, and the flow's own prior, do not."""
+
+
+def is_head(name: str) -> bool:
+    """Whether this is the name of a head, or of a tensor in one: it is no part of the flow."""
+    return name.startswith(_HEADS)
+
 
 class PartOutput(NamedTuple):
     """Result of a part for a batch of latents."""
@@ -48,7 +56,7 @@ class Part(nn.Module):
         self.names = flow.names[first:last]
         self.layers = nn.ModuleList(layer for _, layer in list(flow.named_layers())[first:last])
         self.head = flow.prior if head is None else head
-        self.head_name = PRIOR if head is None else f"heads.{flow.names[last]}"
+        self.head_name = PRIOR if head is None else f"{_HEADS}{flow.names[last]}"
         self._has_head = not isinstance(head, NoHead)
         self.input_shape, self.output_shape = flow.shapes[first], flow.shapes[last]
         self._layer_shapes = flow.shapes[first:last]

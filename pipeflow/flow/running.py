@@ -1,11 +1,13 @@
 """Runs layers one after the other on a batch of latents."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from pipeflow.errors import ConfigError
+from pipeflow.flow.labels import labels_for
+from pipeflow.flow.layers import Layer
 
 
 def run_layers(
@@ -25,6 +27,19 @@ def run_layers(
         total = total + contribution.double()
         taken_out += taken
     return x, total, taken_out
+
+
+def sample_layers(
+    layers: Sequence[Layer],
+    latent: Tensor,
+    generator: torch.Generator | None,
+    temperature: float,
+    labels: Tensor | None,
+) -> Tensor:
+    """Runs layers backward from a latent, and draws what they factored out: the input that would lead to it."""
+    for layer in reversed(layers):
+        latent = layer.sample_inverse(latent, generator, temperature, **labels_for(layer, labels))
+    return latent
 
 
 def check_outputs(name: str, outputs: object) -> None:

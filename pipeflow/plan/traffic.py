@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeflow.config import Config
 from pipeflow.flow import Part
+from pipeflow.flow.part import is_head
 from pipeflow.links.codec import DENSITY_BYTES, make_codec
 from pipeflow.training.schedule import Phase, training_macs
 
@@ -102,7 +103,7 @@ def training_share(phases: Sequence[Phase], parts: Sequence[Part]) -> float:
 
 def _flow_modules(part: Part) -> list[nn.Module]:
     """A part's layers, and its head only if that is the flow's own prior, which stays."""
-    return [*part.layers, *([] if part.head_name.startswith("heads.") else [part.head])]
+    return [*part.layers, *([] if is_head(part.head_name) else [part.head])]
 
 
 def _parameter_bytes(part: Part) -> int:

@@ -10,6 +10,9 @@ _DASHES = ("solid", "dashed", "dotted", "dotdash")
 WHOLE_COLOR, JOINT_COLOR, GATHER_COLOR = "#e0c000", "#777777", "#222222"
 """Of end-to-end phases, of phases in which several parts train, and of the gather."""
 
+SPAN_COLORS = {"compute": "#2b6cb0", "wait": "#cbd5e0", "send": "#dd6b20", "receive": "#38a169", "load": "#805ad5"}
+"""Of the kinds of spans in a timeline."""
+
 
 def color_of(index: int) -> str:
     """The colour of the part, link or run with this index, as `#rrggbb`."""

@@ -43,10 +43,10 @@ def report(
     # A file has no width to fit a table into.
     console = console or Console(width=None if sys.stdout.isatty() else 1000, stderr="-" in (csv, json))
     print_table({name: run.saved for name, run in runs.items()}, console)
+    for option, file, text in (("--csv", csv, as_csv), ("--json", json, as_json)):
+        if file is not None:
+            _write(option, file, text(runs))
     try:
-        for file, text in ((csv, as_csv), (json, as_json)):
-            if file is not None:
-                _write(file, text(runs))
         paths = write_page(runs, _place(runs, out), png)
     except OSError as error:
         raise CheckpointError(
@@ -107,9 +107,15 @@ def _place(runs: Mapping[str, ReportedRun], out: str | Path | None) -> Path:
     return Path(os.path.relpath(common)) if common.is_relative_to(Path.cwd()) else common
 
 
-def _write(file: str, text: str) -> None:
+def _write(option: str, file: str, text: str) -> None:
+    """Raises CheckpointError where the file cannot be written."""
     if file == "-":
         sys.stdout.write(text)
-    else:
+        return
+    try:
         Path(file).write_text(text, encoding="utf-8")
-        say(f"{file}: written")
+    except OSError as error:
+        raise CheckpointError(
+            f"{option}: {file}: {error.strerror}: name a file in a folder that can be written to, or '-'."
+        ) from None
+    say(f"{file}: written")

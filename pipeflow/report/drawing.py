@@ -13,6 +13,7 @@ from bokeh.models import BasicTicker, ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
+from pipeflow.report.colors import SPAN_COLORS
 from pipeflow.report.curves import Curve, alone
 from pipeflow.report.panels import Line, Panel
 from pipeflow.report.trace import TracedSpan
@@ -21,8 +22,6 @@ _TOOLS = "box_zoom,wheel_zoom,pan,reset"
 _TALLEST = 1600
 _MARKED = 40
 """Points of a curve are marked up to so many."""
-KIND_COLORS = {"compute": "#2b6cb0", "wait": "#cbd5e0", "send": "#dd6b20", "receive": "#38a169", "load": "#805ad5"}
-"""As `benchmarks.pipelines.gantt` has them."""
 
 
 def library() -> str:
@@ -93,7 +92,7 @@ def draw_timeline(workers: Sequence[Sequence[TracedSpan]]) -> figure:
     drawn = _figure(
         x_axis_label="milliseconds", y_range=names[::-1] or [""], height=min(70 + 24 * max(len(names), 2), _TALLEST)
     )
-    for kind, color in KIND_COLORS.items():
+    for kind, color in SPAN_COLORS.items():
         shown = [
             (f"{rank}: {span.thread}", span)
             for rank, spans in enumerate(workers)

@@ -10,9 +10,9 @@ from pipeflow.config.loading import show
 from pipeflow.errors import CheckpointError
 from pipeflow.output import say
 from pipeflow.report.charts import bar_charts
-from pipeflow.report.colors import color_of, dash_of
+from pipeflow.report.colors import SPAN_COLORS, color_of, dash_of
 from pipeflow.report.curves import AXES, MOST_CURVES
-from pipeflow.report.drawing import KIND_COLORS, draw_panel, draw_timeline, embedded, library
+from pipeflow.report.drawing import draw_panel, draw_timeline, embedded, library
 from pipeflow.report.panels import Panel, Shown, megabytes_per_second
 from pipeflow.report.pictures import data_of, data_uri, sample_epochs, samples_of
 from pipeflow.report.runs import ReportedRun, changed_options, differing_options
@@ -88,7 +88,7 @@ def render(runs: Mapping[str, ReportedRun], stamp: str = "") -> str:
         "has_epochs": any((run.folder / SAMPLES).is_dir() for run in runs.values()),
         "links": figures.panels(shown.links()),
         "timelines": _timelines(runs, figures),
-        "timeline_kinds": [{"name": kind, "color": color, "dash": "solid"} for kind, color in KIND_COLORS.items()],
+        "timeline_kinds": [{"name": kind, "color": color, "dash": "solid"} for kind, color in SPAN_COLORS.items()],
     }
     script, elements = figures.embedded()
     absent = {name for name in ("exits", "updates", "samples", "timeline") if not context[_LISTS.get(name, name)]}

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeflow.config import Config
 from pipeflow.config.loading import show
 from pipeflow.errors import CheckpointError
+from pipeflow.flow.part import is_head
 from pipeflow.rundir.records import Change, GivenLabel, Manifest
 from pipeflow.safe_files import in_full
 from pipeflow.units import count_text
@@ -63,7 +64,7 @@ def with_its_heads(manifest: Manifest, config: Config) -> Manifest:
     sizes = ["parts.head_width", "parts.head_depth"] if config.parts.head == "autoregressive" else []
     if not any(name in differing for name in ("parts.head", *sizes)):
         return manifest
-    counts = {owner: count for owner, count in manifest.counts.items() if not owner.startswith("heads.")}
+    counts = {owner: count for owner, count in manifest.counts.items() if not is_head(owner)}
     return dataclasses.replace(manifest, counts=counts)
 
 

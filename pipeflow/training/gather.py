@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeflow.flow.part import is_head
 from pipeflow.training.trainer import PartTrainer
 from pipeflow.workers.control import Control
 from pipeflow.workers.replicas import Replicas
@@ -44,8 +45,8 @@ def state_of(trainers: Sequence[PartTrainer]) -> State:
 def without_heads(state: State) -> State:
     """The flow's own share of a state: heads are thrown away at the gather."""
     return State(
-        {key: value for key, value in state.tensors.items() if not key.split("/", 1)[1].startswith("heads.")},
-        {owner: count for owner, count in state.counts.items() if not owner.startswith("heads.")},
+        {key: value for key, value in state.tensors.items() if not is_head(key.split("/", 1)[1])},
+        {owner: count for owner, count in state.counts.items() if not is_head(owner)},
     )
 
 

@@ -1,7 +1,7 @@
 """Initial values that layers take from data: before the run, and again before a part's first turn behind others' turns.
 
-What a part gets has changed by then. Values from before the run normalise its inputs no longer, and cost some hundredths of
-a bit/dim at the end. A layer's flag `initialized` stays false until the values are those that it is trained from.
+A part's inputs have changed by then, so that values from before the run no longer normalise them. A layer's flag
+`initialized` stays false until it has the values that it is trained from.
 """
 
 from collections.abc import Collection, Sequence

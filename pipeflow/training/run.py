@@ -224,10 +224,11 @@ class Run:
             self.stages.close_links()
         elif self.stages.name == "local":
             self.gather()
-        if not self.is_main:
-            return None
-        leave_results(self.stages, self.folder, self.given_label, self.recorder.say)
-        return self.recorder.finish(memory)
+        if self.stages.takes_part:
+            leave_results(self.stages, self.folder, self.given_label, self.recorder.say)
+        if self.stages.is_pipelined:  # whose workers have sent each other samples
+            self._collect(None)
+        return self.recorder.finish(memory) if self.is_main else None
 
     # --- interruptions ------------------------------------------------------------------------------------------------
 

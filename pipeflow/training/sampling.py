@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pipeflow.data.random import generator
 from pipeflow.errors import NoInverse
-from pipeflow.flow import Part
 from pipeflow.flow.flow import PRIOR
 from pipeflow.flow.labels import labels_for
+from pipeflow.flow.running import sample_layers
 from pipeflow.training.stages import Stages
 from pipeflow.use.sample import SAMPLE_TEMPERATURE, file_suffix, labels_in_turn, to_data
 
@@ -32,7 +32,10 @@ def draw_beside_data(stages: Stages, num_test: int) -> tuple[Tensor, Tensor] | N
     if num == 0 or file_suffix(values) != ".png" or not stages.takes_part or not stages.worker.trainers:
         return None
     with stages.averaged():
-        samples = draw_together(stages, num)
+        try:
+            samples = draw_together(stages, num)
+        except NoInverse:
+            return None
     if samples is None or stages.worker.images is None:
         return None
     return to_data(samples, values), to_data(next(stages.worker.images.test_batches(num, num)), values)
@@ -40,50 +43,49 @@ def draw_beside_data(stages: Stages, num_test: int) -> tuple[Tensor, Tensor] | N
 
 @torch.no_grad()
 def draw_together(stages: Stages, num: int) -> Tensor | None:
-    """Samples of the flow as it is now, [num, *shape], on rank 0. All workers that take part call this together.
+    """Samples of the flow as it is now, [num, *shape], on rank 0; None elsewhere. All workers that take part call this.
 
-    None elsewhere, and where a layer has no inverse.
+    Raises NoInverse on rank 0 where a layer has no inverse, or the prior no samples.
     """
-    world, parts = stages.world, [trainer.part for trainer in stages.worker.trainers]
-    noise = generator(stages.config.run.seed, "samples")
+    world, parts, missing = stages.world, [trainer.part for trainer in stages.worker.trainers], ""
+    noise, prior = generator(stages.config.run.seed, "samples"), parts[-1].head
     labels = labels_in_turn(num, stages.flow.num_classes)
     labels = None if labels is None else labels.to(world.device)
-    latent: Tensor | None = None
+    latent = torch.empty(num, *parts[-1].output_shape)
     try:
         if parts[-1].head_name == PRIOR:
-            latent = _from_the_prior(parts[-1], num, noise, labels)
-        elif world.control.receive_json(world.rank + world.num_replicas, _WHAT):
-            latent = _receive(stages, parts[-1], num, noise)
-        for part in reversed(parts if latent is not None else []):
-            assert latent is not None
-            latent = _invert(part, latent.to(world.device), noise, labels)
-            if part.index > 0 and part is not parts[0]:
+            latent = prior.sample(num, noise, SAMPLE_TEMPERATURE, **labels_for(prior, labels))
+        else:
+            _receive(stages, latent, noise)
+        latent = latent.to(world.device)
+        for part in reversed(parts):
+            layers = [layer for _, layer in part.named_layers()]
+            latent = sample_layers(layers, latent, noise, SAMPLE_TEMPERATURE, labels)
+            if part is not parts[0]:  # as it would travel if each part had a worker
                 world.traffic.add("samples", part.index, part.index - 1, latent.nbytes)
-    except NoInverse:
-        latent = None
-    if parts[0].index == 0:
-        return latent
-    below = world.rank - world.num_replicas
-    world.control.send_json(latent is not None, below, _WHAT)
-    if latent is not None:
-        world.control.send(latent, below, "samples", _WHAT)
-        world.control.send(noise.get_state(), below, "control", _WHAT)
-    return None
+    except NoInverse as error:
+        missing = str(error)
+    if parts[0].index > 0:
+        _send(stages, latent, noise, missing)
+        return None
+    if missing:
+        raise NoInverse(missing)
+    return latent
 
 
-def _from_the_prior(part: Part, num: int, noise: torch.Generator, labels: Tensor | None) -> Tensor:
-    return part.head.sample(num, noise, SAMPLE_TEMPERATURE, **labels_for(part.head, labels))
-
-
-def _receive(stages: Stages, part: Part, num: int, noise: torch.Generator) -> Tensor:
-    """The latent behind a part, from the worker that holds the next one."""
+def _receive(stages: Stages, latent: Tensor, noise: torch.Generator) -> None:
+    """Takes the latent, and where the noise has come to, from the worker of the next part. Raises NoInverse as it did."""
     control, above = stages.world.control, stages.world.rank + stages.world.num_replicas
-    latent = control.receive(torch.empty(num, *part.output_shape), above, _WHAT)
+    if missing := control.receive_json(above, _WHAT):
+        raise NoInverse(missing)
+    control.receive(latent, above, _WHAT)
     noise.set_state(control.receive(torch.empty_like(noise.get_state()), above, _WHAT))
-    return latent
 
 
-def _invert(part: Part, latent: Tensor, noise: torch.Generator, labels: Tensor | None) -> Tensor:
-    for _, layer in reversed(list(part.named_layers())):
-        latent = layer.sample_inverse(latent, noise, SAMPLE_TEMPERATURE, **labels_for(layer, labels))
-    return latent
+def _send(stages: Stages, latent: Tensor, noise: torch.Generator, missing: str) -> None:
+    """Hands both to the worker of the part before, or tells it what has no inverse."""
+    control, below = stages.world.control, stages.world.rank - stages.world.num_replicas
+    control.send_json(missing, below, _WHAT)
+    if not missing:
+        control.send(latent, below, "samples", _WHAT)
+        control.send(noise.get_state(), below, "control", _WHAT)

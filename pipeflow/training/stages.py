@@ -16,6 +16,7 @@ from pipeflow.data import Batches
 from pipeflow.errors import ConfigError
 from pipeflow.flow import Flow, Part, split_flow
 from pipeflow.flow.balance import owners_of
+from pipeflow.flow.part import is_head
 from pipeflow.links.connect import connect, connect_back
 from pipeflow.links.link import Link
 from pipeflow.rundir.checkpoint import Checkpoints, check_tensors
@@ -268,7 +269,7 @@ class Stages:
         tensors = {}
         if manifest is not None and self.replicas.is_first:
             owners = [owner for trainer in trainers for owner in trainer.part.owners()]
-            wanted = [owner for owner in owners if owner in manifest.counts or not owner.startswith("heads.")]
+            wanted = [owner for owner in owners if owner in manifest.counts or not is_head(owner)]
             tensors = self.checkpoints.read(manifest, wanted)
             check_tensors(tensors, manifest, [trainer.part for trainer in trainers], self.config.optim.name)
         known = {} if manifest is None else manifest.counts

@@ -85,17 +85,21 @@ class PartTrainer:
         """Backward, clip, step, average. loss: as for `accumulate`, whose gradients count for this update."""
         self._backward(loss)
         self._is_accumulating = False
-        self.measure()
-        if self.optim.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm)
+        is_clipped = self.optim.clip_norm > 0
+        self.measure(nn.utils.clip_grad_norm_(self._parameters.values(), self.optim.clip_norm) if is_clipped else None)
         self.step()
 
     @torch.no_grad()
-    def measure(self) -> None:
-        """Measures the norm of the gradient that is there, if it is this update's turn; a GPU is not waited for."""
+    def measure(self, norm: Tensor | None = None) -> None:
+        """Keeps the norm of the gradient, if it is this update's turn; a GPU is not waited for.
+
+        norm: before clipping, where it is known; None: of the gradient that is there.
+        """
         if (self.updates - self._updates_before) % _MEASURE_EVERY == 0:
-            gradients = [each.grad for each in self._parameters.values() if each.grad is not None]
-            self._squared_norms.append(nn.utils.get_total_norm(gradients).double().square())
+            if norm is None:
+                gradients = [each.grad for each in self._parameters.values() if each.grad is not None]
+                norm = nn.utils.get_total_norm(gradients)
+            self._squared_norms.append(norm.double().square())
 
     def step(self) -> None:
         """Steps with the gradients that are there, and averages."""

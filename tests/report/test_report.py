@@ -198,6 +198,8 @@ def test_programs_get_everything_as_json_and_epochs_as_csv(tmp_path, capsys, mon
     first, second = json.loads(capsys.readouterr().out)
     assert (first["name"], first["ended"], first["folder"]) == ("a", True, str(folders[0]))
     assert first["epochs"][0]["test_bpd"] == "nan" and second["num_epochs"] == 2 and not second["ended"]
+    with pytest.raises(CheckpointError, match=r"^--csv: .*nowhere/runs.csv: No such file or directory: name a file"):
+        report(folders, csv=str(tmp_path / "nowhere" / "runs.csv"))
     report(folders, csv=str(tmp_path / "runs.csv"))
     rows = list(csv.DictReader(open(tmp_path / "runs.csv")))
     assert [(row["run"], row["epoch"]) for row in rows] == [*(("a", str(n)) for n in range(5)), ("b", "0"), ("b", "1")]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeflow import load_flow, train
+from pipeflow import Config, Layer, load_flow, train
+from pipeflow.flow import glow
 from pipeflow.plan.plan import make_plan
 from pipeflow.report.costs import bytes_by_phase
 from pipeflow.rundir.reading import read_run
@@ -148,6 +149,24 @@ def test_the_model_is_put_together_on_the_disk(runs, name):
     assert (together - alone).norm() < CLOSE * alone.norm()
     pixels, others = (torch.tensor(list(Image.open(path / "samples.png").tobytes())) for path in (ours, theirs))
     assert (pixels != others).double().mean() < 0.01
+
+
+def one_way(config: Config, shape: tuple[int, ...]) -> list[Layer]:
+    """A Glow whose last layer has no inverse."""
+    return [*(layer for _, layer in glow(shape, 1, 2, 4).named_layers()), OneWay()]
+
+
+class OneWay(Layer):
+    def forward(self, x):
+        return x, x.new_zeros(len(x))
+
+
+def test_a_flow_without_an_inverse_leaves_no_samples(tmp_path):
+    """The worker that has no inverse is not the one that says so."""
+    about = {"model": {"name": "tests.training.test_pipeline:one_way"}, "parts": {"split": "balanced", "num": 2}}
+    output = train_in_turn(2, [config_of(tmp_path, "plain", **about)])
+    assert output.count("no samples: OneWay has no inverse") == 1
+    assert (tmp_path / "plain/model.safetensors").exists() and not list(tmp_path.glob("plain/samples*"))
 
 
 RESUMED = {
