@@ -7,14 +7,6 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-EARLIER = {
-    "pipelines/results": "2026-11-24",
-    "pipelines/batch512/results": "2026-11-24",
-    "links/results": "2026-11-24",
-    "links/hosts3/results": "2026-11-24",
-    "plan/check": "2026-11-25",
-}
-"""Days of measurements whose JSON has none yet."""
 _QUESTION = re.compile(r"^\| `(\w+)/` \| (.*?) \|", re.MULTILINE)
 
 
@@ -52,8 +44,7 @@ def _rows(path: Path) -> Iterator[str]:
         processor = machine["cpu"] if machine["gpu"] == "none" else machine["gpu"]
         cores = "" if machine["gpu"] != "none" else f", {machine['cores']} cores"
         versions = f"torch {machine['torch']}, Python {machine['python']}, pipeflow {machine['pipeflow']}"
-        day = machine.get("date") or EARLIER[str(place.with_suffix(""))]
-        yield f"| [{title}](BENCHMARKS/{place}) | {processor}{cores} | {day} | {versions} |"
+        yield f"| [{title}](BENCHMARKS/{place}) | {processor}{cores} | {machine['date']} | {versions} |"
 
 
 def _machines(value: Any) -> Iterator[dict[str, str]]:

@@ -9,7 +9,6 @@ from benchmarks.links.report import summarize
 from benchmarks.machine import in_words
 from benchmarks.step.report import ratio
 from benchmarks.whole_run.report import Measured, link_words
-from docs.generate.results import EARLIER
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -248,7 +247,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _machines(name: str, *machines: dict[str, str]) -> str:
     """The machines of a benchmark in words; by default the one that its JSON names."""
     machines = machines or (_read(name)["machine"],)
-    return "; ".join(in_words({"date": EARLIER.get(name, ""), **machine}) for machine in machines)
+    return "; ".join(in_words(machine) for machine in machines)
 
 
 def _source(name: str, *machines: dict[str, str]) -> str:
