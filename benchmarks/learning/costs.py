@@ -7,6 +7,7 @@ from typing import Any
 from pipeflow.config import Config
 from pipeflow.config.command_line import put_over
 from pipeflow.plan import make_plan
+from pipeflow.plan.predict.finetune import QUICKEST
 from pipeflow.plan.predict.machines import Machines
 from pipeflow.plan.predict.prediction import PIPELINES
 from pipeflow.plan.predict.predictor import Predictor
@@ -21,6 +22,7 @@ def predicted(options: Mapping[str, Any], workers: int) -> dict[str, float]:
     """Seconds of all of an arm's epochs by the name of the links' rate, with nothing else to do for workers and links.
 
     An arm that trains end to end has those of the quickest system that does: one worker, a pipeline, or data parallelism.
+    One whose last epochs are end to end makes them on one worker or in a pipeline, whichever is quicker.
     """
     settings = {
         **options,
@@ -39,6 +41,6 @@ def _predicted(config: Config, workers: int) -> dict[str, float]:
             ways = [predictor.end_to_end(), predictor.data_parallel()[0]]
             ways += [predictor.pipeline(kind, cut) for kind in PIPELINES for cut in cuts if len(cut.parts) == workers]
         else:
-            ways = [predictor.local(mode, cuts[0])]
+            ways = [predictor.local(mode, cuts[0]), predictor.local(mode, cuts[0], finetune=QUICKEST)]
         found[name] = min(way.run_seconds for way in ways)
     return found

@@ -13,10 +13,12 @@ from benchmarks.machine import in_words
 
 def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Sequence[int], out: Path) -> None:
     """Writes it into the folder `out`. values: of results.json."""
+    machines = values.get("machines", {}).values() or [values["machine"]]
+    measured = {key.rsplit(" | ", 2)[0] for key, run in values["runs"].items() if "test_bpd" in run}
     lines = [
         "# Parts without end-to-end epochs",
         "",
-        f"`{values['command']}` on {in_words(values['machine'])}; one process a run, one thread.",
+        f"`{values['command']}` on {'; '.join(in_words(each) for each in machines)}; one process a run, one thread.",
         "",
         "Bits/dim of all test images: mean over seeds, with the standard error where there are several; each arm at its "
         "best rate. Exits are after each part, under its head. Multiply-adds are of training, heads included; the heads' "
@@ -25,7 +27,9 @@ def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Seq
         "to train end to end for as many epochs as the first arm.",
     ]
     for study in studies:
-        lines += ["", f"## {study.title}", "", *_table(values["runs"], study, seeds)]
+        if study.arms[0].name not in measured:  # with nothing to compare it with
+            continue
+        lines += ["", f"## {study.title}", "", *_table(values["runs"], study, seeds, values["machine"]["cpu"])]
         lines += _gradients(values["runs"], study, seeds[0])
     (out / "results.md").write_text("\n".join(lines) + "\n")
 
@@ -45,20 +49,24 @@ def runs_of(runs: Mapping[str, Any], arm: str, seed: int) -> dict[float, Any]:
     return dict(sorted(found.items()))
 
 
-def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> Iterator[str]:
+def best_rate(runs: Mapping[str, Any], arm: str, seed: int) -> float | None:
+    """The rate at which the arm has the fewest bits/dim with this seed, of those at which its run has ended."""
+    ended = {rate: run for rate, run in runs_of(runs, arm, seed).items() if "test_bpd" in run}
+    return min(ended, key=lambda rate: ended[rate]["test_bpd"], default=None)
+
+
+def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int], first_machine: str) -> Iterator[str]:
     yield (
         "| arm | best rate (tried) | bits/dim | above end to end | exits | multiply-adds, end to end = 1 | heads' share "
-        f"| MB forward | seconds, {' | seconds, '.join(RATES)} |"
+        f"| MB forward | seconds, {' | seconds, '.join(RATES)} | machine |"
     )
-    yield "|---|---|---|---|---|---|---|---|" + "---|" * len(RATES)
-    reference = None
+    yield "|---|---|---|---|---|---|---|---|---|" + "---|" * len(RATES)
+    reference, missing = None, []
     for arm in study.arms:
-        rates = runs_of(runs, arm.name, seeds[0])
-        ended = {rate: run for rate, run in rates.items() if "test_bpd" in run}
-        if not ended:
-            yield f"| {arm.name} | - | not measured | - | - | - | - | - |" + " - |" * len(RATES)
+        rates, best = runs_of(runs, arm.name, seeds[0]), best_rate(runs, arm.name, seeds[0])
+        if best is None:
+            missing.append(arm.name)
             continue
-        best = min(ended, key=lambda rate: ended[rate]["test_bpd"])
         found = [runs.get(run_key(arm.name, best, seed), {}) for seed in seeds]
         found = [run for run in found if "test_bpd" in run]
         bpd, macs = mean(run["test_bpd"] for run in found), mean(run["train_macs"] for run in found)
@@ -74,18 +82,20 @@ def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> Itera
             f"| {arm.name} | {best:g} ({tried}) | {_with_error([run['test_bpd'] for run in found])} "
             f"| {bpd - reference[0]:+.3f} "
             f"| {', '.join(f'{mean(each):.3f}' for each in exits) or '-'} | {macs / reference[1]:.2f} | {share:.0%} "
-            f"| {mean(sum(run['bytes']['forward']) for run in found) / 1e6:,.0f} | {_seconds(study, arm, len(parts))} |"
+            f"| {mean(sum(run['bytes']['forward']) for run in found) / 1e6:,.0f} | {_seconds(study, arm, len(parts))} "
+            f"| {', '.join(dict.fromkeys(run.get('machine', first_machine) for run in found))} |"
         )
+    if missing:
+        yield from ("", f"Not measured: {'; '.join(missing)}.")
 
 
 def _gradients(runs: Mapping[str, Any], study: Study, seed: int) -> list[str]:
     """A table of the cosines between local and end-to-end gradients, of the arms that have them."""
     found = {}
     for arm in study.arms:
-        ended = [run for run in runs_of(runs, arm.name, seed).values() if "test_bpd" in run]
-        best = min(ended, key=lambda run: run["test_bpd"], default=None)
-        if best is not None and best["cosines"]:
-            found[arm.name] = best["cosines"]
+        rate = best_rate(runs, arm.name, seed)
+        if rate is not None and (its := runs[run_key(arm.name, rate, seed)].get("cosines")):
+            found[arm.name] = its
     epochs = sorted({epoch for each in found.values() for epoch in each}, key=int)
     if not epochs:
         return []

@@ -1,10 +1,12 @@
 """Do parts need end-to-end epochs, and which head, rate and number of parts is best?
 
     python -m benchmarks.learning.run --data cifar10.zip [--studies heads] [--jobs 2]
+    python -m benchmarks.learning.run --data cifar10.zip --device cuda --jobs 12       # so many runs share the GPU
 
 For each arm of runs.yaml: one seed at every rate, and at rates beyond them until the best is not the first or the last;
 then all seeds at the best. Where an arm has the rate of another, only that. Runs go to RUNS and resume; a rate at which
-training is stopped counts as the worst. Writes results.md and results.json beside this file after each step.
+training is stopped counts as the worst. Writes results.md and results.json beside this file after each step, and when it
+is stopped (Ctrl-C, SIGTERM), with the runs that have ended by then. The gradients are compared at the end.
 """
 
 import argparse
@@ -18,9 +20,9 @@ import yaml
 from torch import Tensor
 
 from benchmarks.learning.gradients import cosines
-from benchmarks.learning.report import run_key, runs_of, write_report
+from benchmarks.learning.report import best_rate, run_key, runs_of, write_report
 from benchmarks.learning.studies import Study, read_studies
-from benchmarks.machine import command_line
+from benchmarks.machine import command_line, describe_machine
 from benchmarks.results_file import ResultsFile
 from pipeflow.data.sources import load_data
 from pipeflow.errors import PipeflowError
@@ -43,47 +45,59 @@ class Runs:
         self.study = study
         self.arms = {arm.name: arm for arm in study.arms}
         self._results, self._options = results, options
-        self._images: Tensor | None = None
         self._overrides = {"data.name": "images", "data.path": options.data} if options.data else {}
+        machine = describe_machine()
+        self._machine = machine["gpu"] if options.device == "cuda" else machine["cpu"]
+        self._results.values.setdefault("machines", {}).setdefault(self._machine, machine)
 
     def found(self, arm: str, rate: float, seed: int) -> dict[str, Any] | None:
         """What is known of a run."""
         return self._results.values["runs"].get(run_key(arm, rate, seed))
 
     def train(self, wanted: Sequence[tuple[str, float, int]]) -> None:
-        """Trains those that are not known yet, all of a seed in one sweep."""
-        missing = [each for each in wanted if self.found(*each) is None]
-        by_seed: dict[int, dict[str, dict]] = {}
+        """Trains those that are not known yet, in their order, all in one sweep."""
+        missing = [each for each in dict.fromkeys(wanted) if self.found(*each) is None]
+        if not missing:
+            return
+        arms: dict[str, dict[str, Any]] = {}
         for arm, rate, seed in missing:
-            options = {"options": self.arms[arm].at_rate(rate), "seeds": [seed]}
-            by_seed.setdefault(seed, {})[f"{arm}, lr {rate:g}"] = options
+            options = {**self.arms[arm].at_rate(rate), "run.device": self._options.device}
+            arms.setdefault(f"{arm}, lr {rate:g}", {"options": options, "seeds": []})["seeds"].append(seed)
         out = self._options.runs
         out.mkdir(parents=True, exist_ok=True)
-        for seed, some in by_seed.items():
-            path = out / f"seed{seed}.yaml"
-            path.write_text(yaml.safe_dump({"arms": some}, sort_keys=False))
-            try:
-                sweep(path, self._options.jobs, self._overrides, str(out))
-            finally:  # of a sweep that is stopped too: what has ended is there
-                entries = json.loads((out / "sweep.json").read_text()) if (out / "sweep.json").exists() else []
-                keys = {f"{arm}, lr {rate:g}": run_key(arm, rate, seed) for arm, rate, its in missing if its == seed}
-                for entry in entries:
-                    if entry["arm"] in keys:
-                        self._keep(keys[entry["arm"]], entry, out)
+        path = out / "runs.yaml"
+        path.write_text(yaml.safe_dump({"arms": arms}, sort_keys=False))
+        try:
+            sweep(path, self._options.jobs, self._overrides, str(out))
+        finally:  # of a sweep that is stopped too: what has ended is there
+            entries = json.loads((out / "sweep.json").read_text()) if (out / "sweep.json").exists() else []
+            found = {(entry["arm"], entry["options"]["run.seed"]): entry for entry in entries}
+            for arm, rate, seed in missing:
+                self._keep(run_key(arm, rate, seed), found.get((f"{arm}, lr {rate:g}", seed), {}))
 
-    def _keep(self, key: str, entry: Mapping[str, Any], folder: Path) -> None:
-        if entry["ended"]:
+    def _keep(self, key: str, entry: Mapping[str, Any]) -> None:
+        if entry.get("ended"):
             run = {name: entry[name] for name in KEPT}
-            self._results.add("runs", key, {**run, "cosines": self._cosines(folder / entry["name"])})
+            self._results.add("runs", key, {**run, "folder": entry["name"], "machine": self._machine})
         elif "error" in entry:
             self._results.add("runs", key, {"error": entry["error"]})
 
-    def _cosines(self, run: Path) -> dict[str, list[float]]:
-        """Of the gradients at each checkpoint of local epochs, by the epochs that are done."""
-        if self._images is None:
-            self._images = load_data(read_config(run).data).test[:IMAGES]
-        found = {path.name: cosines(path, self._images) for path in sorted(run.glob("checkpoints/epoch-??????"))}
-        return {name.removeprefix("epoch-").lstrip("0"): each for name, each in found.items() if each is not None}
+    def compare_gradients(self, seed: int) -> None:
+        """Adds the cosines at each checkpoint of local epochs, by the epochs that are done, to each arm's best run."""
+        images: Tensor | None = None
+        for arm in self.study.arms:
+            rate = best_rate(self._results.values["runs"], arm.name, seed)
+            run = None if rate is None else self.found(arm.name, rate, seed)
+            folder = self._options.runs / run.get("folder", "") if run else Path()
+            if rate is None or run is None or "cosines" in run or not (folder / "checkpoints").is_dir():
+                continue
+            if images is None:
+                images = load_data(read_config(folder).data).test[:IMAGES]
+            found = {path.name: cosines(path, images) for path in sorted(folder.glob("checkpoints/epoch-??????"))}
+            by_epoch = {
+                name.removeprefix("epoch-").lstrip("0"): each for name, each in found.items() if each is not None
+            }
+            self._results.add("runs", run_key(arm.name, rate, seed), {**run, "cosines": by_epoch})
 
     def rates(self, arm: str, seed: int) -> dict[float, float]:
         """Bits/dim of the arm's runs with this seed, by rate; infinite where training was stopped."""
@@ -128,7 +142,8 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--file", type=Path, default=HERE / "runs.yaml", help="the studies")
     parser.add_argument("--studies", nargs="+", help="names of those to train; default: all")
-    parser.add_argument("--jobs", type=int, help="runs at a time; default: a core each")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: a core each, or a GPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders go")
     parser.add_argument("--out", type=Path, default=HERE, help="where the results go")
     options = parser.parse_args(words)
@@ -141,8 +156,14 @@ def main(words: Sequence[str] | None = None) -> int:
         results = ResultsFile(options.out / "results.json", command, settings, ["runs"])
         for study in studies:
             if options.studies is None or study.name in options.studies:
-                for _ in steps(Runs(study, results, options), document["rates"], document["seeds"]):
+                runs = Runs(study, results, options)
+                try:
+                    for _ in steps(runs, document["rates"], document["seeds"]):
+                        write_report(results.values, studies, document["seeds"], options.out)
+                finally:
                     write_report(results.values, studies, document["seeds"], options.out)
+                runs.compare_gradients(document["seeds"][0])
+                write_report(results.values, studies, document["seeds"], options.out)
     except (PipeflowError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -135,6 +135,11 @@ SIZES = {
             "eval.num_images": "1000",
         },
     ),
+    "narrow": Size(
+        title="a small flow (3 blocks x 4 steps, width 64), all 50,000 training images, the published learning rates",
+        lr_factor=1,
+        options={"model.num_steps": "4", "model.width": "64", "eval.num_images": "1000"},
+    ),
 }
 
 
