@@ -22,7 +22,7 @@ def predicted(options: Mapping[str, Any], workers: int) -> dict[str, float]:
     """Seconds of all of an arm's epochs by the name of the links' rate, with nothing else to do for workers and links.
 
     An arm that trains end to end has those of the quickest system that does: one worker, a pipeline, or data parallelism.
-    One whose last epochs are end to end makes them on one worker or in a pipeline, whichever is quicker.
+    One whose last epochs are end to end makes them on one worker, in a pipeline or data-parallel, whichever is quickest.
     """
     settings = {
         **options,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -14,7 +15,6 @@ from benchmarks.machine import in_words
 def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Sequence[int], out: Path) -> None:
     """Writes it into the folder `out`. values: of results.json."""
     machines = values.get("machines", {}).values() or [values["machine"]]
-    measured = {key.rsplit(" | ", 2)[0] for key, run in values["runs"].items() if "test_bpd" in run}
     lines = [
         "# Parts without end-to-end epochs",
         "",
@@ -26,10 +26,13 @@ def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Seq
         f"worker for each part of {FLOPS / 1e9:g} GFLOP/s, over those of the system that is quickest there "
         "to train end to end for as many epochs as the first arm.",
     ]
+    shown: set[str] = set()
     for study in studies:
-        if study.arms[0].name not in measured:  # with nothing to compare it with
+        rows = make_rows(values, study, seeds)
+        if {row.arm for row in rows} <= shown:  # nothing of its own is measured yet
             continue
-        lines += ["", f"## {study.title}", "", *_table(values["runs"], study, seeds, values["machine"]["cpu"])]
+        shown |= {row.arm for row in rows}
+        lines += ["", f"## {study.title}", "", *_table(rows, study)]
         lines += _gradients(values["runs"], study, seeds[0])
     (out / "results.md").write_text("\n".join(lines) + "\n")
 
@@ -55,37 +58,88 @@ def best_rate(runs: Mapping[str, Any], arm: str, seed: int) -> float | None:
     return min(ended, key=lambda rate: ended[rate]["test_bpd"], default=None)
 
 
-def _table(runs: Mapping[str, Any], study: Study, seeds: Sequence[int], first_machine: str) -> Iterator[str]:
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An arm's runs at its best rate, over all seeds, beside the study's first arm."""
+
+    arm: str
+    rate: float
+    tried: Mapping[float, float | None]
+    """Bits/dim by rate, of the first seed; None where training was stopped."""
+    bits: Sequence[float]
+    """Bits/dim of all test images, a seed each."""
+    stopped: int
+    """Seeds with which training was stopped."""
+    above: float
+    """Mean bits/dim above the first arm's."""
+    exits: Sequence[float]
+    """Mean bits/dim after each part, under its head; none end to end."""
+    macs: float
+    """Multiply-adds of training, the first arm's being 1."""
+    head_share: float
+    """Share of the heads in a forward's multiply-adds."""
+    forward: float
+    """Bytes of latents, as if each part had a worker."""
+    seconds: Mapping[str, float]
+    """By the planner, of each kind of link, the quickest end-to-end system's of as many epochs as the first arm being 1."""
+    machines: Sequence[str]
+
+    def bits_in_words(self) -> str:
+        """The mean, with its standard error where there are several seeds, and their number."""
+        num = len(self.bits)
+        error = f" ± {stdev(self.bits) / math.sqrt(num):.3f}" if num > 1 else ""
+        return f"{mean(self.bits):.3f}{error} ({num}{f', {self.stopped} stopped' * (self.stopped > 0)})"
+
+
+def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> list[Row]:
+    """Of each arm that is measured, in the study's order. values: of results.json."""
+    runs, rows = values["runs"], list[Row]()
+    reference: tuple[float, float] | None = None
+    if best_rate(runs, study.arms[0].name, seeds[0]) is None:
+        return []
+    for arm in study.arms:
+        best = best_rate(runs, arm.name, seeds[0])
+        if best is None:
+            continue
+        found = [runs.get(run_key(arm.name, best, seed), {}) for seed in seeds]
+        stopped = sum("error" in run for run in found)
+        found = [run for run in found if "test_bpd" in run]
+        bits, macs = [run["test_bpd"] for run in found], mean(run["train_macs"] for run in found)
+        reference = reference or (mean(bits), macs)
+        exits = zip(*(run["exit_bpd"] for run in found)) if all(run["exit_bpd"] for run in found) else ()
+        parts = found[0]["parts"]
+        rows.append(Row(
+            arm=arm.name,
+            rate=best,
+            tried={rate: run.get("test_bpd") for rate, run in runs_of(runs, arm.name, seeds[0]).items()},
+            bits=bits,
+            stopped=stopped,
+            above=mean(bits) - reference[0],
+            exits=[mean(each) for each in exits],
+            macs=macs / reference[1],
+            head_share=sum(part.get("head_macs", 0) for part in parts) / max(1, sum(part["forward_macs"] for part in parts)),
+            forward=mean(sum(run["bytes"]["forward"]) for run in found),
+            seconds=_seconds(study, arm, len(parts)),
+            machines=list(dict.fromkeys(run.get("machine", values["machine"]["cpu"]) for run in found)),
+        ))  # fmt: skip
+    return rows
+
+
+def _table(rows: Sequence[Row], study: Study) -> Iterator[str]:
     yield (
         "| arm | best rate (tried) | bits/dim | above end to end | exits | multiply-adds, end to end = 1 | heads' share "
         f"| MB forward | seconds, {' | seconds, '.join(RATES)} | machine |"
     )
     yield "|---|---|---|---|---|---|---|---|---|" + "---|" * len(RATES)
-    reference, missing = None, []
-    for arm in study.arms:
-        rates, best = runs_of(runs, arm.name, seeds[0]), best_rate(runs, arm.name, seeds[0])
-        if best is None:
-            missing.append(arm.name)
-            continue
-        found = [runs.get(run_key(arm.name, best, seed), {}) for seed in seeds]
-        found = [run for run in found if "test_bpd" in run]
-        bpd, macs = mean(run["test_bpd"] for run in found), mean(run["train_macs"] for run in found)
-        reference = reference or (bpd, macs)
-        exits = zip(*(run["exit_bpd"] for run in found)) if all(run["exit_bpd"] for run in found) else ()
-        parts = found[0]["parts"]
-        share = sum(part.get("head_macs", 0) for part in parts) / max(1, sum(part["forward_macs"] for part in parts))
-        tried = ", ".join(
-            f"{rate:g}: {run['test_bpd']:.3f}" if "test_bpd" in run else f"{rate:g}: stopped"
-            for rate, run in rates.items()
-        )
+    for row in rows:
+        tried = (f"{rate:g}: " + ("stopped" if bits is None else f"{bits:.3f}") for rate, bits in row.tried.items())
         yield (
-            f"| {arm.name} | {best:g} ({tried}) | {_with_error([run['test_bpd'] for run in found])} "
-            f"| {bpd - reference[0]:+.3f} "
-            f"| {', '.join(f'{mean(each):.3f}' for each in exits) or '-'} | {macs / reference[1]:.2f} | {share:.0%} "
-            f"| {mean(sum(run['bytes']['forward']) for run in found) / 1e6:,.0f} | {_seconds(study, arm, len(parts))} "
-            f"| {', '.join(dict.fromkeys(run.get('machine', first_machine) for run in found))} |"
+            f"| {row.arm} | {row.rate:g} ({', '.join(tried)}) | {row.bits_in_words()} | {row.above:+.3f} "
+            f"| {', '.join(f'{each:.3f}' for each in row.exits) or '-'} | {row.macs:.2f} | {row.head_share:.0%} "
+            f"| {row.forward / 1e6:,.0f} | {' | '.join(f'{row.seconds[rate]:.2f}' for rate in RATES)} "
+            f"| {', '.join(row.machines)} |"
         )
-    if missing:
+    if missing := [arm.name for arm in study.arms if arm.name not in {row.arm for row in rows}]:
         yield from ("", f"Not measured: {'; '.join(missing)}.")
 
 
@@ -113,13 +167,8 @@ def _gradients(runs: Mapping[str, Any], study: Study, seed: int) -> list[str]:
     return lines
 
 
-def _seconds(study: Study, arm: Arm, num_parts: int) -> str:
-    """The arm's seconds on a worker for each part, and those of the first arm, which trains end to end, on as many."""
+def _seconds(study: Study, arm: Arm, num_parts: int) -> dict[str, float]:
+    """The arm's seconds on a worker for each part, over those of the first arm, which trains end to end, on as many."""
     workers = num_parts if num_parts > 1 else study.workers
     own, rival = predicted(arm.options, workers), predicted(study.arms[0].options, workers)
-    return " | ".join(f"{own[rate] / rival[rate]:.2f}" for rate in RATES)
-
-
-def _with_error(numbers: Sequence[float]) -> str:
-    error = f" ± {stdev(numbers) / math.sqrt(len(numbers)):.3f} ({len(numbers)})" if len(numbers) > 1 else " (1)"
-    return f"{mean(numbers):.3f}{error}"
+    return {rate: own[rate] / rival[rate] for rate in RATES}

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -34,6 +35,8 @@ FASTEST, SLOWEST = 0.128, 1e-4
 """Rates beyond which none is tried."""
 IMAGES = 256
 """Test images that gradients are compared on."""
+DIVERGED = "stopped all workers"
+"""In the error of a run whose loss went beyond all bounds. Any other error ends the study."""
 KEPT = ("test_bpd", "exit_bpd", "train_macs", "bytes", "parts")
 """What results.json takes of a run's summary."""
 
@@ -46,16 +49,16 @@ class Runs:
         self.arms = {arm.name: arm for arm in study.arms}
         self._results, self._options = results, options
         self._overrides = {"data.name": "images", "data.path": options.data} if options.data else {}
-        machine = describe_machine()
+        machine, first = describe_machine(), results.values["machine"]
         self._machine = machine["gpu"] if options.device == "cuda" else machine["cpu"]
-        self._results.values.setdefault("machines", {}).setdefault(self._machine, machine)
+        self._results.values.setdefault("machines", {first["cpu"]: first}).setdefault(self._machine, machine)
 
     def found(self, arm: str, rate: float, seed: int) -> dict[str, Any] | None:
         """What is known of a run."""
         return self._results.values["runs"].get(run_key(arm, rate, seed))
 
     def train(self, wanted: Sequence[tuple[str, float, int]]) -> None:
-        """Trains those that are not known yet, in their order, all in one sweep."""
+        """Trains those that are not known yet, in their order, all in one sweep. Raises ValueError where one fails."""
         missing = [each for each in dict.fromkeys(wanted) if self.found(*each) is None]
         if not missing:
             return
@@ -74,12 +77,16 @@ class Runs:
             found = {(entry["arm"], entry["options"]["run.seed"]): entry for entry in entries}
             for arm, rate, seed in missing:
                 self._keep(run_key(arm, rate, seed), found.get((f"{arm}, lr {rate:g}", seed), {}))
+        for each in missing:
+            if self.found(*each) is None:
+                error = found.get((f"{each[0]}, lr {each[1]:g}", each[2]), {}).get("error", "has not been trained anew")
+                raise ValueError(f"{run_key(*each)}: {error}. Its folder is in {out}; --runs gives another one.")
 
     def _keep(self, key: str, entry: Mapping[str, Any]) -> None:
         if entry.get("ended"):
             run = {name: entry[name] for name in KEPT}
             self._results.add("runs", key, {**run, "folder": entry["name"], "machine": self._machine})
-        elif "error" in entry:
+        elif DIVERGED in entry.get("error", ""):
             self._results.add("runs", key, {"error": entry["error"]})
 
     def compare_gradients(self, seed: int) -> None:
@@ -144,9 +151,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--studies", nargs="+", help="names of those to train; default: all")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: a core each, or a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders go")
+    parser.add_argument("--runs", type=Path, help="where the run folders go; default: runs/learning and the device")
     parser.add_argument("--out", type=Path, default=HERE, help="where the results go")
     options = parser.parse_args(words)
+    options.runs = options.runs or Path("runs/learning") / options.device
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda: torch finds no GPU here.", file=sys.stderr)
+        return 1
     document = yaml.safe_load(options.file.read_text())
     options.out.mkdir(parents=True, exist_ok=True)
     command = command_line("benchmarks.learning.run", ["--data", "cifar10.zip"])

@@ -5,6 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from benchmarks.learning.costs import RATES
+from benchmarks.learning.report import make_rows
+from benchmarks.learning.studies import read_studies
 from benchmarks.links.report import summarize
 from benchmarks.machine import in_words
 from benchmarks.step.report import ratio
@@ -108,6 +113,25 @@ def whole_runs() -> str:
     return _table([*head, "one worker", "bits/dim, the choice", "end to end"], rows) + _source("whole_run/results")
 
 
+def learning() -> str:
+    """Isolated parts without, and with few, end-to-end epochs, beside end to end of as many epochs and more."""
+    values, document = _read("learning/results"), yaml.safe_load((BENCHMARKS / "learning" / "runs.yaml").read_text())
+    found = {
+        row.arm: row
+        for study in read_studies(document)
+        if study.name in ("heads", "end_to_end")
+        for row in make_rows(values, study, document["seeds"])
+    }
+    rows = [
+        [title, found[arm].bits_in_words(), f"{found[arm].macs:.2f}", f"{found[arm].forward / 1e6:,.0f}"]
+        + [f"{found[arm].seconds[links]:.2f}" for links in RATES]
+        for arm, title in LEARNING.items()
+        if arm in found
+    ]
+    head = ["three parts, 12 epochs where none are named", "bits/dim (seeds)", "multiply-adds", "MB forward"]
+    return _table([*head, *(f"seconds, {links}" for links in RATES)], rows) + _source("learning/results")
+
+
 def step() -> str:
     """Images/s of a training step beside normflows' Glow."""
     document = _read("step/results")
@@ -157,6 +181,17 @@ PUBLISHED_RATES = {
     "glow_lr1e-5": "1e-4", "across3_lr1e-5": "1e-4", "concurrent_across3": "1e-4",
 }  # fmt: skip
 """Learning rates of the small runs, ten times those that their names have."""
+LEARNING = {
+    "end to end, 8 epochs": "end to end, 8 epochs",
+    "end to end": "end to end",
+    "end to end, 20 epochs": "end to end, 20 epochs",
+    "gaussian": "concurrent, Gaussian heads, none end to end",
+    "linear": "concurrent, linear heads, none end to end",
+    "linear, 1 of 12": "concurrent, linear heads, the last end to end",
+    "linear, 4 of 12": "concurrent, linear heads, the last 4 end to end",
+    "linear, sequential": "sequential, linear heads, 12 epochs a part, none end to end",
+}
+"""Arms of benchmarks/learning."""
 PUBLISHED = {
     "glow_lr1e-4": "end to end, 90 epochs, lr 1e-3",
     "across2_lr1e-4": "2 parts in turns, across blocks",
@@ -202,6 +237,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pipelines": pipelines,
     "links": links,
     "whole-runs": whole_runs,
+    "learning": learning,
     "step": step,
     "memory": memory,
 }

@@ -59,7 +59,7 @@ def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = 
     if split == "balanced" and config.parts.num is None and num is not None:
         num = min(num, len(_possible_starts(flow)))
     try:
-        return cut_names(flow, split, num, costs, head_maker(config.parts))
+        return cut_names(flow, split, num, costs, head_maker(config.parts) if config.num_local_epochs else None)
     except ConfigError:
         if config.needs_parts:
             raise
@@ -71,12 +71,13 @@ def cut_names(
     split: str | Sequence[str],
     num: int | None = None,
     costs: Sequence[float] | None = None,
-    head: HeadMaker = GaussianPrior,
+    head: HeadMaker | None = None,
 ) -> list[str]:
     """The cuts of a kind of split (`blocks`, `across`, `balanced`) into `num` parts, or a list of names, checked.
 
     costs: cost of each layer, which `balanced` evens out; multiply-adds if None.
-    head: makes the parts' heads, whose multiply-adds count with the layers'; each is as dear as one of the layers'.
+    head: makes the parts' heads, whose multiply-adds count with the layers'; each is as dear as one of the layers'. None:
+        of parts without heads, or whose heads have none.
 
     Raises ConfigError saying which cut cannot be made and why.
     """
@@ -135,12 +136,12 @@ def _across_blocks(flow: Flow, num: int) -> list[str]:
     return cuts
 
 
-def _balanced(flow: Flow, num: int, costs: Sequence[float] | None, head: HeadMaker) -> list[str]:
+def _balanced(flow: Flow, num: int, costs: Sequence[float] | None, head: HeadMaker | None) -> list[str]:
     """The cuts that make the most expensive part as cheap as possible."""
     macs, starts = flow.layer_multiply_adds(), _possible_starts(flow)
     costs = macs if costs is None else costs
-    cost_of_one = sum(costs) / max(1, sum(macs))
-    heads = [head(flow.shapes[start]).multiply_adds() * cost_of_one for start in starts[1:]]
+    cost_of_one = sum(costs) / sum(macs) if any(macs) else 0  # where no layer has any, no time tells what one costs
+    heads = [0 if head is None else head(flow.shapes[start]).multiply_adds() * cost_of_one for start in starts[1:]]
     if num > len(starts):
         raise ConfigError(
             f"parts.num: {num} parts, but this flow can be cut into {len(starts)} at most: set it to that."

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeflow.config import PartsConfig
+from pipeflow.errors import ConfigError
 from pipeflow.flow.layers import Shape
 from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior, diagonal_gaussian_terms
 
@@ -52,10 +53,11 @@ class AutoregressiveHead(Prior):
     nothing, so that the head is the Gaussian one. A latent that is flat has the triangular map alone, over all its values;
     one of more than two dimensions behind the channels is seen as an image whose rows are those of all of them.
 
-    width, depth: channels and number of the hidden layers of masked convolutions; depth 0 is a linear map.
+    width, depth: channels and number of the hidden layers of masked convolutions; depth 0 is a linear map. A latent of one
+    pixel has none of them.
     """
 
-    def __init__(self, shape: Shape, width: int = 64, depth: int = 1):
+    def __init__(self, shape: Shape, width: int = 64, depth: int = 0):
         super().__init__()
         self.shape = shape
         channels = shape[0]
@@ -63,7 +65,7 @@ class AutoregressiveHead(Prior):
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.mixing = nn.Parameter(torch.zeros(channels, channels))
         self.convs = nn.ModuleList()
-        if len(shape) > 1:
+        if math.prod(shape[1:]) > 1:
             # A generator of its own: neither the cuts nor the number of heads may change any other initial value.
             generator = torch.Generator().manual_seed(0)
             sizes = [channels, *[width] * depth, 2 * channels]
@@ -98,13 +100,23 @@ class AutoregressiveHead(Prior):
         return (self.mixing.numel() + convolved) * pixels
 
 
+def _autoregressive(shape: Shape, parts: PartsConfig) -> Prior:
+    if shape[0] > _MOST_CHANNELS:
+        raise ConfigError(
+            f"parts.head: autoregressive has a weight for each pair of a latent's {shape[0]:,} channels, which is too many "
+            f"(at most {_MOST_CHANNELS:,} channels): set parts.head to gaussian."
+        )
+    return AutoregressiveHead(shape, parts.head_width, parts.head_depth)
+
+
+_MOST_CHANNELS = 4096
 _LARGEST = 3.0
 """Bound of what the convolutions add to a log-scale, so that no batch of far latents takes the head out of range."""
 
 HEADS: dict[str, Callable[[Shape, PartsConfig], Prior]] = {
     "gaussian": lambda shape, _: GaussianPrior(shape),
     "standard": lambda shape, _: StandardPrior(shape),
-    "autoregressive": lambda shape, parts: AutoregressiveHead(shape, parts.head_width, parts.head_depth),
+    "autoregressive": _autoregressive,
 }
 """Makes a head for a latent's shape, by the kind that `parts.head` names."""
 

@@ -148,7 +148,8 @@ def make_plan(config: Config, images: Images | None = None) -> Plan:
 
     def build() -> tuple[Flow, list[Part]]:
         flow = build_flow(config, shape)
-        return flow, split_flow(flow, configured_cuts(flow, config), head_maker(config.parts))
+        heads = head_maker(config.parts) if config.num_local_epochs else None
+        return flow, split_flow(flow, configured_cuts(flow, config), heads)
 
     flow, parts = build_without_memory(config, build)
     phases = Schedule(config, len(parts), num_train // config.optim.batch_size).phases()

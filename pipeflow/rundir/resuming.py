@@ -28,12 +28,14 @@ def differing_options(old: Options, config: Config) -> dict[str, tuple[object, o
     """Options that differ from the run's own, with their values before and now. An option that is newer than the run had
     its default."""
     defaults = Config().to_dict()
+    heads = {config.parts.head, old.get("parts", {}).get("head", config.parts.head)}
+    without_effect = () if "autoregressive" in heads else ("parts.head_width", "parts.head_depth")
     return {
         f"{section}.{name}": (before, now)
         for section, options in config.to_dict().items()
         for name, now in options.items()
         if (before := old.get(section, {}).get(name, defaults[section][name])) != now
-        and f"{section}.{name}" not in _OF_THE_COMMAND
+        and f"{section}.{name}" not in (*_OF_THE_COMMAND, *without_effect)
     }
 
 

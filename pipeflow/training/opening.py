@@ -208,7 +208,8 @@ def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | No
         if world.rank == 0:
             cuts = configured_cuts(flow, config, layer_seconds(flow, world.device, config.optim.batch_size))
         cuts = world.control.broadcast(cuts, "the cuts")
-    parts = split_flow(flow, cuts, head_maker(config.parts), config.memory.activations)
+    heads = head_maker(config.parts) if config.num_local_epochs else None
+    parts = split_flow(flow, cuts, heads, config.memory.activations)
     rates = config.optim.part_lr
     if rates is not None and len(rates) != len(parts):
         raise ConfigError(

@@ -6,6 +6,7 @@ from safetensors.torch import load, save
 from torch.distributions import Normal
 
 from pipeflow.config import PartsConfig
+from pipeflow.errors import ConfigError
 from pipeflow.flow import ClassPrior, GaussianPrior, StandardPrior, head_maker
 from pipeflow.flow.heads import HEADS, AutoregressiveHead
 
@@ -141,7 +142,7 @@ class TestAutoregressiveHead:
 
     def test_is_the_gaussian_one_at_the_start(self, normal):
         shape, latent = (3, 4, 4), normal(4, 3, 4, 4)
-        head, gaussian = AutoregressiveHead(shape), GaussianPrior(shape)
+        head, gaussian = AutoregressiveHead(shape, 8, 1), GaussianPrior(shape)
         for prior in (head, gaussian):
             prior.mean.data.copy_(normal(3)), prior.log_scale.data.copy_(normal(3, seed=1))
         torch.testing.assert_close(head.log_prob(latent), gaussian.log_prob(latent))
@@ -151,7 +152,7 @@ class TestAutoregressiveHead:
         first = normal(256, *shape)
         latent = torch.cat([first[:, :1], first[:, :1] + 0.1 * first[:, 1:]], dim=1)
         losses = []
-        for head in (AutoregressiveHead(shape, 16), GaussianPrior(shape)):
+        for head in (AutoregressiveHead(shape, 16, 1), GaussianPrior(shape)):
             optimizer = torch.optim.Adam(head.parameters(), lr=3e-2)
             for _ in range(200):
                 loss = -head.log_prob(latent).mean()
@@ -167,3 +168,10 @@ class TestAutoregressiveHead:
     def test_multiply_adds(self, depth, expected):
         assert AutoregressiveHead((3, 4, 5), 8, depth).multiply_adds() == 20 * (9 + expected)
         assert AutoregressiveHead((7,)).multiply_adds() == 49 and GaussianPrior((3, 4, 5)).multiply_adds() == 0
+
+    def test_a_latent_of_one_pixel_has_the_triangular_map_alone(self):
+        assert AutoregressiveHead((7, 1, 1), 8, 2).multiply_adds() == 49
+
+    def test_refuses_as_many_weights_as_would_not_fit(self):
+        with pytest.raises(ConfigError, match="autoregressive has a weight for each pair of a latent's 4,097 channels"):
+            head_maker(PartsConfig(head="autoregressive"))((4097,))
