@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains on the GPUs of several machines under Slurm: one torchrun on each machine, one worker on each of its GPUs.
 #
-#   sbatch --nodes=2 --gpus-per-node=4 slurm.sh --config cifar10/across3_lr1e-5 --run.dir /shared/run
+#   sbatch --nodes=2 --gpus-per-node=2 slurm.sh --config cifar10/concurrent3_lr1e-4 --parts.num 4 --run.dir /shared/run
 #
 # run.dir must lie on a file system that all machines share. A job that is preempted, or whose machine fails, is put back
 # into the queue and resumes from its newest checkpoint.

@@ -85,7 +85,9 @@ class PartsConfig:
             "autoregressive": "normal for each value given those before it, by masked convolutions",
         },
     )
-    head_width: int = option(64, "autoregressive: channels of its hidden layers, if head_depth has any", at_least=1, at_most=16_384)
+    head_width: int = option(
+        64, "autoregressive: channels of its hidden layers, if head_depth has any", at_least=1, at_most=16_384
+    )
     head_depth: int = option(0, "autoregressive: hidden layers (0: a linear map)", at_least=0, at_most=64)
     replicas: int = option(1, "workers on each part, which share its batches", at_least=1, at_most=16_384)
 

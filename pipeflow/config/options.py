@@ -209,8 +209,8 @@ class MemoryConfig:
         "what a part keeps for its backward",
         {
             "keep": "all activations",
-            "recompute": "the inputs of the layers; the rest is computed again, for about a third more time",
-            "invert": "the output of the part, which is inverted layer by layer, for about two thirds more time",
+            "recompute": "the inputs of the layers; the rest is computed again, for a third to a half more time",
+            "invert": "the output of the part, which is inverted layer by layer, for a half to two thirds more time",
         },
     )
     max_error: float = option(1e-3, "invert: a larger error of a part's recovered input stops the run", above=0)

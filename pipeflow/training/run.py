@@ -38,9 +38,7 @@ class Run:
 
     def __init__(self, world: World, config: Config, flow: Flow | None, data: ImageData | None):
         """Opens the folder and brings together what the run is made of. flow, data: as `train` takes them."""
-        self.world = world
-        self.control = world.control
-        self.config = config
+        self.world, self.control, self.config = world, world.control, config
         self.folder = RunFolder(config)
         self.is_main = world.rank == 0
         self._memory_before = peak_memory(world.device)
