@@ -6,6 +6,7 @@ import math
 import pytest
 import yaml
 
+from benchmarks.learning.report import make_rows
 from benchmarks.learning.run import HERE, main, next_rates
 from benchmarks.learning.studies import read_studies
 from pipeflow.config import Config
@@ -59,6 +60,32 @@ def test_a_study_is_measured_and_goes_on_where_it_was(tmp_path, capsys):
     capsys.readouterr()
     assert main(words) == 0
     assert "runs in" not in capsys.readouterr().out, "nothing was trained again"
+
+
+def test_a_run_that_fails_of_itself_ends_the_study_and_counts_for_no_rate(tmp_path, capsys):
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**TOY, "rates": [1.6e-2]}))
+    words = ["--file", str(tmp_path / "toy.yaml"), "--studies", "other", "--data", str(tmp_path / "none.zip")]
+    assert main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 1
+    assert "error: gaussian | 0.016 | 0: " in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_device_that_is_not_there_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["--device", "cuda", "--out", str(tmp_path)]) == 1
+    assert "torch finds no GPU here" in capsys.readouterr().err
+
+
+def test_a_table_says_what_was_stopped_and_needs_its_first_arm():
+    study = read_studies(TOY)[0]
+    parts = [{"head_macs": 0, "forward_macs": 1}]
+    run = {"test_bpd": 4.0, "train_macs": 2, "exit_bpd": None, "bytes": {"forward": [0]}, "parts": parts}
+    values = {"machine": {"cpu": "a processor"}, "runs": {"linear | 0.01 | 0": run, "linear | 0.01 | 1": {"error": "so"}}}
+    assert make_rows(values, study, [0, 1]) == [], "nothing to compare with"
+    values["runs"]["end to end | 0.01 | 0"] = {**run, "test_bpd": 3.5}
+    whole, linear = make_rows(values, study, [0, 1])
+    assert (whole.bits_in_words(), linear.bits_in_words()) == ("3.500 (1)", "4.000 (1, 1 stopped)")
+    assert linear.above == 0.5 and linear.machines == ["a processor"]
 
 
 def test_the_studies_own_runs_can_be_made():

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeflow.config import Config
+from pipeflow.config import Config, PartsConfig
 from pipeflow.errors import ConfigError
-from pipeflow.flow import ActNorm, Flow, build_flow, configured_cuts, cut_names, glow, split_flow
+from pipeflow.flow import ActNorm, Flow, build_flow, configured_cuts, cut_names, glow, head_maker, split_flow
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,23 @@ def test_a_run_in_which_no_part_trains_by_itself_needs_no_cut(schedule):
     for parts, model in [({}, {"num_steps": 1}), ({"num": 9}, {}), ({"split": ["nowhere"]}, {}), ({"num": 2}, {})]:
         config = Config.from_dict({"parts": parts, "model": {"width": 4, **model}, "schedule": schedule})
         assert len(configured_cuts(build_flow(config, (3, 16, 16)), config)) == (parts == {"num": 2})
+
+
+DEEP_HEADS = {"head": "autoregressive", "head_depth": 2, "split": "balanced", "num": 2}
+
+
+def test_heads_weigh_only_where_parts_train_by_themselves():
+    cuts = {}
+    for mode in ("concurrent", "end_to_end"):
+        sections = {"parts": DEEP_HEADS, "model": {"width": 4}, "schedule": {"mode": mode}}
+        config = Config.from_dict(sections)
+        cuts[mode] = configured_cuts(build_flow(config, (3, 16, 16)), config)
+    plain = Config.from_dict({"parts": {**DEEP_HEADS, "head": "gaussian"}, "model": {"width": 4}})
+    assert cuts["end_to_end"] == configured_cuts(build_flow(plain, (3, 16, 16)), plain) != cuts["concurrent"]
+
+
+def test_measured_seconds_of_layers_without_multiply_adds_do_not_price_heads():
+    flow = Flow([ActNorm(3) for _ in range(4)], (3, 4, 4))
+    assert not any(flow.layer_multiply_adds())
+    head = head_maker(PartsConfig(head="autoregressive"))
+    assert cut_names(flow, "balanced", 2, [1.0, 1.0, 1.0, 1.0], head) == ["layers.2"]

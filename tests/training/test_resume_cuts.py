@@ -69,6 +69,12 @@ def test_heads_of_another_kind_begin_anew(tmp_path, was):
     assert ("heads.blocks.0.steps.1.mixing" in names) == (was == "gaussian")
 
 
+def test_options_of_heads_that_a_run_does_not_have_may_differ(tmp_path):
+    """A folder of a version in which hidden layers had another default, say."""
+    summary = train(small_config(tmp_path, parts={"num": 3, "head_depth": 1}))
+    assert train(small_config(tmp_path, parts={"num": 3, "head_width": 8})) == summary
+
+
 SMALL_CUTS = ["blocks.0.steps.1", "blocks.1.steps.1"]
 assert SMALL["model"] == {"num_blocks": 2, "num_steps": 2, "width": 8}
 
