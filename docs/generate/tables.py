@@ -187,7 +187,7 @@ LEARNING = {
     "end to end, 20 epochs": "end to end, 20 epochs",
     "gaussian": "concurrent, Gaussian heads, none end to end",
     "linear": "concurrent, linear heads, none end to end",
-    "linear, 1 of 12": "concurrent, linear heads, the last end to end",
+    "gaussian, 4 of 12": "concurrent, Gaussian heads, the last 4 end to end",
     "linear, 4 of 12": "concurrent, linear heads, the last 4 end to end",
     "linear, sequential": "sequential, linear heads, 12 epochs a part, none end to end",
 }

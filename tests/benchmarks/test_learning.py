@@ -80,7 +80,10 @@ def test_a_table_says_what_was_stopped_and_needs_its_first_arm():
     study = read_studies(TOY)[0]
     parts = [{"head_macs": 0, "forward_macs": 1}]
     run = {"test_bpd": 4.0, "train_macs": 2, "exit_bpd": None, "bytes": {"forward": [0]}, "parts": parts}
-    values = {"machine": {"cpu": "a processor"}, "runs": {"linear | 0.01 | 0": run, "linear | 0.01 | 1": {"error": "so"}}}
+    values = {
+        "machine": {"cpu": "a processor"},
+        "runs": {"linear | 0.01 | 0": run, "linear | 0.01 | 1": {"error": "so"}},
+    }
     assert make_rows(values, study, [0, 1]) == [], "nothing to compare with"
     values["runs"]["end to end | 0.01 | 0"] = {**run, "test_bpd": 3.5}
     whole, linear = make_rows(values, study, [0, 1])
