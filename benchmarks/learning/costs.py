@@ -41,6 +41,6 @@ def _predicted(config: Config, workers: int) -> dict[str, float]:
             ways = [predictor.end_to_end(), predictor.data_parallel()[0]]
             ways += [predictor.pipeline(kind, cut) for kind in PIPELINES for cut in cuts if len(cut.parts) == workers]
         else:
-            ways = [predictor.local(mode, cuts[0]), predictor.local(mode, cuts[0], finetune=QUICKEST)]
+            ways = [predictor.local(mode, cuts[0], finetune=QUICKEST)]
         found[name] = min(way.run_seconds for way in ways)
     return found

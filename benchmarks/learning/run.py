@@ -171,10 +171,9 @@ def main(words: Sequence[str] | None = None) -> int:
                 try:
                     for _ in steps(runs, document["rates"], document["seeds"]):
                         write_report(results.values, studies, document["seeds"], options.out)
+                    runs.compare_gradients(document["seeds"][0])
                 finally:
                     write_report(results.values, studies, document["seeds"], options.out)
-                runs.compare_gradients(document["seeds"][0])
-                write_report(results.values, studies, document["seeds"], options.out)
     except (PipeflowError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -5,7 +5,7 @@ from pipeflow.flow.coupling import Coupling, FlowStep
 from pipeflow.flow.cuts import configured_cuts, cut_names, split_flow
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.glow import build_flow, glow
-from pipeflow.flow.heads import head_maker
+from pipeflow.flow.heads import head_maker, local_heads
 from pipeflow.flow.layers import ActNorm, ConditionalLayer, FactorOut, InvertibleConv1x1, Layer, Squeeze
 from pipeflow.flow.part import Part
 from pipeflow.flow.priors import ClassPrior, ConditionalPrior, GaussianPrior, Prior, StandardPrior
@@ -15,5 +15,5 @@ __all__ = [
     "ActNorm", "ClassPrior", "ConditionalLayer", "ConditionalPrior", "Coupling", "FactorOut", "Flow", "FlowStep",
     "GaussianPrior", "InvertibleConv1x1", "Layer", "NormflowsLayer", "Part", "Prior", "Squeeze", "StandardPrior", "Values",
     "ZukoLayer", "build_flow", "configured_cuts", "cut_names", "from_normflows", "from_zuko", "glow", "head_maker",
-    "split_flow",
+    "local_heads", "split_flow",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from pipeflow.config import Config
 from pipeflow.errors import ConfigError
 from pipeflow.flow.balance import balance
 from pipeflow.flow.flow import Flow
-from pipeflow.flow.heads import HeadMaker, head_maker
+from pipeflow.flow.heads import HeadMaker, local_heads
 from pipeflow.flow.part import Part
 from pipeflow.flow.priors import GaussianPrior, NoHead, Prior
 from pipeflow.units import count_text
@@ -59,7 +59,7 @@ def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = 
     if split == "balanced" and config.parts.num is None and num is not None:
         num = min(num, len(_possible_starts(flow)))
     try:
-        return cut_names(flow, split, num, costs, head_maker(config.parts) if config.num_local_epochs else None)
+        return cut_names(flow, split, num, costs, local_heads(config))
     except ConfigError:
         if config.needs_parts:
             raise

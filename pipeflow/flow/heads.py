@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeflow.config import PartsConfig
+from pipeflow.config import Config, PartsConfig
 from pipeflow.errors import ConfigError
 from pipeflow.flow.layers import Shape
 from pipeflow.flow.priors import GaussianPrior, Prior, StandardPrior, diagonal_gaussian_terms
@@ -124,3 +124,8 @@ HEADS: dict[str, Callable[[Shape, PartsConfig], Prior]] = {
 def head_maker(parts: PartsConfig) -> HeadMaker:
     """Returns the function that makes the heads a configuration asks for."""
     return lambda shape: HEADS[parts.head](shape, parts)
+
+
+def local_heads(config: Config) -> HeadMaker | None:
+    """The function that makes the heads of a run; None of one in which no part trains by itself."""
+    return head_maker(config.parts) if config.num_local_epochs else None

@@ -15,7 +15,7 @@ from pipeflow.data.image_data import padded_values
 from pipeflow.data.image_folder import measure_images
 from pipeflow.data.sources import DEAD_LEAVES_NUM, num_taken
 from pipeflow.errors import ConfigError, DataError
-from pipeflow.flow import Flow, Part, build_flow, configured_cuts, head_maker, split_flow
+from pipeflow.flow import Flow, Part, build_flow, configured_cuts, local_heads, split_flow
 from pipeflow.flow.layers import Shape
 from pipeflow.plan import traffic
 from pipeflow.plan.without_memory import build_without_memory
@@ -148,8 +148,7 @@ def make_plan(config: Config, images: Images | None = None) -> Plan:
 
     def build() -> tuple[Flow, list[Part]]:
         flow = build_flow(config, shape)
-        heads = head_maker(config.parts) if config.num_local_epochs else None
-        return flow, split_flow(flow, configured_cuts(flow, config), heads)
+        return flow, split_flow(flow, configured_cuts(flow, config), local_heads(config))
 
     flow, parts = build_without_memory(config, build)
     phases = Schedule(config, len(parts), num_train // config.optim.batch_size).phases()

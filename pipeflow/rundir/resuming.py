@@ -12,6 +12,8 @@ from pipeflow.rundir.records import Change, GivenLabel, Manifest
 from pipeflow.safe_files import in_full
 from pipeflow.units import count_text
 
+_OF_HEADS = ("parts.head_width", "parts.head_depth")
+"""Options that autoregressive heads alone have."""
 _OF_THE_COMMAND = ("run.dir", "run.resume")
 """Options that say where the run is and how it is begun, and are no properties of it."""
 
@@ -29,7 +31,7 @@ def differing_options(old: Options, config: Config) -> dict[str, tuple[object, o
     its default."""
     defaults = Config().to_dict()
     heads = {config.parts.head, old.get("parts", {}).get("head", config.parts.head)}
-    without_effect = () if "autoregressive" in heads else ("parts.head_width", "parts.head_depth")
+    without_effect = () if "autoregressive" in heads else _OF_HEADS
     return {
         f"{section}.{name}": (before, now)
         for section, options in config.to_dict().items()
@@ -63,8 +65,7 @@ def check_options(path: Path, differing: Mapping[str, tuple[object, object]], sa
 def with_its_heads(manifest: Manifest, config: Config) -> Manifest:
     """The manifest, without its heads where they are of another kind than the run has from here on: those begin anew."""
     differing = differing_options(manifest.config or config.to_dict(), config)
-    sizes = ["parts.head_width", "parts.head_depth"] if config.parts.head == "autoregressive" else []
-    if not any(name in differing for name in ("parts.head", *sizes)):
+    if not differing.keys() & {"parts.head", *_OF_HEADS}:
         return manifest
     counts = {owner: count for owner, count in manifest.counts.items() if not is_head(owner)}
     return dataclasses.replace(manifest, counts=counts)

@@ -15,7 +15,7 @@ from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.data.sources import take
 from pipeflow.device import has_bfloat16
 from pipeflow.errors import CheckpointError, ConfigError, DataError
-from pipeflow.flow import Flow, Part, Values, build_flow, configured_cuts, head_maker, split_flow
+from pipeflow.flow import Flow, Part, Values, build_flow, configured_cuts, local_heads, split_flow
 from pipeflow.flow.glow import check_num_classes
 from pipeflow.flow.timing import layer_seconds
 from pipeflow.rundir.folder import RunFolder
@@ -208,8 +208,7 @@ def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | No
         if world.rank == 0:
             cuts = configured_cuts(flow, config, layer_seconds(flow, world.device, config.optim.batch_size))
         cuts = world.control.broadcast(cuts, "the cuts")
-    heads = head_maker(config.parts) if config.num_local_epochs else None
-    parts = split_flow(flow, cuts, heads, config.memory.activations)
+    parts = split_flow(flow, cuts, local_heads(config), config.memory.activations)
     rates = config.optim.part_lr
     if rates is not None and len(rates) != len(parts):
         raise ConfigError(
