@@ -117,7 +117,7 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
             above=mean(bits) - reference[0],
             exits=[mean(each) for each in exits],
             macs=macs / reference[1],
-            head_share=sum(part.get("head_macs", 0) for part in parts) / max(1, sum(part["forward_macs"] for part in parts)),
+            head_share=sum(part.get("head_macs", 0) for part in parts) / sum(part["forward_macs"] for part in parts),
             forward=mean(sum(run["bytes"]["forward"]) for run in found),
             seconds=_seconds(study, arm, len(parts)),
             machines=list(dict.fromkeys(run.get("machine", values["machine"]["cpu"]) for run in found)),
