@@ -14,7 +14,7 @@ from pipeflow.config import Config
 pytestmark = pytest.mark.slow
 
 TOY = {
-    "rates": [1.6e-2, 3.2e-2],
+    "rates": [6.4e-2],
     "seeds": [0, 1],
     "options": {
         "data.num_train": 64, "data.num_test": 16, "model.num_blocks": 2, "model.num_steps": 2, "model.width": 8,
