@@ -21,7 +21,9 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.links.hosts import HostsError, check_links, clean, link_in_words, make_hosts
+from benchmarks.links.check import check_links, link_in_words
+from benchmarks.links.hosts import clean, make_hosts
+from benchmarks.links.namespaces import HostsError
 from benchmarks.links.processes import bytes_between, run_in_hosts
 from benchmarks.links.report import write_report
 from benchmarks.links.systems import PIPEFLOW, RIVALS, System, make_systems

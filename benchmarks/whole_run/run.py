@@ -18,7 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.links.hosts import HostsError, clean, make_hosts
+from benchmarks.links.hosts import clean, make_hosts
+from benchmarks.links.namespaces import HostsError
 from benchmarks.links.processes import run_in_hosts
 from benchmarks.links.run import Job as Burst
 from benchmarks.links.run import measure as measure_burst

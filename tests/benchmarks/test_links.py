@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.links import hosts as hosts_module
-from benchmarks.links.hosts import HostsError, make_hosts, measure_rate, measure_round_trip
+from benchmarks.links import namespaces as commands
+from benchmarks.links.check import measure_rate, measure_round_trip
+from benchmarks.links.hosts import PREFIX, make_hosts
+from benchmarks.links.namespaces import HostsError
 from benchmarks.links.report import falls_below, summarize
 
 pytestmark = pytest.mark.slow
@@ -19,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def namespaces(pid: int) -> list[str]:
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if line.startswith(f"{hosts_module.PREFIX}-{pid}-")]
+    return [line for line in listed.splitlines() if line.startswith(f"{PREFIX}-{pid}-")]
 
 
 @pytest.mark.root
@@ -78,19 +80,19 @@ def test_removed_after_a_signal(number):
     process.send_signal(number)
     process.communicate(timeout=20)
     if number == signal.SIGKILL:
-        command = [sys.executable, "-m", "benchmarks.links.hosts", "--clean"]
+        command = [sys.executable, "-m", "benchmarks.links.check", "--clean"]
         cleaned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert f"-{process.pid}-" in cleaned
     assert namespaces(process.pid) == []
 
 
 def test_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(hosts_module.sys, "platform", "linux")
-    monkeypatch.setattr(hosts_module.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(commands.sys, "platform", "linux")
+    monkeypatch.setattr(commands.os, "geteuid", lambda: 1000)
     with pytest.raises(HostsError, match=r"needs root: start it with sudo"), make_hosts():
         pass
-    monkeypatch.setattr(hosts_module.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(hosts_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(commands.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(commands.shutil, "which", lambda name: None)
     with pytest.raises(HostsError, match=r"no ip and no tc here: install the package iproute2"), make_hosts():
         pass
 
