@@ -12,42 +12,22 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.faults.fault import (
+    AT_START,
+    DOING,
+    Fault,
+    all_end,
+    came_to_its_end,
+    goes_on,
+    is_no_preemption,
+    is_said,
+    names_worker,
+    resumed_or_ended,
+    workers_end,
+)
 from benchmarks.faults.trainings import HANG_SECONDS, Training
-
-
-@dataclass
-class Fault:
-    """One that was injected."""
-
-    kind: str
-    moment: str
-    target: str = ""
-    noticed_s: float | None = None
-    """Seconds until all processes that had to end had ended; None where none had to."""
-    resumed: str = ""
-    """`by itself`, `by repeating`, or `went on`."""
-    named: bool = True
-    left: int = 0
-    """Processes that had not ended in time."""
-    wrong: list[str] = field(default_factory=list)
-
-
-DOING = r"while worker \d+ (waited (for|to send) |computed)"
-"""A pattern of what a survivor did meanwhile."""
-
-
-def names_worker(rank: int) -> str:
-    """A message that has the worker, its part or link, and what was waited for."""
-    store = rf"|store does not answer.*worker 0 .*{DOING}" if rank == 0 else ""
-    return (
-        rf"worker {rank} was lost.*(part|link \d).*{DOING}"
-        rf"|worker {rank} was lost: its (control connection|process).*{DOING}"  # before it had told its part
-        rf"|link \d \(part \d to part \d\).* worker {rank} .*{DOING}"
-        rf"|a worker was lost, or its link.* while it waited for .*no heartbeat of .*worker {rank} \({store}"
-    )
 
 
 def kill_rank(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -58,8 +38,8 @@ def kill_rank(training: Training, dice: random.Random, fault: Fault) -> None:
     pid = _signal(training, rank, signal.SIGKILL, fault)
     if pid is None:
         return
-    _workers_end(training, old, fault)
-    _resumed_or_ended(training, fault)
+    workers_end(training, old, fault)
+    resumed_or_ended(training, fault)
     is_said(training, since, names_worker(rank), fault, or_the_launcher=rank)
     is_no_preemption(training, since, fault)
 
@@ -70,8 +50,8 @@ def kill_launcher(training: Training, dice: random.Random, fault: Fault) -> None
     launcher = dice.choice(training.launchers)
     fault.target = "launcher"
     launcher.kill()
-    _all_end(training, fault)
-    if _came_to_its_end(training, since):
+    all_end(training, fault)
+    if came_to_its_end(training, since):
         fault.kind = ""
         return
     if fault.moment != AT_START:  # before the workers know of each other nobody can say it
@@ -93,11 +73,11 @@ def stop_long(training: Training, dice: random.Random, fault: Fault) -> None:
     noticed = time.monotonic() - begin
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
-    _workers_end(training, old, fault)
+    workers_end(training, old, fault)
     fault.noticed_s = noticed
     if not ended:
         fault.wrong.append("the other workers did not notice")
-    _resumed_or_ended(training, fault)
+    resumed_or_ended(training, fault)
     is_said(training, since, names_worker(rank), fault)
     is_no_preemption(training, since, fault)
 
@@ -111,7 +91,7 @@ def stop_short(training: Training, dice: random.Random, fault: Fault) -> None:
     time.sleep(dice.uniform(0.2, 0.4 * training.link_timeout))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
-    _goes_on(training, fault)
+    goes_on(training, fault)
 
 
 def second_run(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -133,7 +113,7 @@ def second_run(training: Training, dice: random.Random, fault: Fault) -> None:
     fault.named = refused is not None and (fault.moment == AT_START or int(refused[1]) == first)
     if second.returncode != 1 or not fault.named:
         fault.wrong.append(f"the second run ended with exit code {second.returncode}: {output[-300:]}")
-    _goes_on(training, fault)
+    goes_on(training, fault)
 
 
 def preempt(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -145,8 +125,8 @@ def preempt(training: Training, dice: random.Random, fault: Fault) -> None:
     for pid in targets:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    _all_end(training, fault)
-    if _came_to_its_end(training, since):
+    all_end(training, fault)
+    if came_to_its_end(training, since):
         fault.kind = ""
         return
     if fault.moment != AT_START:  # a run that has not begun to train just ends
@@ -163,8 +143,8 @@ def terminate_on_ray(training: Training, dice: random.Random, fault: Fault) -> N
     old = training.processes()
     if _signal(training, rank, signal.SIGTERM, fault) is None:
         return
-    _workers_end(training, old, fault)
-    _resumed_or_ended(training, fault)
+    workers_end(training, old, fault)
+    resumed_or_ended(training, fault)
     is_said(training, since, names_worker(rank), fault, or_the_launcher=rank)
 
 
@@ -173,7 +153,7 @@ def damage(training: Training, dice: random.Random, fault: Fault) -> None:
     for pid in training.processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    _all_end(training, fault)
+    all_end(training, fault)
     checkpoints = training.checkpoints()
     if len(checkpoints) < 2 or (training.folder / "summary.json").exists():
         fault.kind = ""  # nothing to damage, or nothing to go back to
@@ -213,9 +193,9 @@ def full_disk(training: Training, dice: random.Random, fault: Fault) -> None:
             with contextlib.suppress(OSError):
                 while file.write(bytes(block)):
                     pass
-    _all_end(training, fault)
+    all_end(training, fault)
     filler.unlink()
-    if _came_to_its_end(training, since):
+    if came_to_its_end(training, since):
         fault.kind = ""
         return
     is_said(training, since, rf"error: .*{re.escape(str(training.folder))}.*No space left.*Free some space", fault)
@@ -230,7 +210,7 @@ def cut_and_heal(training: Training, dice: random.Random, fault: Fault) -> None:
     set_link(training, host, "down")
     time.sleep(seconds)
     set_link(training, host, "up")
-    _goes_on(training, fault)
+    goes_on(training, fault)
 
 
 def cut_for_good(training: Training, dice: random.Random, fault: Fault) -> None:
@@ -277,7 +257,6 @@ KINDS: dict[str, Callable[[Training, random.Random, Fault], None]] = {
 ON_HOSTS = ("link cut and healed", "link cut for good")
 ON_SMALL_DISK = ("full disk",)
 ON_RAY = tuple(kind for kind in KINDS if kind.endswith("(Ray)"))
-AT_START = "at the start"
 LONGEST_SECONDS = 35.0
 """Seconds until a loss is noticed and all have ended: 25 s of missing heartbeats, and some for a busy machine."""
 GRACE_SECONDS = 25.0
@@ -295,17 +274,12 @@ def inject(kind: str, training: Training, dice: random.Random) -> Fault | None:
         if not training.wait_for_line(r"^epoch", since, HANG_SECONDS):
             return None
         time.sleep(dice.uniform(0, 1.5))
-    if not training.is_running or _came_to_its_end(training, since):
+    if not training.is_running or came_to_its_end(training, since):
         return None
     KINDS[kind](training, dice, fault)
     if fault.noticed_s is not None and fault.noticed_s > LONGEST_SECONDS:
         fault.wrong.append(f"it took {fault.noticed_s:.0f} s to end")
     return fault if fault.kind else None
-
-
-def _came_to_its_end(training: Training, since: int) -> bool:
-    """Whether the run was done before a fault could do anything to it."""
-    return any("done: test" in line for line in training.lines[since:])
 
 
 def _signal(training: Training, rank: int, number: signal.Signals, fault: Fault) -> int | None:
@@ -320,75 +294,6 @@ def _signal(training: Training, rank: int, number: signal.Signals, fault: Fault)
         fault.kind = ""
         return None
     return pid
-
-
-def _workers_end(training: Training, old: dict[int, int | None], fault: Fault) -> None:
-    """All workers of the attempt that was disturbed are gone."""
-    begin = time.monotonic()
-    workers = {pid for pid, rank in old.items() if rank is not None}
-    if not training.wait_until(lambda: not workers & set(training.processes()), HANG_SECONDS):
-        left = workers & set(training.processes())
-        fault.left += len(left)
-        fault.wrong.append(f"{len(left)} workers did not end within {HANG_SECONDS:g} s")
-    fault.noticed_s = time.monotonic() - begin
-
-
-def _all_end(training: Training, fault: Fault) -> None:
-    begin = time.monotonic()
-    if not training.wait_for_end(HANG_SECONDS):
-        left = training.end()
-        fault.left += len(left)
-        fault.wrong.append(f"{len(left)} processes did not end within {HANG_SECONDS:g} s")
-    fault.noticed_s = time.monotonic() - begin
-
-
-def _resumed_or_ended(training: Training, fault: Fault) -> None:
-    """After a fault that torchrun answers: a new attempt by itself, or its end."""
-
-    def new_attempt() -> bool:
-        return any(rank is not None for rank in training.processes().values())
-
-    if not training.wait_until(lambda: not training.is_running or new_attempt(), HANG_SECONDS):
-        fault.wrong.append("neither restarted nor ended")
-    if training.is_running:
-        fault.resumed = "by itself"
-        training.lines.append("--- restarted by the launcher")
-    else:
-        fault.resumed = "by repeating"
-        if not training.wait_for_end(HANG_SECONDS):
-            fault.left += len(training.end())
-
-
-def _goes_on(training: Training, fault: Fault) -> None:
-    """The training comes one epoch further, or to its end, in the attempt that it is in."""
-    since = len(training.lines)
-    fault.resumed = "went on"
-    if not training.wait_for_line(r"^epoch |^done: ", since, HANG_SECONDS):
-        output = training.output(since)
-        if training.is_running or any(training.exit_codes):
-            fault.wrong.append(f"it did not go on: {output[-400:]}")
-
-
-def is_said(training: Training, since: int, pattern: str, fault: Fault, or_the_launcher: int | None = None) -> None:
-    """Whether a line names the cause.
-
-    or_the_launcher: the rank that the launcher's own report may name instead: torchrun's at the start, when the workers do
-    not know of each other yet, and Ray's, which ends the workers that are left before they can say anything.
-    """
-    lines = training.lines[since:]
-    fault.named = any(re.search(pattern, line) for line in lines)
-    if not fault.named and or_the_launcher is not None and (fault.moment == AT_START or training.ray is not None):
-        reports = (
-            rf"rank *: {or_the_launcher} |local_rank: {or_the_launcher} |^.?\[Rank {or_the_launcher} Error Snippet"
-        )
-        fault.named = any(re.search(reports, line) for line in lines)
-    if not fault.named:
-        fault.wrong.append(f"the cause was not named: {training.output(since)[-600:]}")
-
-
-def is_no_preemption(training: Training, since: int, fault: Fault) -> None:
-    if any("preempted" in line for line in training.lines[since:]):
-        fault.wrong.append(f"a loss was taken for a preemption: {training.output(since)[-600:]}")
 
 
 def set_link(training: Training, host: int, state: str) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.faults.kinds import DOING, Fault, is_no_preemption, is_said, names_worker, set_link
+from benchmarks.faults.fault import DOING, Fault, is_no_preemption, is_said, names_worker
+from benchmarks.faults.kinds import set_link
 from benchmarks.faults.trainings import HANG_SECONDS, Training
 
 RECIPE = Path(__file__).parents[2] / "launch" / "README.md"

@@ -27,7 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.faults.kinds import KINDS, ON_HOSTS, ON_RAY, ON_SMALL_DISK, Fault, inject, mounted
+from benchmarks.faults.fault import Fault
+from benchmarks.faults.kinds import KINDS, ON_HOSTS, ON_RAY, ON_SMALL_DISK, inject, mounted
 from benchmarks.faults.ray_head import RayHead, ray_head
 from benchmarks.faults.trainings import HANG_SECONDS, LINK_TIMEOUT, Training, differences
 from benchmarks.links.hosts import make_hosts

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.faults import kinds
-from benchmarks.faults.kinds import Fault
+from benchmarks.faults.fault import Fault
 from benchmarks.faults.trainings import HANG_SECONDS, Training, config_of, differences
 from benchmarks.links.hosts import make_hosts
 from pipeflow import train

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.kinds import Fault
+from benchmarks.faults.fault import Fault
 from benchmarks.faults.node_faults import KINDS, TrainingOnNodes
 from benchmarks.faults.trainings import HANG_SECONDS, config_of, differences
 from benchmarks.links.hosts import make_hosts

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.machine import describe_machine
-from benchmarks.plan.run import EPOCH, check, check_table, median_of, small_plan
+from benchmarks.plan.check import EPOCH, check, check_table, median_of, small_plan
 from pipeflow.plan.predict.machines import Machines
 from pipeflow.plan.predict.predictor import Predictor
 
