@@ -58,7 +58,7 @@ def _rows_end_to_end(trained: Collection[str]) -> list[str]:
 
 def table(lines: Sequence[Line], measured: Mapping[str, dict], equal: Mapping[str, int], settings: Settings) -> str:
     """results.md."""
-    total = sum(settings.epochs)
+    total = settings.num_epochs
     answers = verdicts(measured, equal, total)
     text = [*_head(measured, settings), "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
     text += [_line(line, measured, equal, settings) for line in lines]
@@ -74,7 +74,6 @@ def table(lines: Sequence[Line], measured: Mapping[str, dict], equal: Mapping[st
 
 
 def _head(measured: Mapping[str, dict], settings: Settings) -> list[str]:
-    local, whole = settings.epochs
     machines = dict.fromkeys(
         f"{in_words(line['machine'])}, {line['threads']} thread{'s' * (line['threads'] > 1)}"
         for line in measured.values()
@@ -86,8 +85,8 @@ def _head(measured: Mapping[str, dict], settings: Settings) -> list[str]:
         "",
         f"`{command(settings)}`, on {'; '.join(machines) or 'no machine yet'}. One process holds all parts.",
         "",
-        f"Size: {SIZES[settings.size].title}. {local} local and {whole} end-to-end epochs ({sum(settings.epochs)} end to "
-        f"end), scale {settings.scale:g} of the published 60 + 30. Chosen for all rows (choose.md): "
+        f"Size: {SIZES[settings.size].title}. {settings.num_epochs} epochs, scale {settings.scale:g} of the published 60 "
+        f"local and 30 end-to-end ones. Chosen for all rows (choose.md): "
         f"{chosen}. Set for all rows besides: {set_for_all}.",
     ]
 
@@ -112,7 +111,7 @@ def _notes(measured: Mapping[str, dict]) -> list[str]:
 
 
 def _line(line: Line, measured: Mapping[str, dict], equal: Mapping[str, int], settings: Settings) -> str:
-    row, total = line.row, sum(settings.epochs)
+    row, total = line.row, settings.num_epochs
     published = [_number(None if line.is_control else row.bits_per_dim, ".2f"), "-"]
     if row.minutes and row.rival:
         published[1] = f"{row.minutes / ROWS[row.rival].minutes:.2f}"
@@ -138,7 +137,7 @@ def _line(line: Line, measured: Mapping[str, dict], equal: Mapping[str, int], se
 
 
 def _schedule(line: Line, settings: Settings) -> str:
-    local, whole = settings.epochs
+    local, whole = settings.epochs(line.row)
     return f"{local} {line.row.mode} + {whole} end to end" if line.row.rival else f"{line.epochs} end to end"
 
 

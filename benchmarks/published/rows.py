@@ -31,9 +31,9 @@ CHOSEN = {
 """Choices that the source leaves open, the same for all rows: see choose.md. Its times give the length of a turn."""
 
 OWNED = (
-    "run.dir", "run.resume", "run.device", "parts.split", "parts.num", "parts.balance", "schedule.mode",
-    "schedule.local_epochs", "schedule.finetune_epochs", "optim.lr", "optim.part_lr", "optim.decay", "finetune.lr",
-    "finetune.parallel",
+    "run.dir", "run.resume", "run.device", "parts.split", "parts.num", "parts.balance", "parts.head", "parts.head_depth",
+    "schedule.mode", "schedule.local_epochs", "schedule.finetune_epochs", "optim.lr", "optim.part_lr", "optim.decay",
+    "finetune.lr", "finetune.parallel",
 )  # fmt: skip
 """Options that a row sets, or without which rows would not compare: not to be set for all of them."""
 
@@ -50,6 +50,9 @@ class Row:
     mode: str
     split: str
     num_parts: int
+    head: str = "gaussian"
+    end_to_end: float = CYCLE[1] / sum(CYCLE)
+    """Share of the epochs of a row by parts that are end to end, at its end."""
     rival: str | None = None
     """The row end to end that it is compared with; None: it is one itself."""
     bits_per_dim: float | None = None
@@ -102,6 +105,14 @@ ROWS = {
         Row(
             name="concurrent_across3", title="the cuts of across3", config="across3_lr1e-5", lr=1e-5,
             mode="concurrent", split="across", num_parts=3, rival="glow_lr1e-5",
+        ),
+        Row(
+            name="linear_across2", title="the cut of across2, linear heads", config="across2_lr1e-4", lr=1e-4,
+            mode="concurrent", split="across", num_parts=2, head="autoregressive", end_to_end=0.1, rival="glow_lr1e-4",
+        ),
+        Row(
+            name="linear_across3", title="the cuts of across3, linear heads", config="across3_lr1e-5", lr=1e-5,
+            mode="concurrent", split="across", num_parts=3, head="autoregressive", end_to_end=0.1, rival="glow_lr1e-5",
         ),
     )
 }  # fmt: skip
@@ -166,10 +177,14 @@ class Settings:
         return self.size if self.scale == 1 else f"{self.size}_scale{self.scale:g}"
 
     @property
-    def epochs(self) -> tuple[int, int]:
-        """Local and end-to-end epochs of every row."""
-        cycles = max(1, round(self.scale * NUM_CYCLES))
-        return cycles * CYCLE[0], cycles * CYCLE[1]
+    def num_epochs(self) -> int:
+        """Epochs of every row: whole cycles."""
+        return sum(CYCLE) * max(1, round(self.scale * NUM_CYCLES))
+
+    def epochs(self, row: Row) -> tuple[int, int]:
+        """Local epochs of a row, and end-to-end ones behind them."""
+        whole = self.num_epochs if row.rival is None else max(1, round(row.end_to_end * self.num_epochs))
+        return self.num_epochs - whole, whole
 
     def to_json(self) -> dict:
         """The settings that must agree for two measurements to stand in one table."""
@@ -181,9 +196,9 @@ class Settings:
 
     def options(self, row: Row, epochs: int | None = None) -> dict[str, str]:
         """Options over the row's configuration file. epochs: where a row end to end stops; None: at its end."""
-        local, whole = self.epochs
-        if row.rival is None:
-            local, whole = 0, epochs or local + whole
+        local, whole = self.epochs(row)
+        if row.rival is None and epochs is not None:
+            whole = epochs
         return {
             **CHOSEN,
             **SIZES[self.size].options,
@@ -191,6 +206,7 @@ class Settings:
             "optim.lr": f"{self.lr(row):g}",
             "parts.split": row.split,
             "parts.num": str(row.num_parts),
+            "parts.head": row.head,
             "schedule.mode": row.mode,
             "schedule.local_epochs": str(local),
             "schedule.finetune_epochs": str(whole),
@@ -246,12 +262,12 @@ class Line:
 def table_lines(settings: Settings, equal: Mapping[str, int]) -> list[Line]:
     """All lines in the order of the table. equal: of `equal_epochs`."""
     lines = []
-    total = sum(settings.epochs)
+    total, cycle_end = settings.num_epochs, settings.num_epochs * CYCLE[1] // sum(CYCLE)
     for row in ROWS.values():
         lines.append(Line(name=row.name, title=row.title, row=row, epochs=total))
         if row.rival is not None:
             continue
-        stops = {settings.epochs[1]: "the last epochs of a by-parts row alone"}
+        stops = {cycle_end: "the last epochs of a by-parts row alone"}
         for epochs in sorted(epochs for other, epochs in equal.items() if ROWS[other].rival == row.name):
             same = [other for other, theirs in equal.items() if theirs == epochs and ROWS[other].rival == row.name]
             if epochs < total:
