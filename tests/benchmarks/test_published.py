@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 EQUAL = {
     "across2_lr1e-4": 64, "concurrent_balanced3": 90, "across3_lr1e-5": 58, "alternate_balanced3": 57,
-    "concurrent_across2": 90, "sequential_across3": 58, "alternate_blocks3": 61, "concurrent_across3": 90, "linear_across2": 90, "linear_across3": 90,
+    "concurrent_across2": 90, "sequential_across3": 58, "alternate_blocks3": 61, "concurrent_across3": 90,
+    "linear_across2": 90, "linear_across3": 90,
 }  # fmt: skip
 TINY = {
     "data.name": "dead_leaves", "data.num_train": "96", "data.num_test": "40", "model.num_steps": "2",
