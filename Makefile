@@ -20,9 +20,10 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfi
 test: $(VENV)/.tests
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-# The rest: faults of every kind, Ray's loss of a node, several machines, the benchmarks' own tests.
+# The rest: faults of every kind, Ray's loss of a node, several machines, the benchmarks' own tests. In their own order,
+# which has the longest first: those with few tests would come last, one process with minutes to go and the others idle.
 test-slow: $(VENV)/.tests
-	$(PYTEST) -m slow --timeout=600 $(ARGS)
+	$(PYTEST) -m slow --no-loadscope-reorder --timeout=600 $(ARGS)
 
 # The tests with the lowest versions that pyproject.toml allows, in an environment of their own (about 5 GB).
 test-lowest: $(VENV)-lowest/.installed

@@ -117,6 +117,9 @@ def _agent(
     for end in (1, 2):
         os.dup2(output.fileno(), end)
     output.close()
+    # Where another test has started the server first, it may have imported these, and remember its own parent.
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeflow", "benchmarks")]:
+        del sys.modules[name]
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

@@ -50,8 +50,11 @@ class Runs:
         self._results, self._options = results, options
         self._overrides = {"data.name": "images", "data.path": options.data} if options.data else {}
         machine, first = describe_machine(), results.values["machine"]
-        self._machine = machine["gpu"] if options.device == "cuda" else machine["cpu"]
-        self._results.values.setdefault("machines", {first["cpu"]: first}).setdefault(self._machine, machine)
+        machines = self._results.values.setdefault("machines", {first["cpu"]: first})
+        self._machine, sets = machine["gpu" if options.device == "cuda" else "cpu"], machine["instruction_sets"]
+        if machines.setdefault(self._machine, machine)["instruction_sets"] != sets:  # another one of the same name
+            self._machine = f"{self._machine} ({sets})"
+            machines.setdefault(self._machine, machine)
 
     def found(self, arm: str, rate: float, seed: int) -> dict[str, Any] | None:
         """What is known of a run."""

@@ -15,7 +15,7 @@ from tests.small_runs import assert_same_tensors, errors_in, finish, learned, op
 
 LONG = {"mode": "concurrent", "local_epochs": 400, "finetune_epochs": 400}
 QUIET = {"heartbeat_timeout_s": 3}
-"""Less is not enough on a busy machine: a process that got no core for a second counts as silent for it."""
+"""Longer than a busy machine makes a process wait for a core."""
 
 
 def launch_long(launch, folder, **sections) -> Launch:
