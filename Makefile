@@ -20,8 +20,8 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfi
 test: $(VENV)/.tests
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-# The rest: faults of every kind, Ray's loss of a node, several machines, the benchmarks' own tests. In their own order,
-# which has the longest first: those with few tests would come last, one process with minutes to go and the others idle.
+# The rest: faults of every kind, Ray's loss of a node, several machines, the benchmarks' own tests. Files keep
+# their order: sorted by their numbers of tests, long ones with few tests came last, and the other processes were idle.
 test-slow: $(VENV)/.tests
 	$(PYTEST) -m slow --no-loadscope-reorder --timeout=600 $(ARGS)
 

@@ -58,6 +58,7 @@ def workers_end(training: Training, old: dict[int, int | None], fault: Fault) ->
 
 
 def all_end(training: Training, fault: Fault) -> None:
+    """All processes of the run are gone, launchers too."""
     begin = time.monotonic()
     if not training.wait_for_end(HANG_SECONDS):
         left = training.end()

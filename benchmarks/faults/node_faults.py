@@ -17,7 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.faults.fault import DOING, Fault, is_no_preemption, is_said, names_worker
+from benchmarks.faults.fault import (
+    DOING,
+    Fault,
+    all_end,
+    came_to_its_end,
+    is_no_preemption,
+    is_said,
+    names_worker,
+    workers_end,
+)
 from benchmarks.faults.kinds import set_link
 from benchmarks.faults.trainings import HANG_SECONDS, Training
 
@@ -173,12 +182,8 @@ def kill_endpoint(training: TrainingOnNodes, dice: random.Random, fault: Fault) 
     if rank is None:
         fault.kind = ""
         return
-    begin = time.monotonic()
     _kill(training.processes_on(0))
-    if not training.wait_for_end(HANG_SECONDS):
-        fault.left = len(training.end())
-        fault.wrong.append(f"{fault.left} processes did not end within {HANG_SECONDS:g} s")
-    fault.noticed_s = time.monotonic() - begin
+    all_end(training, fault)
     is_said(training, since, names_worker(rank), fault)
     is_no_preemption(training, since, fault)
     fault.resumed = "by repeating"
@@ -200,7 +205,7 @@ def inject(kind: str, training: TrainingOnNodes, dice: random.Random) -> Fault |
     if not training.wait_for_line(r"^epoch", since, RETURN_SECONDS):
         return None
     time.sleep(dice.uniform(0, 6))
-    if not training.is_running or _is_done(training, since):
+    if not training.is_running or came_to_its_end(training, since):
         return None
     KINDS[kind](training, dice, fault)
     return fault if fault.kind else None
@@ -214,14 +219,8 @@ def _kill(processes: "list[int] | dict[int, int | None]") -> None:
 
 def _attempt_ends(training: TrainingOnNodes, old: dict[int, int | None], since: int, fault: Fault) -> None:
     """All workers of the attempt that was disturbed are gone. The fault has no kind where they were done before it."""
-    begin = time.monotonic()
-    workers = {pid for pid, rank in old.items() if rank is not None}
-    if not training.wait_until(lambda: not workers & set(training.processes()), HANG_SECONDS):
-        left = workers & set(training.processes())
-        fault.left += len(left)
-        fault.wrong.append(f"{len(left)} workers did not end within {HANG_SECONDS:g} s")
-    fault.noticed_s = time.monotonic() - begin
-    if _is_done(training, since):
+    workers_end(training, old, fault)
+    if came_to_its_end(training, since):
         fault.kind = ""
 
 
@@ -245,7 +244,3 @@ def _goes_on(training: TrainingOnNodes, since: int, fault: Fault) -> None:
     training.lines.append(
         f"--- restarted by the launchers, {[training.rank_on(host) for host in range(training.workers)]}"
     )
-
-
-def _is_done(training: TrainingOnNodes, since: int) -> bool:
-    return any("done: test" in line for line in training.lines[since:])

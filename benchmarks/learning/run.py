@@ -167,6 +167,9 @@ def main(words: Sequence[str] | None = None) -> int:
     settings = {"options": document["options"], "data": bool(options.data)}
     try:
         studies = read_studies(document)
+        if unknown := {*(options.studies or ())} - {study.name for study in studies}:
+            known = ", ".join(study.name for study in studies)
+            raise ValueError(f"--studies {' '.join(sorted(unknown))}: {options.file} has no such study; it has {known}")
         results = ResultsFile(options.out / "results.json", command, settings, ["runs"])
         for study in studies:
             if options.studies is None or study.name in options.studies:

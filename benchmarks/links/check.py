@@ -1,7 +1,9 @@
 """Rate and round trip of the links between hosts, held against what was asked for.
 
-python -m benchmarks.links.check            # links of several rates
-python -m benchmarks.links.check --clean    # removes what a run that was killed has left behind
+    python -m benchmarks.links.check            # links of several rates
+    python -m benchmarks.links.check --clean    # removes what a run that was killed has left behind
+
+Linux and root only.
 """
 
 import argparse
@@ -103,11 +105,17 @@ def check_links(rate: float | None, delay: float, seconds: float = 2.0) -> dict:
     }
 
 
+def mbit(text: str) -> float | None:
+    """A rate of the command line; None for links without a limit."""
+    return None if text == "none" else float(text)
+
+
 def main() -> int:
     """The check, or the cleaning."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clean", action="store_true", help="remove what killed runs have left behind")
-    parser.add_argument("--rates", nargs="+", default=["none", "1000", "100", "20", "5"], help="Mbit/s, or none")
+    rates = (None, 1000.0, 100.0, 20.0, 5.0)
+    parser.add_argument("--rates", nargs="+", type=mbit, default=rates, metavar="RATE", help="Mbit/s, or none")
     parser.add_argument("--delays", nargs="+", type=float, default=[0.0], help="milliseconds one way")
     arguments = parser.parse_args()
     try:
@@ -116,7 +124,7 @@ def main() -> int:
             return 0
         for rate in arguments.rates:
             for delay in arguments.delays:
-                print(link_in_words(check_links(None if rate == "none" else float(rate), delay)), flush=True)
+                print(link_in_words(check_links(rate, delay)), flush=True)
     except HostsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ from pipeflow.plan.predict.predictor import Predictor
 
 HERE = Path(__file__).parent
 BATCH_SIZE = 64
+"""Images in a batch, of what is measured and of the tables of many workers."""
 EPOCH = 4992
 PROBES = {False: "machines_workers.yaml", True: "machines_one_worker.yaml"}
 NAMES = {

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from benchmarks.machine import command_line, describe_machine
-from benchmarks.plan.check import PROBES, check, check_table, measure, median_of, take_probes
+from benchmarks.plan.check import BATCH_SIZE, PROBES, check, check_table, measure, median_of, take_probes
 from pipeflow.config import Config
 from pipeflow.plan import Images, make_plan
 from pipeflow.plan.plan import Plan
@@ -48,7 +48,6 @@ FLOWS = {
     "6 x 48 steps, 256x256": {"num_blocks": 6, "num_steps": 48, "size": 256},
 }
 NUM_IMAGES = 50_000
-BATCH_SIZE = 64
 
 
 # ------------------------------------------------------------------------------------------------------ many workers

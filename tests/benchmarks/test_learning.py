@@ -70,6 +70,11 @@ def test_a_run_that_fails_of_itself_ends_the_study_and_counts_for_no_rate(tmp_pa
     assert not (tmp_path / "results.json").exists()
 
 
+def test_a_study_that_there_is_not_is_an_error(tmp_path, capsys):
+    assert main(["--studies", "heads", "haeds", "--out", str(tmp_path)]) == 1
+    assert "--studies haeds: " in (said := capsys.readouterr().err) and "heads, turns" in said
+
+
 def test_a_device_that_is_not_there_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["--device", "cuda", "--out", str(tmp_path)]) == 1
