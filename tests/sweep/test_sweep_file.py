@@ -84,6 +84,12 @@ def test_a_configuration_whose_section_is_none_is_named(tmp_path, sweep_of):
         sweep_of(config="base.yaml", grid={"optim.lr": [1e-3]})
 
 
+def test_an_option_that_the_configuration_should_not_have_is_not_blamed_on_the_sweep(tmp_path, sweep_of):
+    (tmp_path / "base.yaml").write_text("optim: {rate: 3}\n")
+    with pytest.raises(ConfigError, match="rates.yaml: arms.a: config base.yaml: unknown option 'optim.rate'"):
+        sweep_of(arms={"a": {"config": "base.yaml"}})
+
+
 def test_names_keep_their_section_where_two_would_be_alike(sweep_of):
     names = {
         run.name for run in sweep_of(grid={"link.dtype": ["int8"], "finetune.lr": [1.0], "optim.lr": [0.1, 0.2]}).runs
@@ -98,6 +104,36 @@ def test_a_list_of_names_is_one_value(sweep_of):
     assert sweep.runs[1].name == "split=blocks.0.steps.1,blocks.1.steps.1-seed=0"
 
 
+def test_values_are_those_of_the_configuration(sweep_of):
+    """1e-3 is text to YAML."""
+    sweep = sweep_of(grid={"optim.lr": ["1e-3", 2]}, arms={"a": {"options": {"optim.part_lr": "1e-3,2e-3,3e-3"}}})
+    assert [run.name for run in sweep.runs] == ["a-lr=0.001-seed=0", "a-lr=2.0-seed=0"]
+    assert sweep.runs[0].options == {"optim.part_lr": [1e-3, 2e-3, 3e-3], "optim.lr": 1e-3, "run.seed": 0}
+
+
+def test_without_seeds_the_configurations_own_stays(tmp_path, sweep_of):
+    (tmp_path / "base.yaml").write_text("run: {seed: 7}\n")
+    (run,) = sweep_of(config="base.yaml").runs
+    assert (run.name, run.options, run.config.run.seed) == ("seed=7", {"run.seed": 7}, 7)
+
+
+def test_names_keep_the_letters_of_all_scripts(sweep_of):
+    assert [run.name for run in sweep_of(arms={"größe": None, "grüße": None, "ηλ/1": None}).runs] == [
+        "größe-seed=0",
+        "grüße-seed=0",
+        "ηλ_1-seed=0",
+    ]
+
+
+def test_a_long_name_is_shortened_to_what_a_disk_takes(sweep_of):
+    cuts = [f"blocks.{block}.steps.{step}" for block in range(3) for step in range(1, 32)]
+    keys = {"grid": {"parts.split": [cuts, cuts[:-1]]}, "seeds": [0, 1], "arms": {"ä" * 90: None}}
+    names = [run.name for run in sweep_of(**keys).runs]
+    assert len(set(names)) == 4 and all(len(name.encode()) < 240 for name in names)
+    assert names[0].startswith("ä" * 90) and names[0].endswith("-seed=0")
+    assert names == [run.name for run in sweep_of(**keys).runs]
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [
@@ -106,7 +142,9 @@ def test_a_list_of_names_is_one_value(sweep_of):
         ({"grid": {"optim.lr": 1e-3}}, "grid: optim.lr: expected a list of values, got 0.001"),
         ({"grid": {"optim.lr": []}}, "grid: optim.lr: expected a list of values"),
         ({"grid": {"optim.lr": [1e-3, -1]}}, "lr=-1-seed=0: optim.lr"),
-        ({"grid": {"optim.lr": [1e-3, 1e-3]}}, "two runs are called 'lr=0.001-seed=0'"),
+        ({"grid": {"optim.lr": ["1e-3", 1e-3]}}, "two runs are called 'lr=0.001-seed=0': a value stands twice"),
+        ({"arms": {"a b": {}, "a_b": {}}}, "two runs are called 'a_b-seed=0': names of folders leave out what tells"),
+        ({"arms": {}}, "arms: has none: name one, such as arms: {plain: {}}, or leave arms out"),
         ({"options": {"run.dir": "here"}}, "run.dir is the sweep's own: set out instead"),
         ({"options": {"run.seed": 1}}, "run.seed is the sweep's own: set seeds instead"),
         ({"options": ["optim.lr"]}, "options: expected names with values"),
