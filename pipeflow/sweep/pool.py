@@ -39,8 +39,10 @@ def room_for(workers: int, most: int, jobs: int | None = None, gpus: int = 0) ->
     count = max(1, min(most, jobs or (gpus or cores) // workers))
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (count * workers))))
     environments = [{"OMP_NUM_THREADS": threads} for _ in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers as nvidia-smi has them, or names of GPUs or their parts
+    names = [str(gpu) for gpu in range(gpus)] if visible is None else [each.strip() for each in visible.split(",")]
     for place, environment in enumerate(environments if gpus else []):
-        of_its_own = [str((place * workers + worker) % gpus) for worker in range(min(workers, gpus))]
+        of_its_own = [names[(place * workers + worker) % gpus] for worker in range(min(workers, gpus))]
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(of_its_own)
     return environments
 

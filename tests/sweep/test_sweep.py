@@ -119,8 +119,17 @@ def _commands() -> Iterator[bytes]:
 )
 def test_a_run_has_gpus_of_its_own(monkeypatch, workers, most, jobs, gpus, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     room = room_for(workers, most, jobs, gpus)
     assert room == [{"OMP_NUM_THREADS": "1", **each} for each in expected]
+
+
+@pytest.mark.parametrize("visible", ["2,3", "GPU-5a, MIG-7b/1/0"])
+def test_gpus_are_taken_from_those_that_the_user_chose(monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    first, second = visible.replace(" ", "").split(",")
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in room_for(1, 9, gpus=2)] == [first, second]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in room_for(2, 9, gpus=2)] == [f"{first},{second}"]
 
 
 def test_without_gpus_cores_are_shared_out(monkeypatch):
