@@ -27,7 +27,7 @@ from benchmarks.machine import command_line, describe_machine
 from benchmarks.results_file import ResultsFile
 from pipeflow.data.sources import load_data
 from pipeflow.errors import PipeflowError
-from pipeflow.rundir.reading import read_config
+from pipeflow.rundir.reading import read_config, read_run
 from pipeflow.sweep.command import sweep
 
 HERE = Path(__file__).parent
@@ -87,7 +87,8 @@ class Runs:
 
     def _keep(self, key: str, entry: Mapping[str, Any]) -> None:
         if entry.get("ended"):
-            run = {name: entry[name] for name in KEPT}
+            summary = read_run(self._options.runs / entry["name"]).summary.to_json()
+            run = {name: summary[name] for name in KEPT}
             self._results.add("runs", key, {**run, "folder": entry["name"], "machine": self._machine})
         elif DIVERGED in entry.get("error", ""):
             self._results.add("runs", key, {"error": entry["error"]})

@@ -1,17 +1,20 @@
 """`pipeflow sweep FILE.yaml`: runs what is missing, and compares what there is."""
 
-import json
-import os
+import contextlib
+import dataclasses
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipeflow.config import Config
 from pipeflow.errors import CheckpointError
 from pipeflow.output import say
-from pipeflow.rundir.reading import read_config, read_run
+from pipeflow.rundir.reading import read_config, read_summary
+from pipeflow.rundir.records import Summary
+from pipeflow.rundir.typed_json import dumps
 from pipeflow.sweep.pool import Job, Pool, python, room_for
 from pipeflow.sweep.runs import Sweep, SweepRun, read_sweep
 from pipeflow.units import count_text
@@ -33,7 +36,8 @@ def sweep(
     Returns the errors of the runs that failed, by name. Raises ConfigError for a file that cannot be read.
     """
     todo = read_sweep(path, overrides, out)
-    missing = [run for run in todo.runs if not _has_ended(run)]
+    summaries = _summaries(todo.runs)
+    missing = [run for run in todo.runs if run.name not in summaries]
     room = room_for(todo.workers, max(1, len(missing)), jobs, _gpus(todo))
     said = f"{count_text(len(todo.runs), 'run')} in {todo.out}: {len(todo.runs) - len(missing)} there"
     print(f"{said}, {len(room)} at a time" if missing else said, flush=True)
@@ -41,22 +45,26 @@ def sweep(
 
     def ended(job: Job, error: str | None) -> None:
         if error is None:
+            try:
+                summaries[job.name] = _summary(job, todo)
+            except (CheckpointError, OSError) as unreadable:
+                error = str(unreadable)
+        if error is None:
             print(f"{job.name}: done", flush=True)
         else:
             say(f"{job.name}: {error}")
             errors[job.name] = error
-        _save(todo, errors)
+        _save(todo, summaries, errors)
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        Pool(room).run([_job(run, todo) for run in missing], ended)
-    except KeyboardInterrupt:
-        say("stopped: runs that had begun are saved, and the same command resumes them")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        _save(todo, errors)
-    there = [todo.out / run.name for run in todo.runs if _has_ended(run)]
+    with stoppable():
+        try:
+            Pool(room).run([_job(run, todo) for run in missing], ended)
+        except KeyboardInterrupt:
+            say("stopped: runs that had begun are saved, and the same command resumes them")
+            raise
+        finally:
+            _save(todo, {**_summaries(missing), **summaries}, errors)
+    there = [todo.out / run.name for run in todo.runs if run.name in summaries]
     if there:
         from pipeflow.report.command import report  # matplotlib takes a second, and a sweep may have nothing to show
 
@@ -65,13 +73,51 @@ def sweep(
     return errors
 
 
-def _has_ended(run: SweepRun) -> bool:
-    """Whether its folder has the results of this very configuration."""
-    folder = Path(run.config.run.dir)
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, unless the process ignores them (nohup).
+
+    Only the first: a terminal that is closed sends two, and the second must not interrupt what the first began.
+    """
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+
+    def stop(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, lambda *_: None)  # not SIG_IGN, which a run that starts at this moment would inherit
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        return (folder / "summary.json").exists() and read_config(folder) == run.config
-    except CheckpointError:
-        return False  # the run itself says what is the matter with its folder
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summaries(runs: Sequence[SweepRun]) -> dict[str, Summary]:
+    """The results of those whose folder has results of this very configuration, by name."""
+    found = {}
+    for run in runs:
+        # The run itself says what is the matter with a folder that cannot be read.
+        with contextlib.suppress(CheckpointError, OSError):
+            summary = read_summary(run.config.run.dir)
+            if summary is not None and _is_same(run, read_config(run.config.run.dir)):
+                found[run.name] = summary
+    return found
+
+
+def _is_same(run: SweepRun, config: Config) -> bool:
+    """Whether the configuration is the run's, however its folder's path was written."""
+    place = dataclasses.replace(config.run, dir=run.config.run.dir)
+    return dataclasses.replace(config, run=place) == run.config
+
+
+def _summary(job: Job, todo: Sweep) -> Summary:
+    """The results of a run whose process ended without an error. Raises CheckpointError where there are none."""
+    summary = read_summary(todo.out / job.name)
+    if summary is None:
+        raise CheckpointError(f"its process ended with exit code 0 before the run had ended, see {job.log}")
+    return summary
 
 
 def _gpus(todo: Sweep) -> int:
@@ -86,9 +132,7 @@ def _job(run: SweepRun, todo: Sweep) -> Job:
     """The command of a run. Its configuration is a file beside its folder, so that anyone can give the command again."""
     file = todo.out / f"{run.name}.yaml"
     todo.out.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(run.config.to_dict()))
-    os.replace(partial, file)
+    _write(file, yaml.safe_dump(run.config.to_dict()))
     return Job(
         name=run.name,
         command=python("pipeflow.launch", "--config", str(file), workers=todo.workers),
@@ -97,19 +141,26 @@ def _job(run: SweepRun, todo: Sweep) -> Job:
     )
 
 
-def _save(todo: Sweep, errors: Mapping[str, str]) -> None:
+def _save(todo: Sweep, summaries: Mapping[str, Summary], errors: Mapping[str, str]) -> None:
     """Writes sweep.json, with what has come of each run so far."""
     if todo.out.is_dir():
-        results = [_result(run, todo, errors.get(run.name)) for run in todo.runs]
-        (todo.out / "sweep.json").write_text(json.dumps(results, indent=1) + "\n")
+        results = [_result(run, summaries.get(run.name), errors.get(run.name)) for run in todo.runs]
+        _write(todo.out / "sweep.json", dumps(results, indent=1) + "\n")
 
 
-def _result(run: SweepRun, todo: Sweep, error: str | None) -> Mapping[str, Any]:
+def _result(run: SweepRun, summary: Summary | None, error: str | None) -> Mapping[str, Any]:
     """A run's entry in sweep.json."""
-    entry: dict[str, Any] = {"name": run.name, "arm": run.arm, "options": dict(run.options), "ended": _has_ended(run)}
+    ended = summary is not None
+    entry: dict[str, Any] = {"name": run.name, "arm": run.arm, "options": run.options, "ended": ended}
     if error is not None:
         entry["error"] = error
-    if entry["ended"]:
-        summary = read_run(todo.out / run.name).summary.to_json()
-        entry |= {key: value for key, value in summary.items() if key not in ("epochs", "name")}
+    if summary is not None:
+        entry |= {key: value for key, value in summary.to_json().items() if key not in ("epochs", "name")}
     return entry
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that is whole or not there."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from pipeflow.cli import main
+from pipeflow.sweep.command import stoppable
 from pipeflow.sweep.pool import room_for
 from tests.small_runs import SMALL
 
@@ -67,6 +69,41 @@ def test_the_same_again_trains_what_is_missing_alone(swept, capsys):
     assert log.startswith("started: ") and log.count("started: ") == 1
 
 
+def test_runs_that_are_there_are_known_however_their_folder_is_written(swept, monkeypatch, capsys):
+    folder, _, arms = swept
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("good*.log")}
+    monkeypatch.chdir(folder)
+    assert main(["sweep", write(folder, arms={"good": arms["good"]}), "--out", "runs"]) == 0
+    assert "2 runs in runs: 2 there" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert all(each["ended"] and each["test_bpd"] > 0 for each in results(folder).values())
+
+
+def test_numbers_that_are_not_finite_stand_as_in_a_summary(swept, tmp_path):
+    folder, _, arms = swept
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    path = tmp_path / "runs" / "good-lr=0.001-seed=0" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "test_bpd": "nan"}))
+    assert main(["sweep", write(tmp_path, arms={"good": arms["good"]})]) == 0
+    assert "NaN" not in (tmp_path / "runs" / "sweep.json").read_text()
+    assert results(tmp_path)["good-lr=0.001-seed=0"]["test_bpd"] == "nan"
+
+
+def test_a_run_that_has_no_results_is_an_error_and_stops_no_other(swept, tmp_path, monkeypatch):
+    """One summary is damaged, and one run's process ends early with exit code 0."""
+    folder, _, arms = swept
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "good-lr=0.001-seed=0" / "summary.json").write_text("{")
+    (tmp_path / "flow.py").write_text("import os\n\n\ndef ends(config, shape):\n    os._exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    arms = {"early": {"options": {"model.name": "flow:ends"}}, "good": arms["good"]}
+    assert main(["sweep", write(tmp_path, arms=arms)]) == 1
+    early, damaged, good = results(tmp_path).values()
+    assert "ended with exit code 0 before the run had ended" in early["error"] and not early["ended"]
+    assert "summary.json is damaged" in damaged["error"] and not damaged["ended"]
+    assert good["ended"] and "error" not in good
+
+
 def test_other_options_are_not_taken_for_the_same_run(swept, capsys):
     """A run of the same name with other options: its own error says what differs, and its results stay."""
     folder, _, arms = swept
@@ -78,8 +115,30 @@ def test_other_options_are_not_taken_for_the_same_run(swept, capsys):
     assert "model.width" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_is_an_interrupt_and_the_next_one_is_nothing(number):
+    before = signal.getsignal(number)
+    with stoppable():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "runs inherit it"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
-def test_a_stopped_sweep_saves_its_runs_and_goes_on(tmp_path):
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])
+def test_a_stopped_sweep_saves_its_runs_and_goes_on(tmp_path, numbers):
+    """A terminal that is closed sends SIGHUP twice."""
     path = write(
         tmp_path, options={**OPTIONS, "schedule.local_epochs": 400, "eval.every_epochs": 1000}, seeds=[0, 1, 2]
     )
@@ -90,7 +149,8 @@ def test_a_stopped_sweep_saves_its_runs_and_goes_on(tmp_path):
         while not (log.exists() and '"epoch"' in log.read_text()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        for number in numbers:
+            process.send_signal(number)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command resumes them" in err
     found = results(tmp_path)
