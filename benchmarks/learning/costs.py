@@ -1,7 +1,9 @@
 """What an arm would take on several workers, by the planner."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 from pipeflow.config import Config
@@ -9,7 +11,8 @@ from pipeflow.config.command_line import put_over
 from pipeflow.plan import make_plan
 from pipeflow.plan.predict.finetune import QUICKEST
 from pipeflow.plan.predict.machines import Machines
-from pipeflow.plan.predict.prediction import PIPELINES
+from pipeflow.plan.predict.pipelines import MICRO_BATCHES, Wire
+from pipeflow.plan.predict.prediction import PIPELINES, Prediction
 from pipeflow.plan.predict.predictor import Predictor
 
 FLOPS = 40e9
@@ -21,13 +24,12 @@ RATES = {"free links": 1e15, "100 Mbit/s": 1e8}
 def predicted(options: Mapping[str, Any], workers: int) -> dict[str, float]:
     """Seconds of all of an arm's epochs by the name of the links' rate, with nothing else to do for workers and links.
 
-    An arm that trains end to end has those of the quickest system that does: one worker, a pipeline, or data parallelism.
-    One whose last epochs are end to end makes them on one worker, in a pipeline or data-parallel, whichever is quickest.
+    An arm that trains end to end has those of the quickest system that does: one worker, or a pipeline or data
+    parallelism that sends bfloat16. One whose last epochs are end to end makes them on one worker, in a pipeline or
+    data-parallel, whichever is quickest.
     """
-    settings = {
-        **options,
-        "data.num_test": 100,
-    }  # the planner reads no images; how many are evaluated it does not count
+    # The planner reads no images; how many are evaluated it does not count.
+    settings = {**options, "data.num_test": 100}
     return _predicted(Config.from_dict(put_over({}, settings)), workers)
 
 
@@ -36,11 +38,19 @@ def _predicted(config: Config, workers: int) -> dict[str, float]:
     plan, found = make_plan(config), {}
     for name, rate in RATES.items():
         predictor = Predictor(plan, Machines(workers=workers, flops=FLOPS, bandwidth=rate))
-        mode, cuts = config.schedule.mode, predictor.cuts()
-        if mode == "end_to_end":
-            ways = [predictor.end_to_end(), predictor.data_parallel()[0]]
-            ways += [predictor.pipeline(kind, cut) for kind in PIPELINES for cut in cuts if len(cut.parts) == workers]
+        if config.schedule.mode == "end_to_end":
+            found[name] = min(way.run_seconds for way in _end_to_end(predictor, rate))
         else:
-            ways = [predictor.local(mode, cuts[0], finetune=QUICKEST)]
-        found[name] = min(way.run_seconds for way in ways)
+            found[name] = predictor.local(config.schedule.mode, predictor.cuts()[0], finetune=QUICKEST).run_seconds
     return found
+
+
+def _end_to_end(predictor: Predictor, rate: float) -> Iterator[Prediction]:
+    """Every way to train end to end on its workers, in half the bytes of float32."""
+    yield predictor.end_to_end()
+    machines = replace(predictor.machines, reduce_bandwidth=2 * rate)
+    yield Predictor(predictor.plan, machines, shared=predictor).data_parallel()[0]
+    for cut in predictor.cuts():
+        if len(cut.parts) == machines.workers:
+            for kind, num_micro in product(PIPELINES, MICRO_BATCHES):
+                yield predictor.pipeline_at(kind, cut, num_micro, Wire(latents="bfloat16", gradients="bfloat16"))

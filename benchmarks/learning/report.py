@@ -21,10 +21,12 @@ def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Seq
         f"`{values['command']}` on {'; '.join(in_words(each) for each in machines)}; one process a run, one thread.",
         "",
         "Bits/dim of all test images: mean over seeds, with the standard error where there are several; each arm at its "
-        "best rate. Exits are after each part, under its head. Multiply-adds are of training, heads included; the heads' "
-        "share is of a forward. MB = 1e6 bytes of latents, as if each part had a worker. Seconds are the planner's, with a "
+        "best rate of those tried, by the first seed and the same images. Exits are after each part, under its head. "
+        "Multiply-adds are of training, heads included; the heads' share is of a forward. MB = 1e6 bytes of float32 "
+        "latents, as if each part had a worker. Seconds are the planner's, with a "
         f"worker for each part of {FLOPS / 1e9:g} GFLOP/s, over those of the system that is quickest there "
-        "to train end to end for as many epochs as the first arm.",
+        "to train end to end for as many epochs as the first arm: one worker, or a pipeline or data parallelism that sends "
+        "latents and gradients in bfloat16.",
     ]
     shown: set[str] = set()
     for study in studies:
@@ -78,8 +80,8 @@ class Row:
     """Multiply-adds of training, the first arm's being 1."""
     head_share: float
     """Share of the heads in a forward's multiply-adds."""
-    forward: float
-    """Bytes of latents, as if each part had a worker."""
+    forward: float | None
+    """Bytes of latents, as if each part had a worker; None end to end, where they depend on the system."""
     seconds: Mapping[str, float]
     """By the planner, of each kind of link, the quickest end-to-end system's of as many epochs as the first arm being 1."""
     machines: Sequence[str]
@@ -89,6 +91,10 @@ class Row:
         num = len(self.bits)
         error = f" ± {stdev(self.bits) / math.sqrt(num):.3f}" if num > 1 else ""
         return f"{mean(self.bits):.3f}{error} ({num}{f', {self.stopped} stopped' * (self.stopped > 0)})"
+
+    def forward_in_words(self) -> str:
+        """Megabytes of latents."""
+        return "-" if self.forward is None else f"{self.forward / 1e6:,.0f}"
 
 
 def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> list[Row]:
@@ -107,7 +113,7 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
         bits, macs = [run["test_bpd"] for run in found], mean(run["train_macs"] for run in found)
         reference = reference or (mean(bits), macs)
         exits = zip(*(run["exit_bpd"] for run in found)) if all(run["exit_bpd"] for run in found) else ()
-        parts = found[0]["parts"]
+        parts, is_by_parts = found[0]["parts"], arm.options.get("schedule.mode") != "end_to_end"
         rows.append(Row(
             arm=arm.name,
             rate=best,
@@ -118,7 +124,7 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
             exits=[mean(each) for each in exits],
             macs=macs / reference[1],
             head_share=sum(part.get("head_macs", 0) for part in parts) / sum(part["forward_macs"] for part in parts),
-            forward=mean(sum(run["bytes"]["forward"]) for run in found),
+            forward=mean(sum(run["bytes"]["forward"]) for run in found) if is_by_parts else None,
             seconds=_seconds(study, arm, len(parts)),
             machines=list(dict.fromkeys(run.get("machine", values["machine"]["cpu"]) for run in found)),
         ))  # fmt: skip
@@ -136,7 +142,7 @@ def _table(rows: Sequence[Row], study: Study) -> Iterator[str]:
         yield (
             f"| {row.arm} | {row.rate:g} ({', '.join(tried)}) | {row.bits_in_words()} | {row.above:+.3f} "
             f"| {', '.join(f'{each:.3f}' for each in row.exits) or '-'} | {row.macs:.2f} | {row.head_share:.0%} "
-            f"| {row.forward / 1e6:,.0f} | {' | '.join(f'{row.seconds[rate]:.2f}' for rate in RATES)} "
+            f"| {row.forward_in_words()} | {' | '.join(f'{row.seconds[rate]:.2f}' for rate in RATES)} "
             f"| {', '.join(row.machines)} |"
         )
     if missing := [arm.name for arm in study.arms if arm.name not in {row.arm for row in rows}]:

@@ -6,7 +6,8 @@
 For each arm of runs.yaml: one seed at every rate, and at rates beyond them until the best is not the first or the last;
 then all seeds at the best. Where an arm has the rate of another, only that. Runs go to RUNS and resume; a rate at which
 training is stopped counts as the worst. Writes results.md and results.json beside this file after each step, and when it
-is stopped (Ctrl-C, SIGTERM), with the runs that have ended by then. The gradients are compared at the end.
+is stopped (Ctrl-C, SIGTERM), with the runs that have ended by then. The gradients are compared at the end. An arm that
+was changed since its runs is an error: take those out of results.json, or choose another --out.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.learning.gradients import cosines
 from benchmarks.learning.report import best_rate, run_key, runs_of, write_report
-from benchmarks.learning.studies import Study, read_studies
+from benchmarks.learning.studies import Study, read_document, read_studies
 from benchmarks.machine import command_line, describe_machine
 from benchmarks.results_file import ResultsFile
 from pipeflow.data.sources import load_data
@@ -48,6 +49,7 @@ class Runs:
         self.study = study
         self.arms = {arm.name: arm for arm in study.arms}
         self._results, self._options = results, options
+        self._check_arms()
         self._overrides = {"data.name": "images", "data.path": options.data} if options.data else {}
         machine, first = describe_machine(), results.values["machine"]
         machines = self._results.values.setdefault("machines", {first["cpu"]: first})
@@ -55,6 +57,19 @@ class Runs:
         if machines.setdefault(self._machine, machine)["instruction_sets"] != sets:  # another one of the same name
             self._machine = f"{self._machine} ({sets})"
             machines.setdefault(self._machine, machine)
+
+    def _check_arms(self) -> None:
+        """Notes what the arms are; ValueError where one is not what its runs were made with."""
+        described = self._results.values.setdefault("arms", {})
+        measured = {key.rsplit(" | ", 2)[0] for key in self._results.values["runs"]}
+        for arm in self.study.arms:
+            before, now = described.get(arm.name), arm.described()
+            if arm.name in measured and before != now:
+                raise ValueError(
+                    f"arm {arm.name!r} was measured with {before}, now it has {now}: choose another --out, or take its "
+                    f"runs out of {self._results.path}"
+                )
+            described[arm.name] = now
 
     def found(self, arm: str, rate: float, seed: int) -> dict[str, Any] | None:
         """What is known of a run."""
@@ -162,16 +177,16 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: torch finds no GPU here.", file=sys.stderr)
         return 1
-    document = yaml.safe_load(options.file.read_text())
-    options.out.mkdir(parents=True, exist_ok=True)
-    command = command_line("benchmarks.learning.run", ["--data", "cifar10.zip"])
-    settings = {"options": document["options"], "data": bool(options.data)}
+    data = Path(options.data).name if options.data else None
+    command = command_line("benchmarks.learning.run", ["--data", data] if data else [])
     try:
+        document = read_document(options.file)
         studies = read_studies(document)
         if unknown := {*(options.studies or ())} - {study.name for study in studies}:
             known = ", ".join(study.name for study in studies)
             raise ValueError(f"--studies {' '.join(sorted(unknown))}: {options.file} has no such study; it has {known}")
-        results = ResultsFile(options.out / "results.json", command, settings, ["runs"])
+        options.out.mkdir(parents=True, exist_ok=True)
+        results = ResultsFile(options.out / "results.json", command, {"data": data}, ["runs"])
         for study in studies:
             if options.studies is None or study.name in options.studies:
                 runs = Runs(study, results, options)
@@ -181,7 +196,9 @@ def main(words: Sequence[str] | None = None) -> int:
                     runs.compare_gradients(document["seeds"][0])
                 finally:
                     write_report(results.values, studies, document["seeds"], options.out)
-    except (PipeflowError, ValueError) as error:
+    except KeyboardInterrupt:
+        return 130  # the sweep has said what is saved
+    except (PipeflowError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

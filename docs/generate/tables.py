@@ -123,7 +123,7 @@ def learning() -> str:
         for row in make_rows(values, study, document["seeds"])
     }
     rows = [
-        [title, found[arm].bits_in_words(), f"{found[arm].macs:.2f}", f"{found[arm].forward / 1e6:,.0f}"]
+        [title, found[arm].bits_in_words(), f"{found[arm].macs:.2f}", found[arm].forward_in_words()]
         + [f"{found[arm].seconds[links]:.2f}" for links in RATES]
         for arm, title in LEARNING.items()
         if arm in found

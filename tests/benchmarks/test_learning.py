@@ -9,6 +9,7 @@ import yaml
 from benchmarks.learning.report import make_rows
 from benchmarks.learning.run import HERE, main, next_rates
 from benchmarks.learning.studies import read_studies
+from benchmarks.machine import describe_machine
 from pipeflow.config import Config
 
 pytestmark = pytest.mark.slow
@@ -73,6 +74,42 @@ def test_a_run_that_fails_of_itself_ends_the_study_and_counts_for_no_rate(tmp_pa
 def test_a_study_that_there_is_not_is_an_error(tmp_path, capsys):
     assert main(["--studies", "heads", "haeds", "--out", str(tmp_path)]) == 1
     assert "--studies haeds: " in (said := capsys.readouterr().err) and "heads, turns" in said
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"rates": ["6e-2"]}, "rates: '6e-2' is none; a rate is written 1.0e-2"),
+        ({"rates": []}, "rates: expected values, got []"),
+        ({"seeds": None}, "seeds: expected values, got None"),
+        ({"studies": {"heads": {"title": "Heads"}}}, "studies: heads has no arms"),
+        ({"arms": {"linear": {"rate_of": "nothing"}}}, "'linear' takes the rate of 'nothing'"),
+    ],
+)
+def test_a_file_that_is_no_study_is_an_error(change, said, tmp_path, capsys):
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**TOY, **change}))
+    assert main(["--file", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "out")]) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path, capsys):
+    assert main(["--file", str(tmp_path / "toy.yaml"), "--out", str(tmp_path)]) == 1
+    assert "toy.yaml: No such file" in capsys.readouterr().err
+
+
+def test_an_arm_that_was_changed_does_not_take_the_old_runs(tmp_path, capsys):
+    parts = [{"head_macs": 0, "forward_macs": 1}]
+    run = {"test_bpd": 4.0, "train_macs": 2, "exit_bpd": None, "bytes": {"forward": [0]}, "parts": parts}
+    arms = {arm.name: arm.described() for study in read_studies(TOY) for arm in study.arms}
+    old = {"command": "", "machine": describe_machine(), "settings": {"data": None}, "arms": arms}
+    (tmp_path / "results.json").write_text(json.dumps({**old, "runs": {"gaussian | 0.01 | 0": run}}))
+    changed = {**TOY, "arms": {**TOY["arms"], "gaussian": {"schedule.local_epochs": 1}}}
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(changed))
+    words = ["--file", str(tmp_path / "toy.yaml"), "--studies", "other", "--out", str(tmp_path)]
+    assert main(words) == 1
+    assert "arm 'gaussian' was measured with" in capsys.readouterr().err
+    assert main([*words, "--data", "others.zip"]) == 1
+    assert "was measured with {'data': None}" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_an_error(tmp_path, monkeypatch, capsys):
