@@ -42,6 +42,10 @@ def check(config: "Config") -> None:
             f"schedule.local_epochs {config.schedule.local_epochs}): set it to 1, and finetune.parallel to ddp, or "
             f"to pipeline."
         )
+    if config.parts.latents == "averaged" and config.optim.ema == 0:
+        raise ConfigError(
+            "parts.latents: averaged, but there are no averaged weights (optim.ema 0): set optim.ema, such as 0.99."
+        )
     _check_pipeline(config)
     _check_share(config, "parts.replicas", config.parts.replicas)
 

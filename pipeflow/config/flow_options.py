@@ -89,6 +89,14 @@ class PartsConfig:
         64, "autoregressive: channels of its hidden layers, if head_depth has any", at_least=1, at_most=16_384
     )
     head_depth: int = option(0, "autoregressive: hidden layers (0: a linear map)", at_least=0, at_most=64)
+    latents: Literal["trained", "averaged"] = option(
+        "trained",
+        "weights that make the latents which a part hands on",
+        {
+            "trained": "those that it trains",
+            "averaged": "their average (optim.ema), for another forward: parts behind learn on what moves less",
+        },
+    )
     replicas: int = option(1, "workers on each part, which share its batches", at_least=1, at_most=16_384)
 
     def __post_init__(self) -> None:

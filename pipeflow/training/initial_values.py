@@ -35,7 +35,7 @@ def before_the_run(
 def before_their_turn(worker: Worker, phase: Phase, trainers: Sequence[PartTrainer]) -> None:
     """Initialises `trainers` on the latents that the parts before them give by now, all workers together."""
     indices = [trainer.part.index for trainer in trainers]
-    worker.initialize(indices, indices, last=max(phase.initialize), epoch=phase.epoch)
+    worker.initialize(indices, indices, max(phase.initialize), phase.epoch, phase.is_averaged)
     for trainer in trainers:
         trainer.start_averages()
 

@@ -47,6 +47,8 @@ class Phase:
     initialize: tuple[int, ...] = ()
     """Parts that train for the first time, behind parts that have trained. They take the initial values of their layers
     anew from the latents that they get by now."""
+    is_averaged: bool = False
+    """Whether parts hand on what their averaged weights make of a batch."""
 
     @property
     def is_local(self) -> bool:
@@ -66,6 +68,10 @@ class Phase:
     def count_training(self, part: int) -> int:
         """Batches of the phase that train this part: its updates."""
         return self._count(lambda turn: part in turn)
+
+    def count_training_in_front(self, part: int) -> int:
+        """Batches that train this part and another one behind it."""
+        return self._count(lambda turn: part in turn and part < max(turn))
 
     def count_running(self, part: int) -> int:
         """Batches on which this part runs at all: the others end before it."""
@@ -152,6 +158,7 @@ class Schedule:
             turns=turns,
             turn_steps=turn_steps,
             offset=offset,
+            is_averaged=mode not in FINETUNE and self.config.parts.latents == "averaged",
             evaluate=last or (epoch + 1) % self.config.eval.every_epochs == 0,
             checkpoint=last or (epoch + 1) % self.config.checkpoint.every_epochs == 0,
         )
@@ -201,9 +208,10 @@ class Schedule:
 
 def training_macs(phase: Phase, parts: Sequence[Part], batch_size: int) -> int:
     """Multiply-adds of a phase's training, with the heads' in a local one: a backward counts as two forwards, a part that
-    only runs as one forward."""
+    only runs as one forward, and the latents of averaged weights as another one of a part that trains."""
     return batch_size * sum(
         part.multiply_adds(phase.is_local) * (phase.count_running(part.index) + 2 * phase.count_training(part.index))
+        + part.multiply_adds() * phase.is_averaged * phase.count_training_in_front(part.index)
         for part in parts
     )
 

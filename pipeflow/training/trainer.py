@@ -71,6 +71,19 @@ class PartTrainer:
         output = self._module(latent, labels)
         return output, self.part.loss(output)
 
+    def hand_on(
+        self, latent: Tensor, labels: Tensor | None = None, output: PartOutput | None = None, is_averaged: bool = False
+    ) -> Tensor:
+        """The latent for the next part, detached.
+
+        output: of the part's trained weights for this latent, where it is known.
+        is_averaged: whether the averaged weights make it, and not the trained ones.
+        """
+        if is_averaged:
+            with self.averaged():
+                output = self.run(latent, labels)
+        return self.part.outgoing(self.run(latent, labels) if output is None else output)
+
     @torch.no_grad()
     def run(self, latent: Tensor, labels: Tensor | None = None) -> PartOutput:
         """Runs the part without gradients: it is frozen in this turn, or is evaluated."""

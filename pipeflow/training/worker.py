@@ -6,6 +6,7 @@ With `memory.micro_batches` all but the update is done for one slice of the batc
 A worker knows its own parts and the links at their ends, nothing of the others: with all parts it is a single GPU.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -85,13 +86,16 @@ class Worker:
         self._last_inputs: dict[PartTrainer, tuple[Tensor, Tensor | None]] = {}
         """Latent and labels of each part's last update."""
 
-    def initialize(self, layers: Collection[int], heads: Collection[int], last: int, epoch: int = 0) -> None:
+    def initialize(
+        self, layers: Collection[int], heads: Collection[int], last: int, epoch: int = 0, is_averaged: bool = False
+    ) -> None:
         """Data-dependent initialisation: one batch goes through the parts, each initialises itself on what arrives.
 
         Args:
             layers, heads: indices of this worker's parts whose layers, and whose heads, are initialised.
             last: index of the last part that gets the batch.
             epoch: the epoch before which this is done, as all workers know it.
+            is_averaged: whether averaged weights make the latents of parts whose layers stay as they are.
         """
         labels = None if self.labels is None else self.labels.initial()
         for trainer in self.trainers:
@@ -102,7 +106,9 @@ class Worker:
                 latent = self.links[part.index - 1].receive(INITIAL, epoch, 0)
             else:
                 latent = self._own_images(INITIAL, epoch, 0)
-            latent = part.initialize(latent, part.index in layers, part.index in heads, labels)
+            stays = is_averaged and part.index not in layers
+            with trainer.averaged() if stays else contextlib.nullcontext():
+                latent = part.initialize(latent, part.index in layers, part.index in heads, labels)
             if part.index < last:
                 self._send_on(part.index, INITIAL, epoch, 0, latent)
 
@@ -211,7 +217,7 @@ class Worker:
                     self._train_part(trainer, latent, labels, phase, step, number, losses)
                     continue
                 with self._timeline.span(COMPUTE, f"part {index} forward {self._position(step, number)}"):
-                    latent = trainer.part.outgoing(trainer.run(latent, labels))
+                    latent = trainer.hand_on(latent, labels, is_averaged=phase.is_averaged)
                 self._send_on(index, TRAINING, phase.epoch, step, latent, number)
 
     def _train_part(
@@ -233,8 +239,10 @@ class Worker:
             shown = loss + part.values.offset if part.index == 0 else loss
             weight = len(latent) / self._micro_batches[-1].stop
             losses.add(str(part.index), step, shown, part.reconstruction_error, weight, is_last)
-        if part.index < max(phase.training(step)):
-            self._send_on(part.index, TRAINING, phase.epoch, step, part.outgoing(output), number)
+            is_in_front = part.index < max(phase.training(step))
+            handed_on = trainer.hand_on(latent, labels, output, phase.is_averaged) if is_in_front else None
+        if handed_on is not None:
+            self._send_on(part.index, TRAINING, phase.epoch, step, handed_on, number)
         if not is_last:
             with self._timeline.span(COMPUTE, f"part {part.index} backward {position}"):
                 trainer.accumulate(loss * weight)

@@ -72,10 +72,11 @@ class IsolatedParts:
             scenario, costs = self._scenario, self._costs(cut.parts, owners, replicas)
             handling, depth = scenario.machines.handling_seconds, scenario.config.link.depth
             num_micro = scenario.micro_batches(scenario.batch_size / replicas)
+            is_averaged = scenario.config.parts.latents == "averaged"
             # A full link is waited for every `depth` batches. Where cores are shared, the filling matters as well.
             period = (2 + (scenario.machines.alone < 1) * len(cut.parts)) * depth
             self._epochs[key] = scenario.epoch(
-                lambda num: local_programs(costs, turn, num, handling, num_micro), depth, period
+                lambda num: local_programs(costs, turn, num, handling, num_micro, is_averaged), depth, period
             )
         return self._epochs[key]
 

@@ -38,20 +38,26 @@ Handling = Callable[[float], float]
 
 
 def local_programs(
-    parts: Sequence[PartCosts], training: Collection[int], num_batches: int, handling: Handling, num_micro: int = 1
+    parts: Sequence[PartCosts],
+    training: Collection[int],
+    num_batches: int,
+    handling: Handling,
+    num_micro: int = 1,
+    is_averaged: bool = False,
 ) -> list[list[Operation]]:
     """Isolated parts: each hands its latent on, then trains if it is its turn; nothing comes back.
 
     Args:
         parts: seconds and bytes of one of the `num_micro` micro-batches in which each batch is taken.
         training: the parts whose turn it is; those behind the last of them do not run.
+        is_averaged: whether averaged weights make the latents, in another forward of a part that trains.
     """
     programs: list[list[Operation]] = [[] for _ in range(max(part.owner for part in parts) + 1)]
     last = max(training)
     for batch, micro in itertools.product(range(num_batches), range(num_micro)):
         name = f"{batch}.{micro}" if num_micro > 1 else str(batch)
         for index, part in enumerate(parts[: last + 1]):
-            seconds = part.forward
+            seconds = part.forward * (2 if is_averaged and index in training and index < last else 1)
             receives: tuple[Awaited, ...] = ()
             sends: tuple[Message, ...] = ()
             if index > 0 and (before := parts[index - 1]).owner != part.owner:
