@@ -49,6 +49,7 @@ END_TO_END = {"schedule": {"mode": "end_to_end"}}
         ({"optim": {"part_lr": [1, 2]}}, "optim.part_lr: 2 rates.*for 3 parts"),
         ({"optim": {"part_lr": "1e-3"}}, r"optim.part_lr: 1 rate \(0.001\)"),
         ({"parts": {"replicas": 2}, "optim": {"batch_size": 1}}, "replicas: 2 workers cannot share a batch of 1 "),
+        ({"parts": {"latents": "averaged"}}, "parts.latents: averaged, but .*: set optim.ema, such as 0.99"),
         ({"parts": {"replicas": 2}, **END_TO_END}, "parts.replicas: 2.*finetune.parallel to ddp, or to pipeline"),
         ({"finetune": SLICES}, "finetune.micro_batches: 7 slices cannot share a batch of 64 images.*multiple of 7"),
         ({"finetune": {**SLICES, "micro_batches": 128}}, "finetune.micro_batches: 128 slices cannot share.*64 images"),

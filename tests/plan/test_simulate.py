@@ -73,6 +73,15 @@ def test_in_the_turn_of_part_1_part_0_runs_forward_and_part_2_rests():
     ]
 
 
+def test_averaged_weights_take_another_forward_of_a_part_that_trains_in_front_of_another():
+    programs = local_programs(equal_parts(3), (0, 1), 1, FREE, is_averaged=True)
+    assert simulate(programs, SimulatedLink(depth=4)).workers == [
+        spans("F0 0-2", "BU0 2-4"),
+        spans("F0 2-3", "BU0 3-5"),
+        [],
+    ]
+
+
 def test_on_one_worker_times_add_up():
     parts = [PartCosts(1, 2, 0.5, 99, 0), PartCosts(1, 2, 0.5, 0, 0)]
     timeline = simulate(local_programs(parts, (0, 1), 2, FREE), SimulatedLink(bytes_per_second=1.0, depth=1))

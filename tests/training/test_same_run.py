@@ -12,6 +12,7 @@ from pipeflow.data.random import generator
 from pipeflow.plan.plan import make_plan
 from pipeflow.report.costs import bytes_by_phase
 from pipeflow.rundir.reading import read_config, read_run
+from pipeflow.training.schedule import training_macs
 from pipeflow.use.sample import grid, to_data
 from tests.small_runs import assert_same_tensors, checkpoint_tensors, learned, small_config, train_in_turn
 
@@ -24,6 +25,8 @@ SCHEDULES = {
     "concurrent_reference": {"mode": "concurrent"},
     "concurrent_invert": {"mode": "concurrent"},
     "concurrent_autoregressive": {"mode": "concurrent"},
+    "concurrent_averaged": {"mode": "concurrent"},
+    "alternate_averaged": {"mode": "alternate", "alternate_every": "2 steps"},
     "labels": {"mode": "concurrent"},
     "end_to_end": {"mode": "end_to_end"},
 }
@@ -36,6 +39,8 @@ CHANGED = {
         "memory": {"activations": "recompute", "micro_batches": 2},
         "link": {"dtype": "int8"},
     },
+    "concurrent_averaged": {"parts": {"latents": "averaged"}, "memory": {"activations": "invert", "micro_batches": 2}},
+    "alternate_averaged": {"parts": {"latents": "averaged"}},
     "labels": {
         "data": {"name": "tests.labelled:images"},
         "model": {"name": "tests.labelled:shifted_glow"},
@@ -44,7 +49,7 @@ CHANGED = {
     },
 }
 
-TWO_WORKERS = ["alternate_steps", "concurrent_autoregressive", "labels"]
+TWO_WORKERS = ["alternate_steps", "concurrent_averaged", "concurrent_autoregressive", "labels"]
 """Those that two workers train as well as three."""
 
 
@@ -108,6 +113,16 @@ def test_dithered_bytes_are_another_run_of_a_quarter_of_the_bytes(runs):
     assert full["initial_bpd"] == bytes_["initial_bpd"], "evaluation is of full latents"
     for four, one in zip(full["forward"], bytes_["forward"]):
         assert four / 4 < one < four / 4 * 1.01
+
+
+def test_the_latents_of_averaged_weights_are_another_run_behind_the_first_part(runs):
+    plain, averaged = learned(runs[1] / "concurrent_invert"), learned(runs[1] / "concurrent_averaged")
+    assert abs(plain[0]["train_loss"]["0"] - averaged[0]["train_loss"]["0"]) < 1e-4, "nothing is in front of it"
+    assert abs(plain[0]["train_loss"]["1"] - averaged[0]["train_loss"]["1"]) > 1e-3
+    for name in ("concurrent", "concurrent_averaged", "alternate_averaged"):
+        summary, plan = read_run(runs[3] / name).summary, make_plan(config_of(runs[3], name))
+        macs = [training_macs(phase, plan.parts, 32) for phase in plan.phases]
+        assert macs == [epoch.macs for epoch in summary.epochs], name
 
 
 def test_labels_are_sent_once_to_the_worker_whose_parts_take_them(runs):

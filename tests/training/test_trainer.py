@@ -272,3 +272,20 @@ class TestSavedState:
         trainer.load_training(tensors, counts, same_stage=True)
         for owner, count in trainer.counts().items():
             assert count == (counts[owner] if owner != "blocks.0.squeeze" else [1, 0])
+
+
+def test_what_averaged_weights_hand_on_leaves_the_update_as_it_is():
+    config = options(ema=0.9)
+    (plain, _), (averaged, _) = make_trainers(2, config), make_trainers(2, config)
+    for trainer in (plain, averaged):
+        update([trainer], range(3))
+    latent = batch(3)
+    outputs = [trainer.forward(latent) for trainer in (plain, averaged)]
+    handed_on = averaged.hand_on(latent, output=outputs[1][0], is_averaged=True)
+    with averaged.averaged():
+        assert torch.equal(handed_on, averaged.run(latent).latent)
+    assert torch.equal(plain.hand_on(latent, output=outputs[0][0]), plain.run(latent).latent)
+    assert not torch.allclose(handed_on, plain.run(latent).latent) and not handed_on.requires_grad
+    for trainer, (_, loss) in zip((plain, averaged), outputs):
+        trainer.update(loss)
+    assert_same(saved([plain])[0], saved([averaged])[0])
