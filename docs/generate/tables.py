@@ -37,7 +37,11 @@ def headline() -> str:
         + [f"{pipeline:.0f} torch's best pipeline, {ddp:.0f} DDP"],
     ]
     sources = {"Schedules": "schedules/results", "Heads": "learning/results", "Slow links": "links/results"}
-    told = [f"[{title}](BENCHMARKS/{name}.md): {_machines(name)}." for title, name in sources.items()]
+    machines = {"Heads": _learned_on(learned["linear, averaged"], learned["end to end"])}
+    told = [
+        f"[{title}](BENCHMARKS/{name}.md): {_machines(name, *machines.get(title, ()))}."
+        for title, name in sources.items()
+    ]
     return _table(["small Glow on CIFAR-10", "concurrent parts", "beside it"], rows) + "\n\n" + " ".join(told)
 
 
@@ -128,7 +132,9 @@ def learning() -> str:
         if arm in found
     ]
     head = ["three parts, 12 epochs where none are named", "bits/dim (seeds)", "multiply-adds", "MB forward"]
-    return _table([*head, *(f"seconds, {links}" for links in RATES)], rows) + _source("learning/results")
+    rows_of = [found[arm] for arm in LEARNING if arm in found]
+    source = _source("learning/results", *_learned_on(*rows_of))
+    return _table([*head, *(f"seconds, {links}" for links in RATES)], rows) + source
 
 
 def step() -> str:
@@ -258,6 +264,12 @@ def _learned() -> dict[str, Row]:
     values, document = _read("learning/results"), yaml.safe_load((BENCHMARKS / "learning" / "runs.yaml").read_text())
     studies = (study for study in read_studies(document) if study.name in ("heads", "end_to_end"))
     return {row.arm: row for study in studies for row in make_rows(values, study, document["seeds"])}
+
+
+def _learned_on(*rows: Row) -> list[dict[str, str]]:
+    """The machines that trained these arms."""
+    machines = _read("learning/results")["machines"]
+    return [machines[name] for name in dict.fromkeys(name for row in rows for name in row.machines)]
 
 
 def _links() -> list[dict[str, Any]]:
