@@ -19,6 +19,8 @@ FLOPS = 40e9
 """FLOP/s of a worker: about what a core does in this flow."""
 RATES = {"free links": 1e15, "100 Mbit/s": 1e8}
 """Bits a second of a link."""
+SENT = {"float32": 1.0, "bfloat16": 2.0, "PowerSGD": 232.0 / 18.8}
+"""What end-to-end systems send, and how many times fewer bytes than float32; PowerSGD: as counted in benchmarks/links."""
 
 
 def predicted(options: Mapping[str, Any], workers: int) -> dict[str, float]:
@@ -33,24 +35,31 @@ def predicted(options: Mapping[str, Any], workers: int) -> dict[str, float]:
     return _predicted(Config.from_dict(put_over({}, settings)), workers)
 
 
+def end_to_end_by_wire(options: Mapping[str, Any], workers: int) -> dict[str, float]:
+    """Seconds over 100 Mbit/s of the quickest system that trains an arm end to end, by what it sends."""
+    config, rate = Config.from_dict(put_over({}, {**options, "data.num_test": 100})), RATES["100 Mbit/s"]
+    predictor = Predictor(make_plan(config), Machines(workers=workers, flops=FLOPS, bandwidth=rate))
+    return {sent: min(way.run_seconds for way in _end_to_end(predictor, rate, sent)) for sent in SENT}
+
+
 @cache
 def _predicted(config: Config, workers: int) -> dict[str, float]:
     plan, found = make_plan(config), {}
     for name, rate in RATES.items():
         predictor = Predictor(plan, Machines(workers=workers, flops=FLOPS, bandwidth=rate))
         if config.schedule.mode == "end_to_end":
-            found[name] = min(way.run_seconds for way in _end_to_end(predictor, rate))
+            found[name] = min(way.run_seconds for way in _end_to_end(predictor, rate, "bfloat16"))
         else:
             found[name] = predictor.local(config.schedule.mode, predictor.cuts()[0], finetune=QUICKEST).run_seconds
     return found
 
 
-def _end_to_end(predictor: Predictor, rate: float) -> Iterator[Prediction]:
-    """Every way to train end to end on its workers, in half the bytes of float32."""
+def _end_to_end(predictor: Predictor, rate: float, sent: str) -> Iterator[Prediction]:
+    """Every way to train end to end on its workers; PowerSGD is for data parallelism alone."""
     yield predictor.end_to_end()
-    machines = replace(predictor.machines, reduce_bandwidth=2 * rate)
+    machines = replace(predictor.machines, reduce_bandwidth=SENT[sent] * rate)
     yield Predictor(predictor.plan, machines, shared=predictor).data_parallel()[0]
-    for cut in predictor.cuts():
+    for cut in predictor.cuts() if sent != "PowerSGD" else ():
         if len(cut.parts) == machines.workers:
             for kind, num_micro in product(PIPELINES, MICRO_BATCHES):
-                yield predictor.pipeline_at(kind, cut, num_micro, Wire(latents="bfloat16", gradients="bfloat16"))
+                yield predictor.pipeline_at(kind, cut, num_micro, Wire(latents=sent, gradients=sent))

@@ -38,9 +38,12 @@ def spread(flow, config) -> tuple[torch.Tensor, torch.Tensor]:
     raise AssertionError("there is no such layer")
 
 
+@pytest.mark.parametrize("latents", ["trained", "averaged"])
 @pytest.mark.parametrize("mode", ["sequential", "alternate"])
-def test_a_part_begins_on_what_it_gets_by_its_turn(tmp_path, mode):
-    config = config_of(tmp_path, mode)
+def test_a_part_begins_on_what_it_gets_by_its_turn(tmp_path, mode, latents):
+    """The flow that is loaded has the averaged weights, where there are any."""
+    parts = {"split": "across", "num": 3, "latents": latents}
+    config = config_of(tmp_path, mode, ema=0.9 if latents == "averaged" else 0.0, parts=parts)
     train(config)
     flow = load_flow(tmp_path).flow
     mean, deviation = spread(flow, config)
