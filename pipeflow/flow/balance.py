@@ -2,43 +2,60 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 
-def balance(costs: Sequence[float], num: int, endings: Sequence[float] | None = None) -> list[int]:
+def balance(
+    costs: Sequence[float], num: int, endings: Sequence[float] | None = None, share_of_last: float = 1
+) -> list[int]:
     """First index of each of `num` runs of consecutive items whose most expensive run is as cheap as possible.
 
     Among equally good divisions, the one with the smallest sum of squared costs wins. E.g. `balance([3, 1, 1, 1], 2)` is
     `[0, 1]`.
 
-    endings: what a run costs beside its items, by its last item: 0 or more; nothing if None.
+    Args:
+        endings: what a run costs beside its items, by its last item: 0 or more; nothing if None.
+        share_of_last: of what its items cost elsewhere, this much they cost in the last run: 0 to 1.
     """
-    total = list(accumulate(costs, initial=0))
-    up_to = total if endings is None else [0, *(cost + ending for cost, ending in zip(total[1:], endings))]
-    bounds = sorted({end - first for index, first in enumerate(total) for end in up_to[index + 1 :]})
-    least = bisect_left(bounds, True, key=lambda bound: _is_enough(bound, total, up_to, num))
-    divisions = (_divide(bound, total, up_to, num) for bound in bounds[least:])
-    return next(starts for starts in divisions if starts is not None)  # dearer endings than the least may be needed
+    runs = _Runs(list(accumulate(costs, initial=0)), [0, *(endings or [0] * len(costs))], share_of_last)
+    ends = range(1, len(costs) + 1)
+    bounds = sorted({runs.cost(first, end) for end in ends for first in range(end)})
+    least = bisect_left(bounds, True, key=lambda bound: _is_enough(bound, runs, num))
+    divisions = (_divide(bound, runs, num) for bound in bounds[least:])
+    return next(starts for starts in divisions if starts is not None)  # more than the least where runs must be divided
 
 
-def _divide(largest: float, total: Sequence[float], up_to: Sequence[float], num: int) -> list[int] | None:
-    """Starts of `num` runs of which none costs more than `largest`, with the least sum of squares; None if there are none.
+@dataclass(frozen=True)
+class _Runs:
+    """Costs of all runs; total: of the items before each; endings: by the first item behind the run."""
 
-    total: costs up to each item, starting with 0; up_to: the same with what a run costs that ends there.
-    """
+    total: Sequence[float]
+    endings: Sequence[float]
+    share_of_last: float
+
+    def cost(self, first: int, end: int) -> float:
+        """Cost of items `first` to `end`, exclusive."""
+        items = self.total[end] - self.total[first]
+        return (items if end < len(self.total) - 1 else self.share_of_last * items) + self.endings[end]
+
+
+def _divide(largest: float, runs: _Runs, num: int) -> list[int] | None:
+    """Starts of `num` runs, none dearer than `largest`, with the least sum of squared costs; None if there are none."""
+    num_items = len(runs.total) - 1
     # By the end of the runs so far: their least sum of squared costs, and where each of them starts.
     best: dict[int, tuple[float, list[int]]] = {0: (0, [])}
     for left in reversed(range(num)):
         longer: dict[int, tuple[float, list[int]]] = {}
         for first, (squares, starts) in best.items():
-            for end in range(first + 1, len(total) - left):
-                if total[end] - total[first] > largest:
+            for end in range(first + 1, num_items - left + 1) if left else [num_items]:
+                if left and runs.total[end] - runs.total[first] > largest:
                     break
-                cost = up_to[end] - total[first]
+                cost = runs.cost(first, end)
                 if cost <= largest and (end not in longer or squares + cost * cost < longer[end][0]):
                     longer[end] = (squares + cost * cost, [*starts, first])
         best = longer
-    return best[len(total) - 1][1] if len(total) - 1 in best else None
+    return best[num_items][1] if num_items in best else None
 
 
 def owners_of(costs: Sequence[float], num_workers: int) -> list[int]:
@@ -47,16 +64,18 @@ def owners_of(costs: Sequence[float], num_workers: int) -> list[int]:
     return [sum(index >= start for start in starts) - 1 for index in range(len(costs))]
 
 
-def _is_enough(bound: float, total: Sequence[float], up_to: Sequence[float], num: int) -> bool:
+def _is_enough(bound: float, runs: _Runs, num: int) -> bool:
     """Whether `num` runs suffice if each goes as far as the bound allows. Fewer could be divided further."""
-    first, runs = 0, 0
-    while first < len(total) - 1:
-        end = bisect_right(total, total[first] + bound) - 1
-        while end + 1 < len(total) and total[end + 1] - total[first] <= bound:  # the sum above may be rounded down
+    total, first = runs.total, 0
+    for _ in range(num):
+        if runs.cost(first, len(total) - 1) <= bound:
+            return True
+        end = min(bisect_right(total, total[first] + bound), len(total) - 1) - 1
+        while end + 1 < len(total) - 1 and total[end + 1] - total[first] <= bound:  # the sum above may be rounded down
             end += 1
-        while end > first and up_to[end] - total[first] > bound:
+        while end > first and runs.cost(first, end) > bound:
             end -= 1
-        if end == first or runs == num:
+        if end == first:
             return False
-        first, runs = end, runs + 1
-    return True
+        first = end
+    return False

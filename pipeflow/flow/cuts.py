@@ -59,7 +59,8 @@ def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = 
     if split == "balanced" and config.parts.num is None and num is not None:
         num = min(num, len(_possible_starts(flow)))
     try:
-        return cut_names(flow, split, num, costs, local_heads(config))
+        head = local_heads(config)
+        return cut_names(flow, split, num, costs, head, head is not None and config.parts.latents == "averaged")
     except ConfigError:
         if config.needs_parts:
             raise
@@ -72,12 +73,14 @@ def cut_names(
     num: int | None = None,
     costs: Sequence[float] | None = None,
     head: HeadMaker | None = None,
+    is_averaged: bool = False,
 ) -> list[str]:
     """The cuts of a kind of split (`blocks`, `across`, `balanced`) into `num` parts, or a list of names, checked.
 
     costs: cost of each layer, which `balanced` evens out; multiply-adds if None.
     head: makes the parts' heads, whose multiply-adds count with the layers'; each is as dear as one of the layers'. None:
         of parts without heads, or whose heads have none.
+    is_averaged: whether averaged weights make the latents, in another forward of each part but the last.
 
     Raises ConfigError saying which cut cannot be made and why.
     """
@@ -86,7 +89,7 @@ def cut_names(
     elif split == "across":
         cuts = _across_blocks(flow, _number(split, num))
     elif split == "balanced":
-        cuts = _balanced(flow, _number(split, num), costs, head)
+        cuts = _balanced(flow, _number(split, num), costs, head, is_averaged)
     else:
         cuts = [split] if isinstance(split, str) else list(split)
     _check_cuts(flow, cuts)
@@ -136,7 +139,9 @@ def _across_blocks(flow: Flow, num: int) -> list[str]:
     return cuts
 
 
-def _balanced(flow: Flow, num: int, costs: Sequence[float] | None, head: HeadMaker | None) -> list[str]:
+def _balanced(
+    flow: Flow, num: int, costs: Sequence[float] | None, head: HeadMaker | None, is_averaged: bool
+) -> list[str]:
     """The cuts that make the most expensive part as cheap as possible."""
     macs, starts = flow.layer_multiply_adds(), _possible_starts(flow)
     costs = macs if costs is None else costs
@@ -147,7 +152,8 @@ def _balanced(flow: Flow, num: int, costs: Sequence[float] | None, head: HeadMak
             f"parts.num: {num} parts, but this flow can be cut into {len(starts)} at most: set it to that."
         )
     groups = [sum(costs[first:last]) for first, last in zip(starts, [*starts[1:], len(costs)])]
-    return [flow.names[starts[group]] for group in balance(groups, num, [*heads, 0])[1:]]
+    share_of_last = 3 / 4 if is_averaged else 1  # a backward costs two forwards, and the others make another one
+    return [flow.names[starts[group]] for group in balance(groups, num, [*heads, 0], share_of_last)[1:]]
 
 
 def _possible_starts(flow: Flow) -> list[int]:

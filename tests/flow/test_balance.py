@@ -11,7 +11,8 @@ from pipeflow.flow.balance import balance
 @pytest.mark.parametrize("size", range(1, 11))
 @pytest.mark.parametrize("largest", [3, 1000, 1.0], ids=["many equal", "few equal", "seconds"])
 @pytest.mark.parametrize("has_endings", [False, True])
-def test_equals_brute_force(size, largest, has_endings):
+@pytest.mark.parametrize("share", [1, 0.75, 0.1])
+def test_equals_brute_force(size, largest, has_endings, share):
     generator = torch.Generator().manual_seed(size)
     for num in range(1, size + 1):
         costs = (largest * torch.rand(size, generator=generator, dtype=torch.float64)).tolist()
@@ -21,10 +22,11 @@ def test_equals_brute_force(size, largest, has_endings):
 
         def score(starts, costs=costs, endings=endings):
             bounds = zip(starts, [*starts[1:], len(costs)])
-            runs = [sum(costs[first:last]) + endings[last - 1] for first, last in bounds]
+            shares = [1] * (len(starts) - 1) + [share]
+            runs = [own * sum(costs[first:last]) + endings[last - 1] for own, (first, last) in zip(shares, bounds)]
             return max(runs), sum(run**2 for run in runs)
 
-        starts = balance(costs, num, endings if has_endings else None)
+        starts = balance(costs, num, endings if has_endings else None, share)
         assert starts[0] == 0 and starts == sorted(set(starts)) and len(starts) == num
         divisions = ([0, *rest] for rest in itertools.combinations(range(1, size), num - 1))
         assert score(starts) == pytest.approx(min(map(score, divisions)))

@@ -1,10 +1,11 @@
+import itertools
 import math
 
 import pytest
 
 from pipeflow.config import Config
 from pipeflow.errors import ConfigError
-from pipeflow.flow import ActNorm, Flow, split_flow
+from pipeflow.flow import ActNorm, Flow, cut_names, local_heads, split_flow
 from pipeflow.plan import make_plan
 from pipeflow.plan.predict.machines import Machines, StepSeconds
 from pipeflow.plan.predict.memory import copied_bytes
@@ -13,7 +14,7 @@ from pipeflow.plan.predict.recommend import recommend
 from pipeflow.plan.predict.scenario import Scenario
 from pipeflow.plan.predict.work import Curve, layer_work
 from pipeflow.plan.traffic import gradient_bytes, phase_link_bytes, replica_bytes, training_share
-from pipeflow.training.schedule import Schedule
+from pipeflow.training.schedule import Schedule, epoch_cost
 
 
 def plan_of(**sections):
@@ -94,6 +95,29 @@ def test_replicas_share_the_batch_and_send_their_gradients(small, predictor_of):
     assert predictor_of(6, bandwidth=1e6).local("concurrent", cut, 2).seconds > two.seconds
     assert {each.cut for each in predictor.all() if each.replicas == 2} >= {"across 3 x 2"}
     assert all(each.replicas == 1 for each in Predictor(small, Machines(workers=3)).all() if each.parts > 1)
+
+
+@pytest.mark.parametrize("latents", ["trained", "averaged"])
+def test_a_balanced_cut_makes_the_busiest_worker_as_quick_as_any_cut_does(latents):
+    """With the further forward of averaged weights too, which the last part does not make."""
+    sections = {
+        "model": {"num_steps": 8, "width": 8},
+        "schedule": {"local_epochs": 1, "finetune_epochs": 0},
+        "optim": {"ema": 0.9},
+    }
+
+    def plan_with(split):
+        return plan_of(parts={"split": split, "num": 3, "head": "autoregressive", "latents": latents}, **sections)
+
+    def busiest(parts):
+        return epoch_cost(balanced.config, balanced.phases[0], parts, 3)
+
+    balanced = plan_with("balanced")
+    places, head = cut_names(balanced.flow, "balanced", 24), local_heads(balanced.config)  # before every step
+    every = [split_flow(balanced.flow, cuts, head) for cuts in itertools.combinations(places, 2)]
+    assert busiest(balanced.parts) == min(map(busiest, every))
+    found = {cut.name: cut.starts for cut in Predictor(plan_with("across"), FREE).cuts()}
+    assert found["balanced 3"] == tuple(part.names[0] for part in balanced.parts), "as the run will cut"
 
 
 def test_micro_batches_need_the_activations_of_one_and_take_as_long_where_messages_cost_nothing(small, predictor_of):

@@ -37,9 +37,10 @@ class Cuts:
         cuts = [Cut(self._configured_name(), plan.parts)] if len(plan.parts) > 1 else []
         for name, split, num in self._splits(workers):
             if name not in self._by_name:
-                self._by_name[name] = Cut(
-                    name, self.split(cut_names(plan.flow, split, num, head=head_maker(plan.config.parts)))
-                )
+                parts = plan.config.parts
+                is_averaged = parts.latents == "averaged"
+                names = cut_names(plan.flow, split, num, head=head_maker(parts), is_averaged=is_averaged)
+                self._by_name[name] = Cut(name, self.split(names))
             cut = self._by_name[name]
             if 1 < len(cut.parts) <= workers and cut.starts not in [other.starts for other in cuts]:
                 cuts.append(cut)
