@@ -44,9 +44,9 @@ def end_to_end_by_wire(options: Mapping[str, Any], workers: int) -> dict[str, fl
 
 @cache
 def _predicted(config: Config, workers: int) -> dict[str, float]:
-    plan, found = make_plan(config), {}
+    plan, found, predictor = make_plan(config), dict[str, float](), None
     for name, rate in RATES.items():
-        predictor = Predictor(plan, Machines(workers=workers, flops=FLOPS, bandwidth=rate))
+        predictor = Predictor(plan, Machines(workers=workers, flops=FLOPS, bandwidth=rate), shared=predictor)
         if config.schedule.mode == "end_to_end":
             found[name] = min(way.run_seconds for way in _end_to_end(predictor, rate, "bfloat16"))
         else:

@@ -22,7 +22,8 @@ import yaml
 from torch import Tensor
 
 from benchmarks.learning.gradients import cosines
-from benchmarks.learning.report import best_rate, run_key, runs_of, write_report
+from benchmarks.learning.report import write_report
+from benchmarks.learning.rows import best_rate, run_key, runs_of
 from benchmarks.learning.studies import Study, read_document, read_studies
 from benchmarks.machine import command_line, describe_machine
 from benchmarks.results_file import ResultsFile

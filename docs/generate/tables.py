@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from benchmarks.learning.costs import RATES
-from benchmarks.learning.report import Row, make_rows
+from benchmarks.learning.rows import Row, make_rows
 from benchmarks.learning.studies import read_studies
 from benchmarks.links.report import summarize
 from benchmarks.machine import in_words

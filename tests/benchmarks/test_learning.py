@@ -6,7 +6,7 @@ import math
 import pytest
 import yaml
 
-from benchmarks.learning.report import make_rows
+from benchmarks.learning.rows import make_rows
 from benchmarks.learning.run import HERE, main, next_rates
 from benchmarks.learning.studies import read_studies
 from benchmarks.machine import describe_machine
@@ -56,6 +56,7 @@ def test_a_study_is_measured_and_goes_on_where_it_was(tmp_path, capsys):
     assert {key for key in runs if "1 epoch" in key} == {f"linear, 1 epoch | {best:g} | {seed}" for seed in (0, 1)}
     report = (tmp_path / "results.md").read_text()
     print(report)
+    assert "](heads.png)" in report and (tmp_path / "heads.png").stat().st_size > 10_000
     assert report.count("± ") == 3 and "Another" not in report, "a study of which nothing is measured is left out"
     assert report.count(f"| {next(iter(json.loads((tmp_path / 'results.json').read_text())['machines']))} |") == 3
     capsys.readouterr()

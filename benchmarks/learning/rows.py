@@ -1,0 +1,118 @@
+"""Rows of a study's table and figure: an arm's runs of results.json at its best rate, beside the first arm's."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.learning.costs import RATES, predicted
+from benchmarks.learning.studies import Arm, Study
+
+
+def run_key(arm: str, rate: float, seed: int) -> str:
+    """Name of a run in results.json."""
+    return f"{arm} | {rate:g} | {seed}"
+
+
+def runs_of(runs: Mapping[str, Any], arm: str, seed: int) -> dict[float, Any]:
+    """What results.json has of an arm with one seed, by rate."""
+    found = {}
+    for key, run in runs.items():
+        its_arm, rate, its_seed = key.rsplit(" | ", 2)
+        if (its_arm, its_seed) == (arm, str(seed)):
+            found[float(rate)] = run
+    return dict(sorted(found.items()))
+
+
+def best_rate(runs: Mapping[str, Any], arm: str, seed: int) -> float | None:
+    """The rate at which the arm has the fewest bits/dim with this seed, of those at which its run has ended."""
+    ended = {rate: run for rate, run in runs_of(runs, arm, seed).items() if "test_bpd" in run}
+    return min(ended, key=lambda rate: ended[rate]["test_bpd"], default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An arm's runs at its best rate, over all seeds, beside the study's first arm."""
+
+    arm: str
+    rate: float
+    tried: Mapping[float, float | None]
+    """Bits/dim by rate, of the first seed; None where training was stopped."""
+    bits: Sequence[float]
+    """Bits/dim of all test images, a seed each."""
+    stopped: int
+    """Seeds with which training was stopped."""
+    above: float
+    """Mean bits/dim above the first arm's."""
+    exits: Sequence[float]
+    """Mean bits/dim after each part, under its head; none end to end."""
+    depths: Sequence[float]
+    """Share of the flow's multiply-adds that stands before each exit."""
+    macs: float
+    """Multiply-adds of training, the first arm's being 1."""
+    head_share: float
+    """Share of the heads in a forward's multiply-adds."""
+    forward: float | None
+    """Bytes of latents, as if each part had a worker; None end to end, where they depend on the system."""
+    seconds: Mapping[str, float]
+    """By the planner, of each kind of link, the quickest end-to-end system's of as many epochs as the first arm being 1."""
+    machines: Sequence[str]
+
+    def bits_in_words(self) -> str:
+        """The mean, with its standard error where there are several seeds, and their number."""
+        num = len(self.bits)
+        error = f" ± {stdev(self.bits) / math.sqrt(num):.3f}" if num > 1 else ""
+        return f"{mean(self.bits):.3f}{error} ({num}{f', {self.stopped} stopped' * (self.stopped > 0)})"
+
+    def forward_in_words(self) -> str:
+        """Megabytes of latents."""
+        return "-" if self.forward is None else f"{self.forward / 1e6:,.0f}"
+
+
+def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> list[Row]:
+    """Of each arm that is measured, in the study's order. values: of results.json."""
+    runs, rows = values["runs"], list[Row]()
+    reference: tuple[float, float] | None = None
+    if best_rate(runs, study.arms[0].name, seeds[0]) is None:
+        return []
+    for arm in study.arms:
+        best = best_rate(runs, arm.name, seeds[0])
+        if best is None:
+            continue
+        found = [runs.get(run_key(arm.name, best, seed), {}) for seed in seeds]
+        stopped = sum("error" in run for run in found)
+        found = [run for run in found if "test_bpd" in run]
+        bits, macs = [run["test_bpd"] for run in found], mean(run["train_macs"] for run in found)
+        reference = reference or (mean(bits), macs)
+        exits = zip(*(run["exit_bpd"] for run in found)) if all(run["exit_bpd"] for run in found) else ()
+        parts, is_by_parts = found[0]["parts"], arm.options.get("schedule.mode") != "end_to_end"
+        rows.append(Row(
+            arm=arm.name,
+            rate=best,
+            tried={rate: run.get("test_bpd") for rate, run in runs_of(runs, arm.name, seeds[0]).items()},
+            bits=bits,
+            stopped=stopped,
+            above=mean(bits) - reference[0],
+            exits=[mean(each) for each in exits],
+            depths=_depths(parts),
+            macs=macs / reference[1],
+            head_share=sum(part.get("head_macs", 0) for part in parts) / sum(part["forward_macs"] for part in parts),
+            forward=mean(sum(run["bytes"]["forward"]) for run in found) if is_by_parts else None,
+            seconds=_seconds(study, arm, len(parts)),
+            machines=list(dict.fromkeys(run.get("machine", values["machine"]["cpu"]) for run in found)),
+        ))  # fmt: skip
+    return rows
+
+
+def _depths(parts: Sequence[Mapping[str, Any]]) -> list[float]:
+    upto = list(accumulate(part["forward_macs"] - part.get("head_macs", 0) for part in parts))
+    return [each / upto[-1] for each in upto]
+
+
+def _seconds(study: Study, arm: Arm, num_parts: int) -> dict[str, float]:
+    """The arm's seconds on a worker for each part, over those of the first arm, which trains end to end, on as many."""
+    workers = num_parts if num_parts > 1 else study.workers
+    own, rival = predicted(arm.options, workers), predicted(study.arms[0].options, workers)
+    return {rate: own[rate] / rival[rate] for rate in RATES}
