@@ -24,20 +24,36 @@ _STYLE = {
 
 
 def draw(title: str, rows: Sequence[Row], path: Path) -> None:
-    """Draws the rows of a study as PNG; bars are standard errors, and what trains end to end is joined by a line."""
+    """Saves the figure as PNG."""
     with matplotlib.style.context(_STYLE):
-        figure = Figure(figsize=(12, 5), layout="constrained")
-        costs, exits = figure.subplots(1, 2)
-        whole = sorted((row.macs, mean(row.bits)) for row in rows if not row.exits)
-        costs.plot(*zip(*whole), "k--o")
-        exits.axhline(mean(rows[0].bits), linestyle="--", color="black", label=rows[0].arm)
-        for index, row in enumerate(row for row in rows if row.exits):
+        make(title, rows).savefig(path, dpi=150)
+
+
+def make(title: str, rows: Sequence[Row]) -> Figure:
+    """The rows of a study, of which the first trains end to end; bars are standard errors.
+
+    What trains end to end is black; the best at each cost are joined by a line.
+    """
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    costs, exits = figure.subplots(1, 2)
+    whole: dict[float, float] = {}
+    for row in rows:
+        if not row.is_by_parts:
+            whole[row.macs] = min(mean(row.bits), whole.get(row.macs, math.inf))
+    costs.plot(*zip(*sorted(whole.items())), "k--")
+    exits.axhline(mean(rows[0].bits), linestyle="--", color="black", label=rows[0].arm)
+    by_parts = [row.arm for row in rows if row.is_by_parts]
+    for row in rows:
+        look = {"color": "black", "marker": "o"}
+        if row.is_by_parts:
+            index = by_parts.index(row.arm)
             look = {"color": color_of(index), "marker": _MARKERS[index // 8 % len(_MARKERS)]}
-            error = stdev(row.bits) / math.sqrt(len(row.bits)) if len(row.bits) > 1 else 0.0
-            costs.errorbar(row.macs, mean(row.bits), error, **look)
             exits.plot(row.depths, row.exits, label=row.arm, **look)
-        costs.set(xlabel=f"multiply-adds of training, {rows[0].arm} = 1", ylabel="bits/dim of all test images")
-        exits.set(xlabel="share of the flow's multiply-adds up to the exit", ylabel="bits/dim under the part's head")
-        figure.suptitle(title)
-        figure.legend(*exits.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-        figure.savefig(path, dpi=150)
+        error = stdev(row.bits) / math.sqrt(len(row.bits)) if len(row.bits) > 1 else 0.0
+        costs.errorbar(row.macs, mean(row.bits), error, **look)
+    costs.locator_params(axis="x", nbins=6)
+    costs.set(xlabel=f"multiply-adds of training, {rows[0].arm} = 1", ylabel="bits/dim of all test images")
+    exits.set(xlabel="share of the flow's multiply-adds up to the exit", ylabel="bits/dim under the part's head")
+    figure.suptitle(title)
+    figure.legend(*exits.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure

@@ -46,6 +46,8 @@ class Row:
     """Seeds with which training was stopped."""
     above: float
     """Mean bits/dim above the first arm's."""
+    is_by_parts: bool
+    """Whether it has parts that train by themselves."""
     exits: Sequence[float]
     """Mean bits/dim after each part, under its head; none end to end."""
     depths: Sequence[float]
@@ -95,6 +97,7 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
             bits=bits,
             stopped=stopped,
             above=mean(bits) - reference[0],
+            is_by_parts=is_by_parts,
             exits=[mean(each) for each in exits],
             depths=_depths(parts),
             macs=macs / reference[1],
@@ -107,8 +110,8 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
 
 
 def _depths(parts: Sequence[Mapping[str, Any]]) -> list[float]:
-    upto = list(accumulate(part["forward_macs"] - part.get("head_macs", 0) for part in parts))
-    return [each / upto[-1] for each in upto]
+    cumulative = list(accumulate(part["forward_macs"] - part.get("head_macs", 0) for part in parts))
+    return [each / cumulative[-1] for each in cumulative]
 
 
 def _seconds(study: Study, arm: Arm, num_parts: int) -> dict[str, float]:

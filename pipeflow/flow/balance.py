@@ -16,19 +16,19 @@ def balance(
 
     Args:
         endings: what a run costs beside its items, by its last item: 0 or more; nothing if None.
-        share_of_last: of what its items cost elsewhere, this much they cost in the last run: 0 to 1.
+        share_of_last: factor on the costs of the last run's items: 0 to 1.
     """
     runs = _Runs(list(accumulate(costs, initial=0)), [0, *(endings or [0] * len(costs))], share_of_last)
     ends = range(1, len(costs) + 1)
     bounds = sorted({runs.cost(first, end) for end in ends for first in range(end)})
     least = bisect_left(bounds, True, key=lambda bound: _is_enough(bound, runs, num))
     divisions = (_divide(bound, runs, num) for bound in bounds[least:])
-    return next(starts for starts in divisions if starts is not None)  # more than the least where runs must be divided
+    return next(starts for starts in divisions if starts is not None)  # exactly `num` runs may need more
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """Costs of all runs; total: of the items before each; endings: by the first item behind the run."""
+    """Costs of all runs. total: of the items before each; endings: beside them, by the first item behind the run."""
 
     total: Sequence[float]
     endings: Sequence[float]

@@ -80,7 +80,7 @@ def cut_names(
     costs: cost of each layer, which `balanced` evens out; multiply-adds if None.
     head: makes the parts' heads, whose multiply-adds count with the layers'; each is as dear as one of the layers'. None:
         of parts without heads, or whose heads have none.
-    is_averaged: whether averaged weights make the latents, in another forward of each part but the last.
+    is_averaged: whether averaged weights make the latents, in another forward of each part but the last, where all train.
 
     Raises ConfigError saying which cut cannot be made and why.
     """
@@ -152,7 +152,8 @@ def _balanced(
             f"parts.num: {num} parts, but this flow can be cut into {len(starts)} at most: set it to that."
         )
     groups = [sum(costs[first:last]) for first, last in zip(starts, [*starts[1:], len(costs)])]
-    share_of_last = 3 / 4 if is_averaged else 1  # a backward costs two forwards, and the others make another one
+    # A backward is two forwards, as all counts of multiply-adds have it, and parts in front make a fourth one.
+    share_of_last = 3 / 4 if is_averaged else 1
     return [flow.names[starts[group]] for group in balance(groups, num, [*heads, 0], share_of_last)[1:]]
 
 

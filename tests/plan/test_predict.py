@@ -120,6 +120,17 @@ def test_a_balanced_cut_makes_the_busiest_worker_as_quick_as_any_cut_does(latent
     assert found["balanced 3"] == tuple(part.names[0] for part in balanced.parts), "as the run will cut"
 
 
+def test_pipelines_do_not_depend_on_what_isolated_parts_hand_on_or_stand_under():
+    sections = {"model": {"num_steps": 8, "width": 8}, "optim": {"ema": 0.9}}
+    plain, averaged = (
+        {each.describe(): each for each in Predictor(plan_of(parts=parts, **sections), FREE).all()}
+        for parts in ({}, {"head": "autoregressive", "latents": "averaged"})
+    )
+    assert plain["concurrent, balanced 3"].seconds < averaged["concurrent, balanced 3"].seconds
+    pipelines = [each for each in plain if each.startswith(("gpipe", "1f1b")) and "balanced" in each]
+    assert pipelines and all(plain[each].seconds == averaged[each].seconds for each in pipelines)
+
+
 def test_micro_batches_need_the_activations_of_one_and_take_as_long_where_messages_cost_nothing(small, predictor_of):
     sliced = plan_of(memory={"micro_batches": 16}, link={"dtype": "int8"})
     whole, ours = predictor_of(6), Predictor(sliced, predictor_of(6).machines)

@@ -29,19 +29,24 @@ class Cuts:
 
     def __init__(self, plan: Plan):
         self._plan = plan
-        self._by_name: dict[str, Cut] = {}
+        self._made: dict[tuple[str, bool], Cut] = {}
 
-    def for_workers(self, workers: int) -> list[Cut]:
-        """Cuts into as many parts as there are workers or fewer, the configured one first."""
+    def for_workers(self, workers: int, are_isolated: bool = True) -> list[Cut]:
+        """Cuts into as many parts as there are workers or fewer, the configured one first.
+
+        are_isolated: whether parts train by themselves, so that heads and averaged weights count where cuts are balanced;
+            False: of the stages of a pipeline, which has neither.
+        """
         plan = self._plan
         cuts = [Cut(self._configured_name(), plan.parts)] if len(plan.parts) > 1 else []
         for name, split, num in self._splits(workers):
-            if name not in self._by_name:
+            if (name, are_isolated) not in self._made:
                 parts = plan.config.parts
-                is_averaged = parts.latents == "averaged"
-                names = cut_names(plan.flow, split, num, head=head_maker(parts), is_averaged=is_averaged)
-                self._by_name[name] = Cut(name, self.split(names))
-            cut = self._by_name[name]
+                head = head_maker(parts) if are_isolated else None
+                is_averaged = are_isolated and parts.latents == "averaged"
+                names = cut_names(plan.flow, split, num, head=head, is_averaged=is_averaged)
+                self._made[name, are_isolated] = Cut(name, self.split(names))
+            cut = self._made[name, are_isolated]
             if 1 < len(cut.parts) <= workers and cut.starts not in [other.starts for other in cuts]:
                 cuts.append(cut)
         return cuts

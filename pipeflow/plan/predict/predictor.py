@@ -48,6 +48,10 @@ class Predictor:
         """The configured cut, balanced ones, by blocks and across blocks, into at most as many parts as workers."""
         return self._counts.cuts.for_workers(self.machines.workers)
 
+    def pipeline_cuts(self) -> list[Cut]:
+        """The same for a pipeline, whose balanced cuts count neither heads nor averaged weights."""
+        return self._counts.cuts.for_workers(self.machines.workers, are_isolated=False)
+
     def all(self, modes: Sequence[str] = MODES) -> list[Prediction]:
         """Every way: one worker, parts in these modes, pipelines, data parallelism."""
         found, cuts = [self.end_to_end()], self.cuts()
@@ -61,7 +65,7 @@ class Predictor:
                 configured = replicas == self.plan.config.parts.replicas
                 found += [self.local(mode, cut, replicas) for mode in modes if mode == "concurrent" or configured]
         if self.machines.workers > 1:
-            with_a_worker_each = [cut for cut in cuts if len(cut.parts) <= self.machines.workers]
+            with_a_worker_each = [cut for cut in self.pipeline_cuts() if len(cut.parts) <= self.machines.workers]
             found += [self.pipeline(kind, cut) for kind in PIPELINES for cut in with_a_worker_each]
             found += self.data_parallel()
         return found

@@ -154,7 +154,8 @@ def _same_way(predictor: Predictor, like: Prediction) -> Prediction:
     if like.system.startswith("ddp"):
         return next(each for each in predictor.data_parallel() if each.system == like.system)
     name = like.cut.removesuffix(f" x {like.replicas}")
-    cut = next(cut for cut in predictor.cuts() if cut.name == name)
+    cuts = predictor.cuts() if like.is_ours else predictor.pipeline_cuts()
+    cut = next(cut for cut in cuts if cut.name == name)
     if like.is_ours:
         return predictor.local(like.system, cut, like.replicas)
     return predictor.pipeline(like.system, cut)
