@@ -20,6 +20,7 @@ LEARNING = {
     "gaussian": "concurrent, Gaussian heads, none end to end",
     "linear": "concurrent, linear heads, none end to end",
     "linear, averaged": "the same, handing on latents of averaged weights",
+    "linear, averaged, 1 of 12, a quarter": "and the last end to end, at a quarter of the rate",
     "gaussian, 4 of 12": "concurrent, Gaussian heads, the last 4 end to end",
     "linear, 4 of 12": "concurrent, linear heads, the last 4 end to end",
     "linear, sequential": "sequential, linear heads, 12 epochs a part, none end to end",
