@@ -120,11 +120,12 @@ def test_a_balanced_cut_makes_the_busiest_worker_as_quick_as_any_cut_does(latent
     assert found["balanced 3"] == tuple(part.names[0] for part in balanced.parts), "as the run will cut"
 
 
-def test_pipelines_do_not_depend_on_what_isolated_parts_hand_on_or_stand_under():
+@pytest.mark.parametrize("plain_parts", [{}, {"split": "balanced", "num": 3}], ids=["across", "balanced"])
+def test_pipelines_do_not_depend_on_what_isolated_parts_hand_on_or_stand_under(plain_parts):
     sections = {"model": {"num_steps": 8, "width": 8}, "optim": {"ema": 0.9}}
     plain, averaged = (
-        {each.describe(): each for each in Predictor(plan_of(parts=parts, **sections), FREE).all()}
-        for parts in ({}, {"head": "autoregressive", "latents": "averaged"})
+        {each.describe(): each for each in reversed(Predictor(plan_of(parts=parts, **sections), FREE).all())}
+        for parts in (plain_parts, {**plain_parts, "head": "autoregressive", "latents": "averaged"})
     )
     assert plain["concurrent, balanced 3"].seconds < averaged["concurrent, balanced 3"].seconds
     pipelines = [each for each in plain if each.startswith(("gpipe", "1f1b")) and "balanced" in each]

@@ -38,7 +38,8 @@ class Cuts:
             False: of the stages of a pipeline, which has neither.
         """
         plan = self._plan
-        cuts = [Cut(self._configured_name(), plan.parts)] if len(plan.parts) > 1 else []
+        is_theirs = are_isolated or plan.config.parts.split != "balanced"  # a balanced one is another for a pipeline
+        cuts = [Cut(self._configured_name(), plan.parts)] if len(plan.parts) > 1 and is_theirs else []
         for name, split, num in self._splits(workers):
             if (name, are_isolated) not in self._made:
                 parts = plan.config.parts
@@ -64,7 +65,8 @@ class Cuts:
 
     def _splits(self, workers: int) -> Iterator[tuple[str, str, int | None]]:
         limit = min(workers, self._most_parts())
-        for num in sorted({limit, *(num for num in _NUMBERS_OF_PARTS if num <= limit)}):
+        configured = [len(self._plan.parts)] if self._plan.config.parts.split == "balanced" else []
+        for num in sorted({limit, *(num for num in (*_NUMBERS_OF_PARTS, *configured) if num <= limit)}):
             if num > 1:
                 yield f"balanced {num}", "balanced", num
         model = self._plan.config.model
