@@ -30,14 +30,22 @@ def predicted(options: Mapping[str, Any], workers: int) -> dict[str, float]:
     parallelism that sends bfloat16. One whose last epochs are end to end makes them on one worker, in a pipeline or
     data-parallel, whichever is quickest.
     """
-    # The planner reads no images; how many are evaluated it does not count.
-    settings = {**options, "data.num_test": 100}
-    return _predicted(Config.from_dict(put_over({}, settings)), workers)
+    return _predicted(_config(options), workers)
 
 
 def end_to_end_by_wire(options: Mapping[str, Any], workers: int) -> dict[str, float]:
     """Seconds over 100 Mbit/s of the quickest system that trains an arm end to end, by what it sends."""
-    config, rate = Config.from_dict(put_over({}, {**options, "data.num_test": 100})), RATES["100 Mbit/s"]
+    return _end_to_end_by_wire(_config(options), workers)
+
+
+def _config(options: Mapping[str, Any]) -> Config:
+    """The planner reads no images, and does not count how many are evaluated."""
+    return Config.from_dict(put_over({}, {**options, "data.num_test": 100}))
+
+
+@cache
+def _end_to_end_by_wire(config: Config, workers: int) -> dict[str, float]:
+    rate = RATES["100 Mbit/s"]
     predictor = Predictor(make_plan(config), Machines(workers=workers, flops=FLOPS, bandwidth=rate))
     return {sent: min(way.run_seconds for way in _end_to_end(predictor, rate, sent)) for sent in SENT}
 

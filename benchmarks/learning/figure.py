@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import matplotlib.style
 from matplotlib.figure import Figure
@@ -49,8 +49,7 @@ def make(title: str, rows: Sequence[Row]) -> Figure:
             index = by_parts.index(row.arm)
             look = {"color": color_of(index), "marker": _MARKERS[index // 8 % len(_MARKERS)]}
             exits.plot(row.depths, row.exits, label=row.arm, **look)
-        error = stdev(row.bits) / math.sqrt(len(row.bits)) if len(row.bits) > 1 else 0.0
-        costs.errorbar(row.macs, mean(row.bits), error, **look)
+        costs.errorbar(row.macs, mean(row.bits), row.error, **look)
     costs.locator_params(axis="x", nbins=6)
     costs.set(xlabel=f"multiply-adds of training, {rows[0].arm} = 1", ylabel="bits/dim of all test images")
     exits.set(xlabel="share of the flow's multiply-adds up to the exit", ylabel="bits/dim under the part's head")

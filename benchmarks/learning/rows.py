@@ -62,10 +62,15 @@ class Row:
     """By the planner, of each kind of link, the quickest end-to-end system's of as many epochs as the first arm being 1."""
     machines: Sequence[str]
 
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean bits/dim; None with one seed."""
+        num = len(self.bits)
+        return stdev(self.bits) / math.sqrt(num) if num > 1 else None
+
     def bits_in_words(self) -> str:
         """The mean, with its standard error where there are several seeds, and their number."""
-        num = len(self.bits)
-        error = f" ± {stdev(self.bits) / math.sqrt(num):.3f}" if num > 1 else ""
+        num, error = len(self.bits), "" if self.error is None else f" ± {self.error:.3f}"
         return f"{mean(self.bits):.3f}{error} ({num}{f', {self.stopped} stopped' * (self.stopped > 0)})"
 
     def forward_in_words(self) -> str:

@@ -17,6 +17,7 @@ from pipeflow.errors import ConfigError
 from pipeflow.flow.balance import balance
 from pipeflow.flow.flow import Flow
 from pipeflow.flow.heads import HeadMaker, local_heads
+from pipeflow.flow.layers import Layer
 from pipeflow.flow.part import Part
 from pipeflow.flow.priors import GaussianPrior, NoHead, Prior
 from pipeflow.units import count_text
@@ -159,14 +160,15 @@ def _balanced(
 
 def _possible_starts(flow: Flow) -> list[int]:
     """Indices of the layers that a part may begin with."""
-    return [0, *(index for index in range(len(flow.names)) if _obstacle(flow, index) is None)]
+    layers = list(flow.named_layers())
+    return [0, *(index for index in range(len(layers)) if _obstacle(layers, index) is None)]
 
 
-def _obstacle(flow: Flow, index: int) -> str | None:
+def _obstacle(layers: Sequence[tuple[str, Layer]], index: int) -> str | None:
     """Reason why no cut may fall before layer `index`; None if one may."""
     if index == 0:
         return "nothing stands before it, the part would be empty"
-    (before_name, before), (name, layer) = list(flow.named_layers())[index - 1 : index + 1]
+    (before_name, before), (name, layer) = layers[index - 1 : index + 1]
     if before.stays_with_next:
         return f"{before_name!r} belongs to the layer behind it"
     if layer.stays_with_previous:
@@ -185,14 +187,14 @@ def _instead(flow: Flow, index: int) -> str:
 
 
 def _check_cuts(flow: Flow, cuts: Sequence[str]) -> None:
-    last = 0
+    layers, last = list(flow.named_layers()), 0
     for cut in cuts:
         if cut not in flow.names:
             close = difflib.get_close_matches(cut, flow.names, n=3)
             near = f"near it are {', '.join(close)}" if close else f"they are {flow.names[0]} to {flow.names[-1]}"
             raise ConfigError(f"parts.split: cannot cut before {cut!r}: there is no such layer; {near}.")
         index = flow.names.index(cut)
-        obstacle = _obstacle(flow, index)
+        obstacle = _obstacle(layers, index)
         if obstacle is not None:
             raise ConfigError(f"parts.split: cannot cut before {cut!r}: {obstacle}; {_instead(flow, index)}.")
         if index <= last:
