@@ -58,7 +58,7 @@ def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = 
     """
     split, num = config.parts.split, config.num_parts
     if split == "balanced" and config.parts.num is None and num is not None:
-        num = min(num, len(_possible_starts(flow)))
+        num = min(num, len(possible_starts(flow)))
     try:
         head = local_heads(config)
         return cut_names(flow, split, num, costs, head, head is not None and config.parts.latents == "averaged")
@@ -144,7 +144,7 @@ def _balanced(
     flow: Flow, num: int, costs: Sequence[float] | None, head: HeadMaker | None, is_averaged: bool
 ) -> list[str]:
     """The cuts that make the most expensive part as cheap as possible."""
-    macs, starts = flow.layer_multiply_adds(), _possible_starts(flow)
+    macs, starts = flow.layer_multiply_adds(), possible_starts(flow)
     costs = macs if costs is None else costs
     cost_of_one = sum(costs) / sum(macs) if any(macs) else 0  # where no layer has any, no time tells what one costs
     heads = [0 if head is None else head(flow.shapes[start]).multiply_adds() * cost_of_one for start in starts[1:]]
@@ -158,7 +158,7 @@ def _balanced(
     return [flow.names[starts[group]] for group in balance(groups, num, [*heads, 0], share_of_last)[1:]]
 
 
-def _possible_starts(flow: Flow) -> list[int]:
+def possible_starts(flow: Flow) -> list[int]:
     """Indices of the layers that a part may begin with."""
     layers = list(flow.named_layers())
     return [0, *(index for index in range(len(layers)) if _obstacle(layers, index) is None)]
@@ -178,7 +178,7 @@ def _obstacle(layers: Sequence[tuple[str, Layer]], index: int) -> str | None:
 
 def _instead(flow: Flow, index: int) -> str:
     """Where a flow may be cut that cannot be cut before layer `index`: the nearest places, one on each side."""
-    possible = _possible_starts(flow)[1:]
+    possible = possible_starts(flow)[1:]
     behind = bisect_left(possible, index)
     nearest = [*possible[:behind][-1:], *possible[behind:][:1]]
     if not nearest:

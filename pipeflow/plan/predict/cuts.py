@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeflow.flow import Part, cut_names, head_maker, split_flow
+from pipeflow.flow.cuts import possible_starts
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.without_memory import build_without_memory
 
@@ -57,14 +58,8 @@ class Cuts:
         config = self._plan.config
         return build_without_memory(config, lambda: split_flow(self._plan.flow, names, head_maker(config.parts)))
 
-    def _most_parts(self) -> int:
-        """A squeeze stays with the step behind it, a factor-out with the one before: no cut falls between them."""
-        layers = [layer for _, layer in self._plan.flow.named_layers()]
-        pairs = zip(layers, layers[1:])
-        return 1 + sum(not before.stays_with_next and not layer.stays_with_previous for before, layer in pairs)
-
     def _splits(self, workers: int) -> Iterator[tuple[str, str, int | None]]:
-        limit = min(workers, self._most_parts())
+        limit = min(workers, len(possible_starts(self._plan.flow)))
         configured = [len(self._plan.parts)] if self._plan.config.parts.split == "balanced" else []
         for num in sorted({limit, *(num for num in (*_NUMBERS_OF_PARTS, *configured) if num <= limit)}):
             if num > 1:
