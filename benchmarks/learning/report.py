@@ -20,7 +20,8 @@ def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Seq
         f"`{values['command']}` on {'; '.join(in_words(each) for each in machines)}; one process a run, one thread.",
         "",
         "Bits/dim of all test images: mean over seeds, with the standard error where there are several; each arm at its "
-        "best rate of those tried, by the first seed and the same images. Exits are after each part, under its head. "
+        "best rate of those tried, by the first seed and the same images. What an arm is above end to end is of the seeds "
+        "that both have. Exits are after each part, under its head. "
         "Multiply-adds are of training, heads included; the heads' share is of a forward. MB = 1e6 bytes of float32 "
         "latents, as if each part had a worker. Seconds are the planner's, with a "
         f"worker for each part of {FLOPS / 1e9:g} GFLOP/s, over those of the system that is quickest there "

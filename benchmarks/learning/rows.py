@@ -45,7 +45,7 @@ class Row:
     stopped: int
     """Seeds with which training was stopped."""
     above: float
-    """Mean bits/dim above the first arm's."""
+    """Mean bits/dim above the first arm's of the same seeds."""
     is_by_parts: bool
     """Whether it has parts that train by themselves."""
     exits: Sequence[float]
@@ -81,27 +81,28 @@ class Row:
 def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> list[Row]:
     """Of each arm that is measured, in the study's order. values: of results.json."""
     runs, rows = values["runs"], list[Row]()
-    reference: tuple[float, float] | None = None
+    reference: tuple[dict[int, float], float] | None = None
     if best_rate(runs, study.arms[0].name, seeds[0]) is None:
         return []
     for arm in study.arms:
         best = best_rate(runs, arm.name, seeds[0])
         if best is None:
             continue
-        found = [runs.get(run_key(arm.name, best, seed), {}) for seed in seeds]
-        stopped = sum("error" in run for run in found)
-        found = [run for run in found if "test_bpd" in run]
-        bits, macs = [run["test_bpd"] for run in found], mean(run["train_macs"] for run in found)
-        reference = reference or (mean(bits), macs)
+        by_seed = {seed: runs.get(run_key(arm.name, best, seed), {}) for seed in seeds}
+        stopped = sum("error" in run for run in by_seed.values())
+        found = [run for run in by_seed.values() if "test_bpd" in run]
+        bits = {seed: run["test_bpd"] for seed, run in by_seed.items() if "test_bpd" in run}
+        macs = mean(run["train_macs"] for run in found)
+        reference = reference or (bits, macs)
         exits = zip(*(run["exit_bpd"] for run in found)) if all(run["exit_bpd"] for run in found) else ()
         parts, is_by_parts = found[0]["parts"], arm.options.get("schedule.mode") != "end_to_end"
         rows.append(Row(
             arm=arm.name,
             rate=best,
             tried={rate: run.get("test_bpd") for rate, run in runs_of(runs, arm.name, seeds[0]).items()},
-            bits=bits,
+            bits=[*bits.values()],
             stopped=stopped,
-            above=mean(bits) - reference[0],
+            above=mean(bits[seed] - reference[0][seed] for seed in bits if seed in reference[0]),
             is_by_parts=is_by_parts,
             exits=[mean(each) for each in exits],
             depths=_depths(parts),

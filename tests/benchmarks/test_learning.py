@@ -133,6 +133,8 @@ def test_a_table_says_what_was_stopped_and_needs_its_first_arm():
     whole, linear = make_rows(values, study, [0, 1])
     assert (whole.bits_in_words(), linear.bits_in_words()) == ("3.500 (1)", "4.000 (1, 1 stopped)")
     assert linear.above == 0.5 and linear.machines == ["a processor"]
+    values["runs"]["end to end | 0.01 | 1"] = {**run, "test_bpd": 5.5}
+    assert make_rows(values, study, [0, 1])[1].above == 0.5, "of the seed that both have"
 
 
 def test_a_figure_has_costs_of_all_and_exits_of_what_has_parts():
