@@ -90,8 +90,8 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
             continue
         by_seed = {seed: runs.get(run_key(arm.name, best, seed), {}) for seed in seeds}
         stopped = sum("error" in run for run in by_seed.values())
-        found = [run for run in by_seed.values() if "test_bpd" in run]
         bits = {seed: run["test_bpd"] for seed, run in by_seed.items() if "test_bpd" in run}
+        found = [by_seed[seed] for seed in bits]
         macs = mean(run["train_macs"] for run in found)
         reference = reference or (bits, macs)
         exits = zip(*(run["exit_bpd"] for run in found)) if all(run["exit_bpd"] for run in found) else ()
