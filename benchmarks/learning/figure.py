@@ -41,17 +41,17 @@ def make(title: str, rows: Sequence[Row]) -> Figure:
         if not row.is_by_parts:
             whole[row.macs] = min(mean(row.bits), whole.get(row.macs, math.inf))
     costs.plot(*zip(*sorted(whole.items())), "k--")
-    exits.axhline(mean(rows[0].bits), linestyle="--", color="black", label=rows[0].arm)
-    by_parts = [row.arm for row in rows if row.is_by_parts]
+    exits.axhline(mean(rows[0].bits), linestyle="--", color="black", label=rows[0].arm.name)
+    by_parts = [row.arm.name for row in rows if row.is_by_parts]
     for row in rows:
         look = {"color": "black", "marker": "o"}
         if row.is_by_parts:
-            index = by_parts.index(row.arm)
+            index = by_parts.index(row.arm.name)
             look = {"color": color_of(index), "marker": _MARKERS[index // 8 % len(_MARKERS)]}
-            exits.plot(row.depths, row.exits, label=row.arm, **look)
+            exits.plot(row.depths, row.exits, label=row.arm.name, **look)
         costs.errorbar(row.macs, mean(row.bits), row.error, **look)
     costs.locator_params(axis="x", nbins=6)
-    costs.set(xlabel=f"multiply-adds of training, {rows[0].arm} = 1", ylabel="bits/dim of all test images")
+    costs.set(xlabel=f"multiply-adds of training, {rows[0].arm.name} = 1", ylabel="bits/dim of all test images")
     exits.set(xlabel="share of the flow's multiply-adds up to the exit", ylabel="bits/dim under the part's head")
     figure.suptitle(title)
     figure.legend(*exits.get_legend_handles_labels(), loc="outside right upper", fontsize=8)

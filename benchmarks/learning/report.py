@@ -31,9 +31,9 @@ def write_report(values: Mapping[str, Any], studies: Sequence[Study], seeds: Seq
     shown: set[str] = set()
     for study in studies:
         rows = make_rows(values, study, seeds)
-        if {row.arm for row in rows} <= shown:  # nothing of its own is measured yet
+        if {row.arm.name for row in rows} <= shown:  # nothing of its own is measured yet
             continue
-        shown |= {row.arm for row in rows}
+        shown |= {row.arm.name for row in rows}
         lines += ["", f"## {study.title}", "", *_table(rows, study)]
         lines += ["", _rivals(study), *_gradients(values["runs"], study, seeds[0])]
         draw(study.title, rows, out / f"{study.name}.png")
@@ -50,12 +50,12 @@ def _table(rows: Sequence[Row], study: Study) -> Iterator[str]:
     for row in rows:
         tried = (f"{rate:g}: " + ("stopped" if bits is None else f"{bits:.3f}") for rate, bits in row.tried.items())
         yield (
-            f"| {row.arm} | {row.rate:g} ({', '.join(tried)}) | {row.bits_in_words()} | {row.above:+.3f} "
+            f"| {row.arm.name} | {row.rate:g} ({', '.join(tried)}) | {row.bits_in_words()} | {row.above:+.3f} "
             f"| {', '.join(f'{each:.3f}' for each in row.exits) or '-'} | {row.macs:.2f} | {row.head_share:.0%} "
             f"| {row.forward_in_words()} | {' | '.join(f'{row.seconds[rate]:.2f}' for rate in RATES)} "
             f"| {', '.join(row.machines)} |"
         )
-    if missing := [arm.name for arm in study.arms if arm.name not in {row.arm for row in rows}]:
+    if missing := [arm.name for arm in study.arms if arm.name not in {row.arm.name for row in rows}]:
         yield from ("", f"Not measured: {'; '.join(missing)}.")
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from statistics import mean, stdev
 from typing import Any
@@ -36,7 +37,11 @@ def best_rate(runs: Mapping[str, Any], arm: str, seed: int) -> float | None:
 class Row:
     """An arm's runs at its best rate, over all seeds, beside the study's first arm."""
 
-    arm: str
+    arm: Arm
+    first: Arm
+    """The study's, which trains end to end."""
+    workers: int
+    """That both have in the planner: one for each part, the study's number for an arm without parts."""
     rate: float
     tried: Mapping[float, float | None]
     """Bits/dim by rate, of the first seed; None where training was stopped."""
@@ -58,9 +63,13 @@ class Row:
     """Share of the heads in a forward's multiply-adds."""
     forward: float | None
     """Bytes of latents, as if each part had a worker; None end to end, where they depend on the system."""
-    seconds: Mapping[str, float]
-    """By the planner, of each kind of link, the quickest end-to-end system's of as many epochs as the first arm being 1."""
     machines: Sequence[str]
+
+    @cached_property
+    def seconds(self) -> Mapping[str, float]:
+        """By the planner, of each kind of link; the quickest end-to-end system's of as many epochs as the first arm are 1."""
+        own, rival = predicted(self.arm.options, self.workers), predicted(self.first.options, self.workers)
+        return {rate: own[rate] / rival[rate] for rate in RATES}
 
     @property
     def error(self) -> float | None:
@@ -97,7 +106,9 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
         exits = zip(*(run["exit_bpd"] for run in found)) if all(run["exit_bpd"] for run in found) else ()
         parts, is_by_parts = found[0]["parts"], arm.options.get("schedule.mode") != "end_to_end"
         rows.append(Row(
-            arm=arm.name,
+            arm=arm,
+            first=study.arms[0],
+            workers=len(parts) if len(parts) > 1 else study.workers,
             rate=best,
             tried={rate: run.get("test_bpd") for rate, run in runs_of(runs, arm.name, seeds[0]).items()},
             bits=[*bits.values()],
@@ -109,7 +120,6 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
             macs=macs / reference[1],
             head_share=sum(part.get("head_macs", 0) for part in parts) / sum(part["forward_macs"] for part in parts),
             forward=mean(sum(run["bytes"]["forward"]) for run in found) if is_by_parts else None,
-            seconds=_seconds(study, arm, len(parts)),
             machines=list(dict.fromkeys(run.get("machine", values["machine"]["cpu"]) for run in found)),
         ))  # fmt: skip
     return rows
@@ -118,10 +128,3 @@ def make_rows(values: Mapping[str, Any], study: Study, seeds: Sequence[int]) -> 
 def _depths(parts: Sequence[Mapping[str, Any]]) -> list[float]:
     cumulative = list(accumulate(part["forward_macs"] - part.get("head_macs", 0) for part in parts))
     return [each / cumulative[-1] for each in cumulative]
-
-
-def _seconds(study: Study, arm: Arm, num_parts: int) -> dict[str, float]:
-    """The arm's seconds on a worker for each part, over those of the first arm, which trains end to end, on as many."""
-    workers = num_parts if num_parts > 1 else study.workers
-    own, rival = predicted(arm.options, workers), predicted(study.arms[0].options, workers)
-    return {rate: own[rate] / rival[rate] for rate in RATES}

@@ -26,6 +26,19 @@ LEARNING = {
     "linear, sequential": "sequential, linear heads, 12 epochs a part, none end to end",
 }
 """Arms of benchmarks/learning."""
+PARTS = {
+    ("3 x 4 steps, width 64", "3"): ("linear", "linear, averaged", "linear, sequential"),
+    ("3 x 16 steps, width 32", "2"): ("deep: 2 parts, linear", None, None),
+    ("3 x 16 steps, width 32", "3"): (
+        "deep: 3 parts, linear", "deep: 3 parts, linear, averaged", "deep: 3 parts, linear, sequential",
+    ),
+    ("3 x 16 steps, width 32", "6"): ("deep: 6 parts, linear", "deep: 6 parts, linear, averaged", None),
+    ("3 x 16 steps, width 32", "12"): (
+        "deep: 12 parts, linear", "deep: 12 parts, linear, averaged", "deep: 12 parts, linear, sequential",
+    ),
+    ("3 x 8 steps, width 64, 20,000 images", "3"): ("scale: linear", "scale: linear, averaged", None),
+}  # fmt: skip
+"""Arms of benchmarks/learning by the flow and its number of parts: concurrent, with averaged latents, sequential."""
 PUBLISHED = {
     "glow_lr1e-4": "end to end, 90 epochs, lr 1e-3",
     "across2_lr1e-4": "2 parts in turns, across blocks",

@@ -21,6 +21,7 @@ from docs.generate.rows import (
     LEARNING,
     LINK_ROWS,
     OURS,
+    PARTS,
     PIPELINES,
     PUBLISHED,
     PUBLISHED_RATES,
@@ -148,6 +149,20 @@ def learning() -> str:
     return _table(head, rows) + _source("learning/results", *_learned_on(*found.values()))
 
 
+def parts() -> str:
+    """What parts under linear heads lose without an end-to-end epoch, by the flow, their number and what they hand on."""
+    learned = _learned()
+
+    def cell(arm: str | None) -> str:
+        row = learned.get(arm or "")
+        return "-" if row is None else f"{row.above:+.3f} ({len(row.bits)})"
+
+    rows = [[*about, *map(cell, arms)] for about, arms in PARTS.items()]
+    shown = (learned[arm] for arms in PARTS.values() for arm in arms if arm in learned)
+    head = ["bits/dim above end to end (seeds)", "parts", "concurrent, trained latents", "concurrent, averaged latents"]
+    return _table([*head, "one after the other"], rows) + _source("learning/results", *_learned_on(*shown))
+
+
 def step() -> str:
     """Images/s of a training step beside normflows' Glow."""
     document = _read("step/results")
@@ -192,6 +207,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "links": links,
     "whole-runs": whole_runs,
     "learning": learning,
+    "parts": parts,
     "step": step,
     "memory": memory,
 }
@@ -208,10 +224,10 @@ def _schedules() -> dict[str, dict[str, Any]]:
 
 @cache
 def _learned() -> dict[str, Row]:
-    """Arms of benchmarks/learning that are compared at the small size."""
+    """Arms of benchmarks/learning, each beside the end-to-end one of its size."""
     values, document = _read("learning/results"), yaml.safe_load((BENCHMARKS / "learning" / "runs.yaml").read_text())
-    studies = (study for study in read_studies(document) if study.name in ("heads", "end_to_end"))
-    return {row.arm: row for study in studies for row in make_rows(values, study, document["seeds"])}
+    studies = (study for study in read_studies(document) if study.name in ("heads", "end_to_end", "parts", "scale"))
+    return {row.arm.name: row for study in studies for row in make_rows(values, study, document["seeds"])}
 
 
 def _learned_on(*rows: Row) -> list[dict[str, str]]:
