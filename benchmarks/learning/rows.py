@@ -67,7 +67,7 @@ class Row:
 
     @cached_property
     def seconds(self) -> Mapping[str, float]:
-        """By the planner, of each kind of link; the quickest end-to-end system's of as many epochs as the first arm are 1."""
+        """By the planner, for each kind of link; the quickest end-to-end system of the first arm's epochs has 1."""
         own, rival = predicted(self.arm.options, self.workers), predicted(self.first.options, self.workers)
         return {rate: own[rate] / rival[rate] for rate in RATES}
 
