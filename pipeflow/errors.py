@@ -34,6 +34,11 @@ class WorkerError(PipeflowError):
 class TrainingStopped(PipeflowError):
     """The coordinator stopped the run because a loss is not finite or diverges."""
 
+    def __init__(self, message: str, advice: str | None = None):
+        """advice: what helps, where it is not a lower rate."""
+        super().__init__(message)
+        self.advice = advice
+
 
 class Preempted(PipeflowError):
     """The run was asked to stop (SIGTERM, SIGINT or SIGHUP), and can be resumed."""

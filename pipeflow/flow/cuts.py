@@ -61,11 +61,16 @@ def configured_cuts(flow: Flow, config: Config, costs: Sequence[float] | None = 
         num = min(num, len(possible_starts(flow)))
     try:
         head = local_heads(config)
-        return cut_names(flow, split, num, costs, head, head is not None and config.parts.latents == "averaged")
+        return cut_names(flow, split, num, costs, head, head is not None and runs_twice(config))
     except ConfigError:
         if config.needs_parts:
             raise
         return []
+
+
+def runs_twice(config: Config) -> bool:
+    """Whether a part in front runs with averaged weights too on a batch that trains it: where all train at once."""
+    return config.parts.latents == "averaged" and config.schedule.mode not in ("alternate", "sequential")
 
 
 def cut_names(

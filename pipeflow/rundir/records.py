@@ -76,7 +76,7 @@ class Epoch(Record):
     """Mean loss in bits/dim by part, or of `flow` after the gather."""
     updates: Mapping[Text, Count] | None = None
     rate: Mapping[Text, Number] | None = None
-    """Learning rate of the epoch's last update, by part, or of `flow` after the gather."""
+    """Learning rate of the epoch's last update since its last resume, by part, or of `flow` after the gather."""
     gradient_norm: Mapping[Text, Number] | None = None
     """Norm of the gradient before clipping, likewise: the root mean square over every sixteenth update."""
     test_bpd: Number | None

@@ -62,11 +62,15 @@ class DataParallelTrainer(PartTrainer):
         """Runs one forward and backward whose gradients are thrown away.
 
         After its first backward DDP regroups the gradients, and so sums them in another order. That has to happen before
-        the first update, else a resumed run would differ in last bits from one that was never interrupted.
+        the first update, else a resumed run would differ in last bits from one that was never interrupted. What layers
+        of other libraries take from their first batch is thrown away too.
         """
+        before = {name: value.clone() for name, value in self.part.state_dict().items()}
         labels = torch.zeros(shape[0], dtype=torch.int64, device=device)
         torch.autograd.backward(self.part.loss(self._module(torch.zeros(shape, device=device), labels)))
         self.optimizer.zero_grad(set_to_none=True)
+        self.part.load_state_dict(before)
+        self.part.reconstruction_error = None
 
     def forward(self, latent: Tensor, is_last: bool = True, labels: Tensor | None = None) -> tuple[PartOutput, Tensor]:
         # Gradients travel once a batch, with those of its last micro-batch.

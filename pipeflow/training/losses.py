@@ -105,7 +105,8 @@ class Losses:
             raise TrainingStopped(
                 f"the activations that part {part} recovered by inverting its layers were off by {error:.1e} in epoch "
                 f"{self.epoch}, before step {step}, more than memory.max_error {self.max_error:g}, so that its gradients "
-                f"are wrong: set memory.activations to recompute, or cut into shorter parts"
+                f"are wrong",
+                advice="Resume with memory.activations recompute, or cut into shorter parts",
             )
         if not math.isfinite(loss) or loss > LARGEST_LOSS:
             raise TrainingStopped(

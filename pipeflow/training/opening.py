@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeflow.config import Config
+from pipeflow.config.checks import check_part_rates
 from pipeflow.data import Batches, ImageData, load_data
 from pipeflow.data.sources import take
 from pipeflow.device import has_bfloat16
@@ -209,16 +210,10 @@ def make_parts(world: World, config: Config, flow: Flow, manifest: Manifest | No
             cuts = configured_cuts(flow, config, layer_seconds(flow, world.device, config.optim.batch_size))
         cuts = world.control.broadcast(cuts, "the cuts")
     parts = split_flow(flow, cuts, local_heads(config), config.memory.activations)
-    rates = config.optim.part_lr
-    if rates is not None and len(rates) != len(parts):
-        raise ConfigError(
-            f"optim.part_lr: {count_text(len(rates), 'rate')} for {count_text(len(parts), 'part')}: give one for each part."
-        )
-    if world.num_places > len(parts) and config.needs_parts:
-        most = len(parts) * world.num_replicas
-        raise ConfigError(
-            f"{world.size} workers for {count_text(len(parts), 'part')}: start at most {count_text(most, 'worker')}."
-        )
+    if config.needs_parts:
+        config.check_world_size(world.size, len(parts))
+    else:
+        check_part_rates(config, len(parts))
     return parts
 
 

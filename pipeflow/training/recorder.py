@@ -193,6 +193,11 @@ class Recorder:
         self._current().fields |= dataclasses.asdict(result)
         self._totals.seconds["eval"] += seconds
 
+    @property
+    def lacks_exits(self) -> bool:
+        """Whether, on rank 0, the parts' exits on all test images are not known."""
+        return self._totals.exit_bpd is None
+
     @_on_rank_0
     def local_ended(self, result: Evaluated, seconds: float) -> None:
         """Exit bits/dim on all test images, before the parts are gathered."""

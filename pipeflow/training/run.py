@@ -59,7 +59,9 @@ class Run:
                 load_initial(world, config.model.init, self.flow)
             self.parts = make_parts(world, config, self.flow, manifest)
             num_steps = images.info.num_train // config.optim.batch_size
-            self.schedule = Schedule(config, len(self.parts), num_steps)
+            cuts = tuple(part.names[0] for part in self.parts[1:])
+            history = manifest.history if manifest is not None and manifest.cuts == cuts else ()
+            self.schedule = Schedule(config, len(self.parts), num_steps, history)
             check_timeline(config, num_steps)
             checkpoints, fingerprint = self.folder.checkpoints, images.info.fingerprint
             self.recorder = Recorder(
@@ -121,7 +123,17 @@ class Run:
         return answer and Phase.from_json(answer)
 
     def gather(self) -> None:
-        """Brings the parts together on rank 0's device, or to train as one where they are; once in a run."""
+        """Brings the parts together on rank 0's device, or to train as one where they are; once in a run.
+
+        Evaluates the parts where no local epoch has, of a run that was to end with them and trains further. Raises
+        Interrupted.
+        """
+        if self.control.broadcast(self.recorder.lacks_exits, "whether parts are to be evaluated"):
+            start = time.perf_counter()
+            result = self._evaluate(len(self.recorder.history) - 1, self.num_test)
+            self._collect(None)
+            if result is not None:
+                self.recorder.local_ended(result, time.perf_counter() - start)
         start = time.perf_counter()
         self.stages.gather()
         self._collect(None)
@@ -139,7 +151,7 @@ class Run:
         try:
             trained = worker.train(phase, goes_on.step, goes_on.losses)
         except TrainingStopped as error:
-            raise self._stopped(str(error)) from None
+            raise self._stopped(str(error), error.advice) from None
         mine = [trained.losses.means(), trained.busy_seconds, trained.cpu_seconds, trained.updates, trained.stopped_at]
         collected = self._collect(mine, f"the losses of epoch {phase.epoch}")
         seconds = time.perf_counter() - start
@@ -241,12 +253,16 @@ class Run:
         saved = saved if any(self._saved) else "nothing was trained yet"
         return Preempted(f"{self.world.notice}: {saved}. {parent.how_to_resume()}")
 
-    def _stopped(self, reason: str) -> TrainingStopped:
+    def _stopped(self, reason: str, advice: str | None = None) -> TrainingStopped:
+        """advice: what helps; None: a lower rate."""
         self.saver.close()  # the checkpoint that is being written may be the last good one
-        return TrainingStopped(
-            f"{reason}: stopped all workers, {self.folder.checkpoints.last_good()}. Resume with a lower optim.lr or with "
-            f"optim.clip_norm."
-        )
+        is_local, rate = self.stages.name == "local", "optim.lr"
+        if is_local and self.config.optim.part_lr is not None:
+            rate = "optim.part_lr"
+        elif not is_local and self.config.finetune.lr is not None:
+            rate = "finetune.lr"
+        advice = advice or f"Resume with a lower {rate} or with optim.clip_norm"
+        return TrainingStopped(f"{reason}: stopped all workers, {self.folder.checkpoints.last_good()}. {advice}.")
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 

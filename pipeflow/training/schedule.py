@@ -111,10 +111,12 @@ class Stop:
 class Schedule:
     """All phases of a run, from its configuration, its number of parts and of batches in an epoch."""
 
-    def __init__(self, config: Config, num_parts: int, steps_per_epoch: int):
+    def __init__(self, config: Config, num_parts: int, steps_per_epoch: int, history: Sequence[Epoch] = ()):
+        """history: the epochs that a run had made when it was resumed, of the same parts, if under another schedule."""
         self.config = config
         self.num_parts = num_parts
         self.steps_per_epoch = steps_per_epoch
+        self._trained = [each.trained for each in history if each.is_local]
 
     def phases(self) -> list[Phase]:
         """Every phase from the first to the last, one for each epoch."""
@@ -130,7 +132,8 @@ class Schedule:
         """The parts that train for the first time behind parts that have trained, and the epoch in which they do."""
         first: dict[int, int] = {}
         for epoch in range(self.config.num_local_epochs):
-            for part in self._phase(epoch).trained:
+            known = epoch < len(self._trained)
+            for part in self._trained[epoch] if known else self._phase(epoch).trained:
                 first.setdefault(part, epoch)
             if len(first) == self.num_parts:
                 break

@@ -130,6 +130,18 @@ def test_heads_weigh_only_where_parts_train_by_themselves():
     assert cuts["end_to_end"] == configured_cuts(build_flow(plain, (3, 16, 16)), plain) != cuts["concurrent"]
 
 
+@pytest.mark.parametrize("mode, weighs", [("concurrent", True), ("alternate", False), ("sequential", False)])
+def test_averaged_weights_weigh_only_where_parts_train_at_once(mode, weighs):
+    """Elsewhere nothing is handed on by a part that trains."""
+
+    def cuts(latents):
+        sections = {"schedule": {"mode": mode}, "model": {"num_steps": 8, "width": 8}, "optim": {"ema": 0.9}}
+        config = Config.from_dict({**sections, "parts": {"split": "balanced", "num": 3, "latents": latents}})
+        return configured_cuts(build_flow(config, (3, 8, 8)), config)
+
+    assert (cuts("averaged") != cuts("trained")) == weighs
+
+
 def test_measured_seconds_of_layers_without_multiply_adds_do_not_price_heads():
     flow = Flow([ActNorm(3) for _ in range(4)], (3, 4, 4))
     assert not any(flow.layer_multiply_adds())

@@ -147,6 +147,21 @@ def test_a_run_that_diverged_goes_on_from_the_epoch_before_with_a_lower_rate(one
     assert train(small_config(folder, schedule=schedule)).num_epochs == 3
 
 
+@pytest.mark.parametrize(
+    "sections, advice",
+    [
+        ({"optim": {"part_lr": [1e30, 1e30, 1e30], "warmup_steps": 0}}, "lower optim.part_lr or with optim.clip_norm"),
+        ({"schedule": {"mode": "end_to_end"}, "finetune": {"lr": 1e30}}, "lower finetune.lr or with optim.clip_norm"),
+        ({"memory": {"activations": "invert", "max_error": 1e-30}}, "Resume with memory.activations recompute, or cut"),
+    ],
+    ids=["rates by part", "rate of end-to-end epochs", "no rate"],
+)
+def test_the_advice_is_of_what_went_wrong(tmp_path, sections, advice):
+    with pytest.raises(TrainingStopped, match=advice) as stopped:
+        train(small_config(tmp_path / "run", **sections))
+    assert str(stopped.value).count("recompute") + str(stopped.value).count("lower") == 1
+
+
 def test_a_nan_of_the_last_update_is_found_before_the_checkpoint(tmp_path):
     """Losses are checked before their update; here there is but one batch an epoch."""
     data = {"num_train": 32, "num_test": 8}

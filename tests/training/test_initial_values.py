@@ -102,6 +102,20 @@ def test_what_had_no_turn_is_final_once_the_whole_flow_trains(tmp_path):
     assert flags and all(flags)
 
 
+@pytest.mark.parametrize("mode, local_epochs", [("alternate", 4), ("concurrent", 3)])
+def test_another_schedule_begins_on_what_parts_get_by_its_turns(tmp_path, mode, local_epochs):
+    """A run is stopped while parts wait for their turns, which come otherwise: of 4 epochs the first is the last part's."""
+    told = []
+    with pytest.raises(Preempted):
+        train(config_of(tmp_path, "alternate"), report=told.append, stop=lambda: bool(told))
+    schedule = {"mode": mode, "local_epochs": local_epochs, "finetune_epochs": 0}
+    train(config_of(tmp_path, mode, schedule=schedule))
+    last = f"epoch-00000{local_epochs} model/"
+    flags = {name: value for name, value in checkpoint_tensors(tmp_path).items() if name.endswith(".initialized")}
+    assert any(name.startswith(last) for name in flags)
+    assert all(value for name, value in flags.items() if name.startswith(last)), "before the whole flow is put together"
+
+
 def test_a_run_that_is_stopped_inside_its_turn_keeps_its_values(tmp_path):
     """The part has had no update yet, but the epoch has begun: what was taken from data is in the checkpoint."""
     whole, stopped = (config_of(tmp_path / name, "alternate", schedule=TURNS) for name in ("whole", "stopped"))

@@ -182,6 +182,35 @@ def test_preempted_replicas_go_on_where_they_were(runs, tmp_path, launch):
     assert learned(tmp_path / "run") == learned(runs[2, 2] / "preempt")
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Runs of two workers, each with a flow or with epochs that few have."""
+    folder = tmp_path_factory.mktemp("two")
+    no_epoch = {"schedule": {"finetune_epochs": 0}, "finetune": {"parallel": "ddp"}}
+    train_in_turn(2, [theirs(folder / "theirs", 2), small_config(folder / "no_epoch", **no_epoch)])
+    return folder
+
+
+def theirs(folder: Path, replicas: int) -> Config:
+    return small_config(
+        folder,
+        model={"name": "tests.training.own_flows:with_their_actnorm"},
+        parts={"split": "balanced", "num": 2, "replicas": replicas},
+    )
+
+
+def test_a_layer_of_another_library_takes_its_values_from_the_images(two, tmp_path):
+    """And from nothing that replicas run through it before."""
+    train(theirs(tmp_path / "alone", 1))
+    assert_close(two / "theirs", tmp_path / "alone")
+
+
+def test_replicas_of_the_whole_flow_meet_only_where_it_trains(two):
+    summary = read_run(two / "no_epoch").summary
+    plan = make_plan(small_config(two / "no_epoch", schedule={"finetune_epochs": 0}, finetune={"parallel": "ddp"}))
+    assert summary.bytes.gather == plan.gather_bytes
+
+
 def test_shares_cover_a_batch_and_weigh_one():
     replicas = [Replicas((4, 5, 6), rank) for rank in (4, 5, 6)]
     shares = [torch.arange(8)[each.share(8)] for each in replicas]

@@ -97,11 +97,13 @@ def test_advice_for_more_epochs_can_be_taken_and_the_change_is_kept(undisturbed,
     ]
 
 
-def test_what_has_travelled_stays_so_in_a_single_process(tmp_path):
+def test_what_has_travelled_and_the_exits_stay_where_a_single_process_trains_further(tmp_path):
     about = {"schedule": {"local_epochs": 1, "finetune_epochs": 0}}
     train_in_turn(2, [small_config(tmp_path / "run", **about)])
+    before = read_run(tmp_path / "run").summary
     summary = train(small_config(tmp_path / "run", schedule={"local_epochs": 1, "finetune_epochs": 1}))
     assert summary.wire and read_run(tmp_path / "run").summary.wire
+    assert summary.exit_bpd == pytest.approx(before.exit_bpd)
 
 
 def test_a_change_is_not_lost_with_the_sitting_that_was_killed_after_it(undisturbed, tmp_path):

@@ -106,6 +106,15 @@ def test_two_workers_say_it_once(case, tmp_path, launch):
     assert "Traceback" not in output
 
 
+def test_what_only_the_flow_tells_is_checked_before_anything_is_trained(tmp_path, launch):
+    """How many parts a flow of one's own has where it is split by blocks, and so how long the pipeline is."""
+    of_their_own = ["--model.name=tests.training.own_flows:with_their_actnorm", "--parts.split=blocks"]
+    pipeline = ["--finetune.parallel=pipeline", "--finetune.micro_batches=1"]
+    process = launch(2, f"--run.dir={tmp_path / 'run'}", *of_their_own, *pipeline, "--data.num_train=64")
+    (error,) = errors_in(finish(process))
+    assert process.returncode == 1 and "finetune.micro_batches: 1 for a pipeline of 2 workers" in error
+
+
 def test_workers_of_different_options(tmp_path, launch):
     """As when the line is typed once more for the second machine."""
     arguments = [f"--run.dir={tmp_path / 'run'}", *SMALL]

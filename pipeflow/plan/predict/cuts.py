@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeflow.flow import Part, cut_names, head_maker, split_flow
-from pipeflow.flow.cuts import possible_starts
+from pipeflow.flow.cuts import possible_starts, runs_twice
 from pipeflow.plan.plan import Plan
 from pipeflow.plan.without_memory import build_without_memory
 
@@ -45,7 +45,7 @@ class Cuts:
             if (name, are_isolated) not in self._made:
                 parts = plan.config.parts
                 head = head_maker(parts) if are_isolated else None
-                is_averaged = are_isolated and parts.latents == "averaged"
+                is_averaged = are_isolated and runs_twice(plan.config)
                 names = cut_names(plan.flow, split, num, head=head, is_averaged=is_averaged)
                 self._made[name, are_isolated] = Cut(name, self.split(names))
             cut = self._made[name, are_isolated]
