@@ -171,8 +171,15 @@ def _common_classes(train: object, test: object) -> tuple[str, ...]:
     return names[0] if names[0] == names[1] and all(isinstance(each, str) for each in names[0]) else ()
 
 
+_LOOKED_AT = 65_536
+"""Pixels of a channel whose values are counted."""
+
+
 def _check_continuous(values: Tensor, where: str) -> None:
-    """Raises DataError for floats that have few values: their density has no bound, and bits/dim would mean nothing."""
+    """Raises DataError for floats that have few values: their density has no bound, and bits/dim would mean nothing.
+
+    Tables may have columns of few values; channels of images with no more values than 8 bits have are normalised pixels.
+    """
     for scale, are, fix in (
         (1, "whole numbers", "images.byte()"),
         (255, "8-bit values over 255, as ToTensor makes them", "(images * 255).round().byte() or PILToTensor"),
@@ -183,6 +190,15 @@ def _check_continuous(values: Tensor, where: str) -> None:
                 f"{where} are floats, but {are}: a flow would learn a density without bound. Give pixels as uint8, by "
                 f"{fix}, and add noise to other values."
             )
+    if values.ndim == 4:
+        for channel in values.movedim(1, 0).flatten(1)[:, :_LOOKED_AT]:
+            num = len(channel.unique())
+            if num <= 256 and 16 * num <= len(channel):
+                raise DataError(
+                    f"{where} are floats, but a channel has {num} values in {len(channel):,} pixels, as 8-bit ones have "
+                    f"that were scaled or normalised: a flow would learn a density without bound. Give pixels as uint8, "
+                    f"before that."
+                )
 
 
 def _fingerprint(*tensors: Images) -> str:

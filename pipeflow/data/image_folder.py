@@ -43,7 +43,7 @@ def load_images(data: DataConfig) -> ImageData:
     with open_source(Path(data.path)) as source:
         layout = lay_out(source.members, source.path, data.test_fraction)
         members, num_train = [*layout.train, *layout.test], len(layout.train)
-        fingerprint = _fingerprint(members, conversion)
+        fingerprint = _fingerprint(members, conversion, source.path)
         kept = read_cache(fingerprint, num_train, len(members))
         if kept is None:
             decoding = Decoding(source, members, conversion)
@@ -93,14 +93,19 @@ def _decode(decoding: Decoding, fingerprint: str, num_train: int, memory: float)
     )
 
 
-def _fingerprint(members: Sequence[Member], conversion: Conversion) -> str:
-    """sha256, in hexadecimal, of whatever the pixels depend on: the files and the rules of decoding."""
+def _fingerprint(members: Sequence[Member], conversion: Conversion, path: str) -> str:
+    """sha256, in hexadecimal, of whatever the pixels depend on: the files and the rules of decoding.
+
+    path: of the source, which tells a folder from another one with files of the same names, sizes and times.
+    """
     channels, *size = dataclasses.astuple(conversion)
     rules = channels if size == [None, None] else [channels, *size]
     digest = hashlib.sha256(f"[{picture.RULES}, {json.dumps(rules)}, [".encode())
     for index, member in enumerate(members):
         digest.update(f"{', ' if index else ''}{json.dumps([member.path, member.size, member.stamp])}".encode())
     digest.update(b"]]")
+    if any(member.info is None for member in members):  # in a zip each file has its CRC
+        digest.update(path.encode())
     return digest.hexdigest()
 
 

@@ -67,6 +67,7 @@ def _measured_machines(options: argparse.Namespace, plan: Plan, console: Console
     from pipeflow.plan.predict.probe import probe
 
     workers = int(options.workers) if options.workers is not None else max(2, len(plan.parts))
+    Path(options.probe).parent.mkdir(parents=True, exist_ok=True)
     console.print(f"Measuring with {workers} processes at once, about half a minute ...")
     machines = probe(plan.config, plan.flow.shape, workers)
     write_machines(machines, options.probe)

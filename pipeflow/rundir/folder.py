@@ -49,6 +49,7 @@ class RunFolder:
         """Folders that were not there before, the deepest first."""
         self._aside: Path | None = None
         self._is_new = False
+        self._had_tensorboard = False
         self.has_begun = False
         """Whether the run in the folder has been initialised. Until then an end leaves no trace of it."""
 
@@ -79,7 +80,8 @@ class RunFolder:
         """Takes away what opening the folder made, and puts back what it moved aside."""
         for name in (*_OPENED, _LAUNCH, self._lock.path.name):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        if not self._had_tensorboard:
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         with contextlib.suppress(OSError):  # something else is in it
             for folder in self._made:
                 folder.rmdir()
@@ -97,6 +99,7 @@ class RunFolder:
         if resume == "never" and _launch():
             self._write(_LAUNCH, "\n".join([_launch(), _process(), *launchers]))
         self._is_new = not any((self.path / name).exists() for name in (*_OPENED, "checkpoints"))
+        self._had_tensorboard = (self.path / "tensorboard").exists()
         self.checkpoints.clean()
         manifest, complaints = self.checkpoints.newest()
         if manifest is None and complaints:

@@ -14,10 +14,14 @@ from pipeflow.errors import CheckpointError
 from pipeflow.output import say
 from pipeflow.rundir.reading import read_config, read_summary
 from pipeflow.rundir.records import Summary
+from pipeflow.rundir.resuming import differing_options, in_words
 from pipeflow.rundir.typed_json import dumps
 from pipeflow.sweep.pool import Job, Pool, python, room_for
 from pipeflow.sweep.runs import Sweep, SweepRun, read_sweep
 from pipeflow.units import count_text
+
+_MAY_DIFFER = ("run", "data", "eval", "checkpoint", "timeline")
+"""Sections that change nothing in what is trained, where the images are the same, which a run checks by itself."""
 
 
 def sweep(
@@ -41,7 +45,9 @@ def sweep(
     room = room_for(todo.workers, max(1, len(missing)), jobs, _gpus(todo))
     said = f"{count_text(len(todo.runs), 'run')} in {todo.out}: {len(todo.runs) - len(missing)} there"
     print(f"{said}, {len(room)} at a time" if missing else said, flush=True)
-    errors: dict[str, str] = {}
+    errors = {run.name: error for run in missing if (error := _others_run(run)) is not None}
+    for name, error in errors.items():
+        say(f"{name}: {error}")
 
     def ended(job: Job, error: str | None) -> None:
         if error is None:
@@ -58,7 +64,7 @@ def sweep(
 
     with stoppable():
         try:
-            Pool(room).run([_job(run, todo) for run in missing], ended)
+            Pool(room).run([_job(run, todo) for run in missing if run.name not in errors], ended)
         except KeyboardInterrupt:
             say("stopped: runs that had begun are saved, and the same command resumes them")
             raise
@@ -110,6 +116,20 @@ def _is_same(run: SweepRun, config: Config) -> bool:
     """Whether the configuration is the run's, however its folder's path was written."""
     place = dataclasses.replace(config.run, dir=run.config.run.dir)
     return dataclasses.replace(config, run=place) == run.config
+
+
+def _others_run(run: SweepRun) -> str | None:
+    """The error of a run in whose folder another one is, which would else go on under these options."""
+    with contextlib.suppress(CheckpointError, OSError):
+        before = read_config(run.config.run.dir)
+        theirs = {section: getattr(before, section) for section in _MAY_DIFFER}
+        differing = differing_options(before.to_dict(), dataclasses.replace(run.config, **theirs))
+        if differing:
+            return (
+                f"{run.config.run.dir} has a run of other options ({in_words(differing)}): choose another folder for the "
+                f"sweep (out, or --out), or move that one away."
+            )
+    return None
 
 
 def _summary(job: Job, todo: Sweep) -> Summary:

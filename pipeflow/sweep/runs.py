@@ -153,7 +153,10 @@ def _base(where: str, folder: Path, settings: Mapping[str, Any]) -> dict[str, An
     if not isinstance(given, str):
         raise ConfigError(f"{where}: config: expected the name or the path of a configuration, got {brief(given)}.")
     beside = folder / Path(given).expanduser()
-    base = read_yaml(str(beside if beside.is_file() else given))
+    try:
+        base = read_yaml(str(beside if beside.is_file() else given))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: config {given}, also looked for beside this file: {error}") from None
     where = f"{where}: config {given}"
     for section, values in base.items():
         for option in values if isinstance(values, dict) else ():

@@ -18,6 +18,7 @@ from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.log import MetricsLog
 from pipeflow.rundir.records import Carried, Epoch, GivenLabel, Manifest, Position, Stage, Summary
 from pipeflow.rundir.resuming import resume_lines
+from pipeflow.safe_files import printable
 from pipeflow.training.facts import Facts
 from pipeflow.training.opening import first_lines
 from pipeflow.training.progress import Progress
@@ -62,7 +63,9 @@ class Recorder:
         self.history: list[Epoch] = [] if manifest is None else list(manifest.history)
         changes = () if manifest is None else manifest.changes
         changes = changes if folder.change is None else (*changes, folder.change)
-        self._facts = Facts(folder.path.name, config, parts, world, fingerprint, given_label, changes)
+        self._facts = Facts(
+            printable(folder.path.resolve().name), config, parts, world, fingerprint, given_label, changes
+        )
         self.has_ended = self.is_main and folder.has_ended(manifest)
         """Whether the run had ended before this process began."""
         self._totals = RunningTotals(None if manifest is None else manifest.state, self._travels)

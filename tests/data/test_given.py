@@ -111,6 +111,10 @@ def test_floats_are_not_scaled_and_what_is_rounded_is_said():
         (PIXELS / 255, "8-bit values over 255, as ToTensor makes them.*uint8.*PILToTensor"),
         (Listed(list(torch.from_numpy(PIXELS) / 255)), "8-bit values over 255"),
         (PIXELS.astype(np.float32), "floats, but whole numbers"),
+        (
+            (np.arange(24_576).reshape(8, 3, 32, 32) % 250 - 120.7) / 63.1,
+            r"has 250 values in 8,192 pixels, as 8-bit ones",
+        ),
         (PIXELS.astype(np.int64), r"int64; give pixels as uint8, images.astype"),
         (PIXELS > 3, "bool; give uint8"),
         (Listed([]), "empty"),

@@ -1,6 +1,7 @@
 """A folder or a zip of images: reading, the cache, and the messages about sources that cannot be used."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -170,6 +171,16 @@ def test_a_source_is_decoded_once_and_anew_when_it_changes(files, write, options
     files["train/cat/0.png"] = encode(np.zeros((4, 5, 3), np.uint8))
     second = load_data(options(path=write(tmp_path / "source", files)))
     assert not same(first, second) and (second.train.flatten(1) == 0).all(1).sum() == 1
+
+
+def test_another_folder_of_the_same_names_sizes_and_times_is_another_source(options, tmp_path):
+    """As archives unpack it that keep no times."""
+    for value, name in ((10, "one"), (200, "other")):
+        image = encode(np.full((4, 5, 3), value, np.uint8), "BMP")
+        for path in ("train/0.bmp", "test/0.bmp"):
+            write_folder(tmp_path / name, {path: image})
+            os.utime(tmp_path / name / path, (0, 0))
+        assert (load_data(options(path=str(tmp_path / name))).train == value).all()
 
 
 def flip_a_bit(contents: bytes) -> bytes:

@@ -17,7 +17,9 @@ from pipeflow.plan.predict.machines import Machines, StepSeconds, read_machines,
         ({"workers": 2, "flops": 1e12}, r"bandwidth: 2 workers need the speed of the links"),
         ({"workers": 2, "bandwidth": 1e9}, r"flops: a link's speed says nothing"),
         ({"faster_than_measured": ["about"]}, r"faster_than_measured: expected a list of the fields flops, .*'about'"),
+        ({"faster_than_measured": [[1]]}, r"faster_than_measured: expected a list of the fields"),
         ({"step_seconds": 3}, r"step_seconds: expected batch_size: 64"),
+        ({"step_seconds": {"batch_size": 4, "train": {"a": 1}, "multiply_adds": "x"}}, r"multiply_adds: .* got 'x'"),
         ({"step_seconds": {"batch_size": 4, "train": {"a": [1, 2]}}}, r"step_seconds.train.a: expected 1 number, "),
         ({"step_seconds": {"batch_size": [8, 4], "train": {"a": [1, 2]}}}, r"batch_size: .* ascending, got \[8, 4\]"),
         ({"step_seconds": {"batch_size": 4, "train": {"a": 1}, "speed": 3}}, r"step_seconds.speed: there is no such"),
@@ -50,6 +52,12 @@ def test_a_bound_is_no_measurement_and_goes_with_the_value_it_is_of(tmp_path):
     assert "links of 1 Gbit/s, too quick" in other.describe() and other.faster_than_measured == bounds[1:]
 
 
+def test_options_go_over_no_file_that_is_wrong(tmp_path):
+    (tmp_path / "machines.yaml").write_text("faster_than_measured: 5\n")
+    with pytest.raises(ConfigError, match="faster_than_measured: expected a list of the fields"):
+        read_machines(tmp_path / "machines.yaml", {"bandwidth": 1e9})
+
+
 def test_an_all_reduce_is_no_faster_than_the_links_that_are_given(tmp_path):
     write_machines(Machines(workers=2, flops=1e12, bandwidth=3e10, reduce_bandwidth=2e10), tmp_path / "machines.yaml")
     assert read_machines(tmp_path / "machines.yaml").reduce_bytes_per_second == 2e10 / 8
@@ -58,7 +66,9 @@ def test_an_all_reduce_is_no_faster_than_the_links_that_are_given(tmp_path):
 
 
 def test_a_file_is_read_back_as_it_was_written_and_options_go_over_it(tmp_path):
-    steps = StepSeconds(batch_size=(8, 64), train={"a": (1.0, 2.0)}, forward={"a": (0.5, 0.6)}, update=0.1)
+    steps = StepSeconds(
+        batch_size=(8, 64), train={"a": (1.0, 2.0)}, forward={"a": (0.5, 0.6)}, update=0.1, multiply_adds=7
+    )
     machines = Machines(workers=3, step_seconds=steps, bandwidth=1e9, latency=1e-4, memory=8e9, alone=0.7)
     write_machines(machines, tmp_path / "machines.yaml")
     assert read_machines(tmp_path / "machines.yaml") == machines

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeflow.config import Config
+from pipeflow.errors import ConfigError
 from pipeflow.flow import build_flow
 from pipeflow.plan import make_plan
 from pipeflow.plan.predict.compute_probe import ComputeProbe, combine
@@ -49,6 +50,15 @@ def test_what_two_processes_measure_is_what_a_prediction_takes(tmp_path):
     assert read_machines(tmp_path / "machines.yaml") == machines
     predictor = Predictor(plan, machines)
     assert all(0 < each.seconds < math.inf for each in predictor.all())
+    wider = make_plan(Config.from_dict({**config, "model": {**config["model"], "width": 8}}))
+    with pytest.raises(ConfigError, match=r"step_seconds.multiply_adds: the times are of a flow .*--probe"):
+        Predictor(wider, machines).all()
+
+
+def test_a_device_that_is_not_there_is_no_processes_affair(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="cuda, but torch finds no GPU here"):
+        probe(Config.from_dict({"run": {"device": "cuda"}}), (3, 8, 8), 2)
 
 
 def test_flows_that_take_labels_are_measured_and_planned(tmp_path):

@@ -62,6 +62,9 @@ class TestFresh:
         assert reopen(config) == (None, []) and os.listdir(path) == []
         (path / "notes.txt").touch()
         assert reopen(config) == (None, []) and os.listdir(path) == ["notes.txt"]
+        (path / "tensorboard").mkdir()
+        (path / "tensorboard/of another").touch()
+        assert reopen(config) == (None, []) and os.listdir(path / "tensorboard") == ["of another"]
 
     def test_must_resume_but_there_is_nothing(self, tmp_path):
         message = said(small_config(tmp_path / "run", run={"resume": "must"}))

@@ -104,15 +104,20 @@ def test_a_run_that_has_no_results_is_an_error_and_stops_no_other(swept, tmp_pat
     assert good["ended"] and "error" not in good
 
 
-def test_other_options_are_not_taken_for_the_same_run(swept, capsys):
-    """A run of the same name with other options: its own error says what differs, and its results stay."""
+@pytest.mark.parametrize("option, value", [("model.width", 16), ("schedule.finetune_epochs", 3)])
+def test_other_options_are_not_taken_for_the_same_run(swept, capsys, option, value):
+    """Nor trained further under them, which would be half a run of each; its results stay."""
     folder, _, arms = swept
-    path = folder / "rates.yaml"
-    settings = yaml.safe_load(path.read_text())
-    settings["options"]["model.width"] = 16
+    settings = yaml.safe_load((folder / "rates.yaml").read_text())
+    settings["options"][option] = value
+    path = folder / "others.yaml"
     path.write_text(yaml.safe_dump({**settings, "arms": {"good": arms["good"]}}))
+    summaries = [folder / f"runs/good-lr={lr}-seed=0/summary.json" for lr in (0.001, 0.002)]
+    before = [summary.read_bytes() for summary in summaries]
     assert main(["sweep", str(path)]) == 1
-    assert "model.width" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.count(f"has a run of other options ({option}: {value}, was ") == 2 and "choose another folder" in told
+    assert [summary.read_bytes() for summary in summaries] == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -155,7 +155,8 @@ def test_a_long_name_is_shortened_to_what_a_disk_takes(sweep_of):
         ({"out": 3}, "out: expected the path of a folder"),
         ({"workers": 0}, "workers: expected a whole number, 1 or more, got 0"),
         ({"workers": 9}, "9 workers"),
-        ({"config": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"config": "nowhere.yaml"}, "rates.yaml: config nowhere.yaml, also looked for beside this file: "),
+        ({"arms": {"a": {"config": "nowhere.yaml"}}}, "arms.a: config nowhere.yaml"),
     ],
 )
 def test_a_file_that_cannot_be_is_named_with_what_is_wrong(sweep_of, keys, message):

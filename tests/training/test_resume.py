@@ -106,6 +106,12 @@ def test_what_has_travelled_and_the_exits_stay_where_a_single_process_trains_fur
     assert summary.exit_bpd == pytest.approx(before.exit_bpd)
 
 
+def test_a_run_is_read_back_whatever_its_folder_is_called(tmp_path):
+    folder = tmp_path / "試み\u30001"
+    train(small_config(folder, schedule={"local_epochs": 1, "finetune_epochs": 0}))
+    assert "試み" in read_run(folder).summary.name
+
+
 def test_a_change_is_not_lost_with_the_sitting_that_was_killed_after_it(undisturbed, tmp_path):
     """The sitting had written config.yaml but no checkpoint: what is trained with it is trained by the next one."""
     folder = as_if_interrupted_after(3, undisturbed, tmp_path / "run")

@@ -35,6 +35,8 @@ class StepSeconds:
     """Forward without gradients; None: a third of `train`."""
     update: float = 0.0
     """Seconds of the optimizer's update of all layers."""
+    multiply_adds: int | None = None
+    """Of a forward of an image through all layers, which tells the flow from others; None: of any with these layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,8 @@ def read_machines(path: str | Path | None = None, options: dict[str, Any] | None
                 values.pop("step_seconds", None)
             if name == "bandwidth":  # what was measured of an all-reduce was over other links
                 values.pop("reduce_bandwidth", None)
-            values["faster_than_measured"] = [each for each in values.get("faster_than_measured") or () if each != name]
+            bounds = _read_field("faster_than_measured", values.get("faster_than_measured") or [])
+            values["faster_than_measured"] = [each for each in bounds if each != name]
     known = [each.name for each in dataclasses.fields(Machines)]
     for name in values:
         if name not in known:
@@ -189,7 +192,7 @@ def _read_field(name: str, value: Any) -> Any:
     if name == "step_seconds":
         return _step_seconds(value)
     if name == "faster_than_measured":
-        if not isinstance(value, list) or not all(each in KINDS for each in value):
+        if not isinstance(value, list) or not all(isinstance(each, str) and each in KINDS for each in value):
             raise ConfigError(f"{name}: expected a list of the fields {', '.join(KINDS)}, got {brief(value)}.")
         return tuple(value)
     if name == "alone" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1):
@@ -209,15 +212,16 @@ def _count(name: str, value: Any) -> int:
     return number
 
 
+_OF_STEPS = ("batch_size", "train", "forward", "update", "multiply_adds")
+
+
 def _step_seconds(value: Any) -> StepSeconds:
     wanted = "step_seconds: expected batch_size: 64 and train: {blocks.0.squeeze: 0.1, ...}"
     if not isinstance(value, dict) or not {"batch_size", "train"} <= set(value):
         raise ConfigError(f"{wanted}, got {brief(value)}.")
     for name in value:
-        if name not in ("batch_size", "train", "forward", "update"):
-            raise ConfigError(
-                f"step_seconds.{brief(name, str)}: there is no such field: batch_size, train, forward, update."
-            )
+        if name not in _OF_STEPS:
+            raise ConfigError(f"step_seconds.{brief(name, str)}: there is no such field: {', '.join(_OF_STEPS)}.")
     listed = value["batch_size"] if isinstance(value["batch_size"], list) else [value["batch_size"]]
     sizes = [_count("step_seconds.batch_size", each) for each in listed]
     if sizes != sorted(set(sizes)) or not sizes:
@@ -231,9 +235,11 @@ def _step_seconds(value: Any) -> StepSeconds:
         )
     if not all(map(sum, zip(*tables["train"].values()))):
         raise ConfigError("step_seconds.train: all layers together take 0 s: give what was measured.")
-    return StepSeconds(
-        batch_size=tuple(sizes), update=read_quantity("step_seconds.update", "time", value.get("update", 0.0)), **tables
-    )
+    macs = value.get("multiply_adds")
+    if macs is not None and (not isinstance(macs, int) or isinstance(macs, bool) or macs < 0):
+        raise ConfigError(f"step_seconds.multiply_adds: expected a whole number, got {brief(macs)}.")
+    update = read_quantity("step_seconds.update", "time", value.get("update", 0.0))
+    return StepSeconds(batch_size=tuple(sizes), update=update, multiply_adds=macs, **tables)
 
 
 def _runs(name: str, table: Any, num: int) -> dict[str, tuple[float, ...]]:

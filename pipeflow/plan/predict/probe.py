@@ -15,16 +15,18 @@ from statistics import fmean
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 import pipeflow
 from pipeflow.config import Config
 from pipeflow.device import choose_device
+from pipeflow.errors import PipeflowError
 from pipeflow.flow import build_flow
 from pipeflow.flow.layers import Shape
 from pipeflow.plan.predict.compute_probe import ComputeProbe, combine
 from pipeflow.plan.predict.link_probe import measure_links
 from pipeflow.plan.predict.machines import Machines, read_machines
+from pipeflow.plan.without_memory import build_without_memory
 from pipeflow.workers.network import use_loopback
 
 BATCH_SIZES = (8, 32, 128, 512)
@@ -43,13 +45,22 @@ def probe(
     seconds: of the rounds in which everything is measured once; there is at least one.
     """
     sizes = sorted({*(size for size in BATCH_SIZES if size < config.optim.batch_size), config.optim.batch_size})
+    choose_device(config.run.device)
     threads = int(os.environ.get("OMP_NUM_THREADS", 1)) if threads is None else threads
     with tempfile.TemporaryDirectory() as folder:
         arguments = (workers, folder, threads, config, shape, sizes, seconds)
-        start_processes(_process, arguments, workers, start_method="forkserver")
+        try:
+            start_processes(_process, arguments, workers, start_method="forkserver")
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            last = str(error).strip().splitlines()[-1]
+            raise PipeflowError(
+                f"--probe: process {error.error_index} of {workers} that measure ended: {last}"
+            ) from None
         measured = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(workers)]
     compute = combine([each["compute"] for each in measured], fmean)
-    steps = {"batch_size": sizes, **{name: compute[name] for name in ("train", "forward", "update")}}
+    macs = sum(build_without_memory(config, lambda: build_flow(config, shape)).layer_multiply_adds())
+    steps = {"batch_size": sizes, "multiply_adds": macs}
+    steps |= {name: compute[name] for name in ("train", "forward", "update")}
     about = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

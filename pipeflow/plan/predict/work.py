@@ -107,6 +107,11 @@ def _measured(flow: Flow, macs: dict[str, int], measured: StepSeconds, recompute
             f"step_seconds.train: {wrong} in this configuration's flow, which goes from {flow.names[0]!r} to "
             f"{flow.names[-1]!r}: times must be of the same model, measure them with --probe."
         )
+    if measured.multiply_adds not in (None, sum(macs.values())):
+        raise ConfigError(
+            f"step_seconds.multiply_adds: the times are of a flow with {measured.multiply_adds:,} multiply-adds an image, "
+            f"this one has {sum(macs.values()):,}: measure it with --probe."
+        )
     parameters = {
         name: sum(parameter.numel() for parameter in layer.parameters()) for name, layer in flow.named_layers()
     }
