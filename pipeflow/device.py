@@ -22,6 +22,16 @@ _ISA_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AV
 """Variables of the environment that bound the instruction sets oneDNN uses, and values that leave out those of bfloat16."""
 
 
+def check_device(name: str) -> None:
+    """Raises ConfigError where there is no device of this name: auto, cpu or cuda."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: {name!r}: expected auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "run.device, or --device: cuda, but torch finds no GPU here: use auto or cpu, or check the driver."
+        )
+
+
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device for `run.device` or `--device`, which is made ready; a GPU becomes torch's current one.
 
@@ -32,12 +42,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     Raises:
         ConfigError: there is no device of this name.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device: {name!r}: expected auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "run.device, or --device: cuda, but torch finds no GPU here: use auto or cpu, or check the driver."
-        )
+    check_device(name)
     if name == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
         return torch.device("cpu")

@@ -32,8 +32,8 @@ class ImageData:
         classes: names of the labels 0, 1, ...; the attribute `classes` of both datasets, if empty.
 
     Raises:
-        DataError: the images are empty, of another type, not finite, floats that are whole numbers or 8-bit values over
-            255, or differ in shape or type between train and test; or the labels do not fit them.
+        DataError: the images are empty, of another type, not finite, floats that are whole numbers or scaled 8-bit
+            values, or differ in shape or type between train and test; or the labels do not fit them.
     """
 
     train: Images
@@ -172,7 +172,7 @@ def _common_classes(train: object, test: object) -> tuple[str, ...]:
 
 
 _LOOKED_AT = 65_536
-"""Pixels of a channel whose values are counted."""
+"""Pixels of a channel whose values are counted, evenly spread over the images."""
 
 
 def _check_continuous(values: Tensor, where: str) -> None:
@@ -191,11 +191,12 @@ def _check_continuous(values: Tensor, where: str) -> None:
                 f"{fix}, and add noise to other values."
             )
     if values.ndim == 4:
-        for channel in values.movedim(1, 0).flatten(1)[:, :_LOOKED_AT]:
-            num = len(channel.unique())
-            if num <= 256 and 16 * num <= len(channel):
+        for channel in values.movedim(1, 0).flatten(1):
+            some = channel[:: -(-len(channel) // _LOOKED_AT)]
+            num = len(some.unique())
+            if 1 < num <= 256 and 16 * num <= len(some):
                 raise DataError(
-                    f"{where} are floats, but a channel has {num} values in {len(channel):,} pixels, as 8-bit ones have "
+                    f"{where} are floats, but a channel has {num} values in {len(some):,} pixels, as 8-bit ones have "
                     f"that were scaled or normalised: a flow would learn a density without bound. Give pixels as uint8, "
                     f"before that."
                 )

@@ -16,7 +16,7 @@ from pipeflow.data.cache import read_cache, write_cache
 from pipeflow.data.decoding import Decoding, size_text
 from pipeflow.data.held_out import hold_out, num_held_out
 from pipeflow.data.image_data import ImageData
-from pipeflow.data.image_source import LAYOUT, Member, open_source
+from pipeflow.data.image_source import LAYOUT, Member, Source, open_source
 from pipeflow.data.layout import lay_out
 from pipeflow.data.picture import Conversion
 from pipeflow.data.stored import Images, in_chunks, subset
@@ -43,7 +43,7 @@ def load_images(data: DataConfig) -> ImageData:
     with open_source(Path(data.path)) as source:
         layout = lay_out(source.members, source.path, data.test_fraction)
         members, num_train = [*layout.train, *layout.test], len(layout.train)
-        fingerprint = _fingerprint(members, conversion, source.path)
+        fingerprint = _fingerprint(source, members, conversion)
         kept = read_cache(fingerprint, num_train, len(members))
         if kept is None:
             decoding = Decoding(source, members, conversion)
@@ -93,10 +93,14 @@ def _decode(decoding: Decoding, fingerprint: str, num_train: int, memory: float)
     )
 
 
-def _fingerprint(members: Sequence[Member], conversion: Conversion, path: str) -> str:
+_READ = 16
+"""Most files whose contents tell a folder from others."""
+
+
+def _fingerprint(source: Source, members: Sequence[Member], conversion: Conversion) -> str:
     """sha256, in hexadecimal, of whatever the pixels depend on: the files and the rules of decoding.
 
-    path: of the source, which tells a folder from another one with files of the same names, sizes and times.
+    Some files of a folder are read, for others may have their names, sizes and times. In a zip each has its CRC.
     """
     channels, *size = dataclasses.astuple(conversion)
     rules = channels if size == [None, None] else [channels, *size]
@@ -104,8 +108,9 @@ def _fingerprint(members: Sequence[Member], conversion: Conversion, path: str) -
     for index, member in enumerate(members):
         digest.update(f"{', ' if index else ''}{json.dumps([member.path, member.size, member.stamp])}".encode())
     digest.update(b"]]")
-    if any(member.info is None for member in members):  # in a zip each file has its CRC
-        digest.update(path.encode())
+    for member in members[:: -(-len(members) // _READ)]:
+        if member.info is None:
+            digest.update(hashlib.sha256(source.content(member)).digest())
     return digest.hexdigest()
 
 

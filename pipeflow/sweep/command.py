@@ -20,8 +20,8 @@ from pipeflow.sweep.pool import Job, Pool, python, room_for
 from pipeflow.sweep.runs import Sweep, SweepRun, read_sweep
 from pipeflow.units import count_text
 
-_MAY_DIFFER = ("run", "data", "eval", "checkpoint", "timeline")
-"""Sections that change nothing in what is trained, where the images are the same, which a run checks by itself."""
+_LEARNED = ("model", "parts", "schedule", "optim", "finetune", "precision", "link.dtype")
+"""Sections and options that change what is learned from the same images; a run checks by itself that they are the same."""
 
 
 def sweep(
@@ -121,9 +121,10 @@ def _is_same(run: SweepRun, config: Config) -> bool:
 def _others_run(run: SweepRun) -> str | None:
     """The error of a run in whose folder another one is, which would else go on under these options."""
     with contextlib.suppress(CheckpointError, OSError):
-        before = read_config(run.config.run.dir)
-        theirs = {section: getattr(before, section) for section in _MAY_DIFFER}
-        differing = differing_options(before.to_dict(), dataclasses.replace(run.config, **theirs))
+        differing = differing_options(read_config(run.config.run.dir).to_dict(), run.config)
+        differing = {
+            name: values for name, values in differing.items() if name in _LEARNED or name.partition(".")[0] in _LEARNED
+        }
         if differing:
             return (
                 f"{run.config.run.dir} has a run of other options ({in_words(differing)}): choose another folder for the "

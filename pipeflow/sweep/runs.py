@@ -156,7 +156,8 @@ def _base(where: str, folder: Path, settings: Mapping[str, Any]) -> dict[str, An
     try:
         base = read_yaml(str(beside if beside.is_file() else given))
     except ConfigError as error:
-        raise ConfigError(f"{where}: config {given}, also looked for beside this file: {error}") from None
+        sought = "" if beside.is_file() else ", also looked for beside this file"
+        raise ConfigError(f"{where}: config {given}{sought}: {error}") from None
     where = f"{where}: config {given}"
     for section, values in base.items():
         for option in values if isinstance(values, dict) else ():

@@ -42,7 +42,8 @@ class DataParallelTrainer(PartTrainer):
         share = replicas.share(batch_size)
         # DDP averages over workers, so shares of unequal size are weighted back to a mean over images.
         self._weight = (share.stop - share.start) * replicas.size / batch_size
-        # Buffers never change here. torch 2.15 renamed the option that keeps them from being sent in every forward.
+        # Buffers change with the first batch at most, before replicas get the first one's state. torch 2.15 renamed the
+        # option that keeps them from being sent in every forward.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
         no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         wrapped = DistributedDataParallel(self.part, process_group=replicas.group, init_sync=False, **no_buffers)

@@ -125,10 +125,11 @@ class Run:
     def gather(self) -> None:
         """Brings the parts together on rank 0's device, or to train as one where they are; once in a run.
 
-        Evaluates the parts where no local epoch has, of a run that was to end with them and trains further. Raises
-        Interrupted.
+        First evaluates the parts if their last local epoch did not: a run that was to end with it goes on end to end.
+        Raises Interrupted.
         """
-        if self.control.broadcast(self.recorder.lacks_exits, "whether parts are to be evaluated"):
+        lacks_exits = self.recorder.lacks_exits and self.config.num_local_epochs > 0
+        if self.control.broadcast(lacks_exits, "whether parts are to be evaluated"):
             start = time.perf_counter()
             result = self._evaluate(len(self.recorder.history) - 1, self.num_test)
             self._collect(None)

@@ -31,6 +31,13 @@ def test_images_that_cannot_be(train, test, says):
     assert says in str(caught.value) and "mine" in str(caught.value) and "give" in str(caught.value).lower()
 
 
+def test_floats_may_have_a_background_of_one_value():
+    images = torch.rand(2, 1, 512, 512, generator=torch.Generator().manual_seed(0))
+    images[:, :, :256] = 0
+    images[:, :, 256:384, :200] = -1.5
+    assert ImageData(images, images, "scans").train is not None
+
+
 @pytest.mark.parametrize(
     "labels, says",
     [

@@ -35,8 +35,8 @@ class Cuts:
     def for_workers(self, workers: int, are_isolated: bool = True) -> list[Cut]:
         """Cuts into as many parts as there are workers or fewer, the configured one first.
 
-        are_isolated: whether parts train by themselves, so that heads and averaged weights count where cuts are balanced;
-            False: of the stages of a pipeline, which has neither.
+        are_isolated: whether parts train by themselves, so that heads count where cuts are balanced, and averaged weights
+            under the configured schedule; False: of the stages of a pipeline, which has neither.
         """
         plan = self._plan
         is_theirs = are_isolated or plan.config.parts.split != "balanced"  # a balanced one is another for a pipeline

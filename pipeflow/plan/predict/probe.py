@@ -15,11 +15,11 @@ from statistics import fmean
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 import pipeflow
 from pipeflow.config import Config
-from pipeflow.device import choose_device
+from pipeflow.device import check_device, choose_device
 from pipeflow.errors import PipeflowError
 from pipeflow.flow import build_flow
 from pipeflow.flow.layers import Shape
@@ -45,17 +45,14 @@ def probe(
     seconds: of the rounds in which everything is measured once; there is at least one.
     """
     sizes = sorted({*(size for size in BATCH_SIZES if size < config.optim.batch_size), config.optim.batch_size})
-    choose_device(config.run.device)
+    check_device(config.run.device)
     threads = int(os.environ.get("OMP_NUM_THREADS", 1)) if threads is None else threads
     with tempfile.TemporaryDirectory() as folder:
         arguments = (workers, folder, threads, config, shape, sizes, seconds)
         try:
             start_processes(_process, arguments, workers, start_method="forkserver")
-        except (ProcessRaisedException, ProcessExitedException) as error:
-            last = str(error).strip().splitlines()[-1]
-            raise PipeflowError(
-                f"--probe: process {error.error_index} of {workers} that measure ended: {last}"
-            ) from None
+        except ProcessExitedException as error:  # one that raises is a bug, and keeps its traceback
+            raise PipeflowError(f"--probe: measuring process {error.error_index} of {workers} ended: {error}") from None
         measured = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(workers)]
     compute = combine([each["compute"] for each in measured], fmean)
     macs = sum(build_without_memory(config, lambda: build_flow(config, shape)).layer_multiply_adds())
