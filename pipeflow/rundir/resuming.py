@@ -138,6 +138,13 @@ def check_ended(config: Config, differing: Mapping[str, tuple[object, object]]) 
         )
 
 
+def rate_option(config: Config, is_local: bool) -> str:
+    """The option that sets the learning rate of local epochs, or of end-to-end ones."""
+    if is_local:
+        return "optim.lr" if config.optim.part_lr is None else "optim.part_lr"
+    return "optim.lr" if config.finetune.lr is None else "finetune.lr"
+
+
 def ended(config: Config) -> str:
     """The beginning of a message about a run that has ended."""
     return f"the run in {config.run.dir} has ended"

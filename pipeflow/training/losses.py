@@ -125,3 +125,16 @@ class Losses:
     def means(self) -> dict[str, float]:
         """Mean loss of each part over the phase."""
         return {part: sum(values) / len(values) for part, values in self.values().items()}
+
+
+def merge_means(means: Sequence[Mapping[str, float]], weights: Sequence[float], is_whole: bool) -> dict[str, float]:
+    """Mean loss by part, or of the `flow`, from each worker's; of replicas the mean over the whole batch.
+
+    weights: of each worker's mean: the share of a batch that it has. is_whole: whether the whole flow trains.
+    """
+    merged: dict[str, float] = {}
+    for each, weight in zip(means, weights):
+        for part, loss in each.items():
+            key = "flow" if is_whole else part
+            merged[key] = merged.get(key, 0.0) + weight * loss
+    return merged

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeflow.config import Config
@@ -13,17 +12,17 @@ from pipeflow.flow import Flow
 from pipeflow.links.link import Stopped
 from pipeflow.rundir.folder import RunFolder
 from pipeflow.rundir.records import Position, Summary
-from pipeflow.rundir.resuming import check_images, check_labels, ended, next_commands, with_its_heads
+from pipeflow.rundir.resuming import check_images, check_labels, ended, next_commands, rate_option, with_its_heads
 from pipeflow.training.entries import Entries
 from pipeflow.training.interruption import Inside, Interrupted, position_of, resume_inside
 from pipeflow.training.labels import Labels, given_label
-from pipeflow.training.losses import Losses
+from pipeflow.training.losses import Losses, merge_means
 from pipeflow.training.opening import Images, check_timeline, load_initial, make_flow, make_parts, open_folder
 from pipeflow.training.recorder import Recorder
 from pipeflow.training.results import leave_results
 from pipeflow.training.sampling import draw_beside_data
 from pipeflow.training.saver import Saver
-from pipeflow.training.schedule import Phase, Schedule, Stop
+from pipeflow.training.schedule import Phase, Schedule, Stop, trained_before
 from pipeflow.training.stages import Stages
 from pipeflow.training.totals import Evaluated
 from pipeflow.units import count_text
@@ -59,9 +58,7 @@ class Run:
                 load_initial(world, config.model.init, self.flow)
             self.parts = make_parts(world, config, self.flow, manifest)
             num_steps = images.info.num_train // config.optim.batch_size
-            cuts = tuple(part.names[0] for part in self.parts[1:])
-            history = manifest.history if manifest is not None and manifest.cuts == cuts else ()
-            self.schedule = Schedule(config, len(self.parts), num_steps, history)
+            self.schedule = Schedule(config, len(self.parts), num_steps, trained_before(manifest, self.parts))
             check_timeline(config, num_steps)
             checkpoints, fingerprint = self.folder.checkpoints, images.info.fingerprint
             self.recorder = Recorder(
@@ -125,16 +122,10 @@ class Run:
     def gather(self) -> None:
         """Brings the parts together on rank 0's device, or to train as one where they are; once in a run.
 
-        First evaluates the parts if their last local epoch did not: a run that was to end with it goes on end to end.
-        Raises Interrupted.
+        First evaluates the parts if their last local epoch, which was to end the run, did not. Raises Interrupted.
         """
-        lacks_exits = self.recorder.lacks_exits and self.config.num_local_epochs > 0
-        if self.control.broadcast(lacks_exits, "whether parts are to be evaluated"):
-            start = time.perf_counter()
-            result = self._evaluate(len(self.recorder.history) - 1, self.num_test)
-            self._collect(None)
-            if result is not None:
-                self.recorder.local_ended(result, time.perf_counter() - start)
+        if self.control.broadcast(self.recorder.lacks_exits and self.config.num_local_epochs > 0, "what is to evaluate"):
+            self._evaluate_exits(len(self.recorder.history) - 1)
         start = time.perf_counter()
         self.stages.gather()
         self._collect(None)
@@ -163,8 +154,10 @@ class Run:
         self._last_losses = trained.losses
         if self.is_main:
             losses, busy, cpu, updates, _ = zip(*collected)
-            recorder.epoch_trained(self._merge_losses(losses), seconds, busy, cpu)
-            recorder.epoch_updated(updates, self.stages.name == "whole")
+            is_whole, weight = self.stages.name == "whole", self.stages.replicas.weight
+            weights = [weight(self.config.optim.batch_size, rank) for rank in range(len(losses))]
+            recorder.epoch_trained(merge_means(losses, weights, is_whole), seconds, busy, cpu)
+            recorder.epoch_updated(updates, is_whole)
         if self.world.timeline.wanted(phase.epoch):
             recorder.timeline(gather_spans(self.world.timeline, self.control))
 
@@ -180,11 +173,7 @@ class Run:
                 if result is not None:
                     recorder.epoch_evaluated(result, time.perf_counter() - start)
             if phase.epoch == self.config.num_local_epochs - 1 and phase.epoch < self.config.num_epochs - 1:
-                start = time.perf_counter()
-                result = self._evaluate(phase.epoch, self.num_test)
-                self._collect(None)
-                if result is not None:
-                    recorder.local_ended(result, time.perf_counter() - start)
+                self._evaluate_exits(phase.epoch)
         except Interrupted:
             self._collect(None)
             carried = recorder.epoch_interrupted(0.0)
@@ -257,11 +246,7 @@ class Run:
     def _stopped(self, reason: str, advice: str | None = None) -> TrainingStopped:
         """advice: what helps; None: a lower rate."""
         self.saver.close()  # the checkpoint that is being written may be the last good one
-        is_local, rate = self.stages.name == "local", "optim.lr"
-        if is_local and self.config.optim.part_lr is not None:
-            rate = "optim.part_lr"
-        elif not is_local and self.config.finetune.lr is not None:
-            rate = "finetune.lr"
+        rate = rate_option(self.config, self.stages.name == "local")
         advice = advice or f"Resume with a lower {rate} or with optim.clip_norm"
         return TrainingStopped(f"{reason}: stopped all workers, {self.folder.checkpoints.last_good()}. {advice}.")
 
@@ -279,16 +264,6 @@ class Run:
         self.saver.wait()
         self.recorder.waited_for_checkpoint(time.perf_counter() - start)
 
-    def _merge_losses(self, losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Mean loss by part; of replicas the mean over the whole batch."""
-        merged: dict[str, float] = {}
-        for rank, each in enumerate(losses):
-            weight = self.stages.replicas.weight(self.config.optim.batch_size, rank)
-            for part, loss in each.items():
-                key = "flow" if self.stages.name == "whole" else part
-                merged[key] = merged.get(key, 0.0) + weight * loss
-        return merged
-
     def _num_eval_images(self) -> int:
         return min(self.config.eval.num_images or self.num_test, self.num_test)
 
@@ -301,6 +276,14 @@ class Run:
             return None
         kept = tuple(exits) if self.stages.name == "local" else None
         return Evaluated(exits[-1], kept, raw[-1] if raw else None)
+
+    def _evaluate_exits(self, epoch: int) -> None:
+        """The parts' exits on all test images, before they are one flow."""
+        start = time.perf_counter()
+        result = self._evaluate(epoch, self.num_test)
+        self._collect(None)
+        if result is not None:
+            self.recorder.local_ended(result, time.perf_counter() - start)
 
     def _evaluate_once(self, epoch: int, num_images: int) -> list[float]:
         """Exit bits/dim of all parts on rank 0, an empty list elsewhere."""

@@ -20,7 +20,7 @@ from typing import Any
 from pipeflow.config import FINETUNE, Config
 from pipeflow.flow import Part
 from pipeflow.flow.balance import owners_of
-from pipeflow.rundir.records import Epoch, Mode
+from pipeflow.rundir.records import Epoch, Manifest, Mode
 
 DIVERGED_BY = 5.0
 """Bits per dimension by which a part's training loss may rise over its first epoch's before the run is stopped."""
@@ -111,12 +111,12 @@ class Stop:
 class Schedule:
     """All phases of a run, from its configuration, its number of parts and of batches in an epoch."""
 
-    def __init__(self, config: Config, num_parts: int, steps_per_epoch: int, history: Sequence[Epoch] = ()):
-        """history: the epochs that a run had made when it was resumed, of the same parts, if under another schedule."""
+    def __init__(self, config: Config, num_parts: int, steps_per_epoch: int, trained: Sequence[Sequence[int]] = ()):
+        """trained: the parts that each local epoch trained before a resume, maybe under another schedule."""
         self.config = config
         self.num_parts = num_parts
         self.steps_per_epoch = steps_per_epoch
-        self._trained = [each.trained for each in history if each.is_local]
+        self._trained = trained
 
     def phases(self) -> list[Phase]:
         """Every phase from the first to the last, one for each epoch."""
@@ -207,6 +207,13 @@ class Schedule:
         num_turns = math.ceil(self.config.num_local_epochs * self.steps_per_epoch / turn_steps)
         first_turn = -num_turns % self.num_parts
         return turn_steps, first_turn * turn_steps + epoch * self.steps_per_epoch
+
+
+def trained_before(manifest: Manifest | None, parts: Sequence[Part]) -> list[tuple[int, ...]]:
+    """The parts that each local epoch of a run trained before its resume; none where they were cut otherwise."""
+    if manifest is None or manifest.cuts != tuple(part.names[0] for part in parts[1:]):
+        return []
+    return [each.trained for each in manifest.history if each.is_local]
 
 
 def training_macs(phase: Phase, parts: Sequence[Part], batch_size: int) -> int:
