@@ -56,7 +56,8 @@ def headline() -> str:
         f"[{title}](BENCHMARKS/{name}.md): {_machines(name, *machines.get(title, ()))}."
         for title, name in sources.items()
     ]
-    return _table(["small Glow on 4,992 images of CIFAR-10", "concurrent parts", "beside it"], rows) + "\n\n" + " ".join(told)
+    head = ["small Glow on 4,992 images of CIFAR-10", "concurrent parts", "beside it"]
+    return _table(head, rows) + "\n\n" + " ".join(told)
 
 
 def schedules() -> str:

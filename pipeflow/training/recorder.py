@@ -198,8 +198,8 @@ class Recorder:
 
     @property
     def lacks_exits(self) -> bool:
-        """Whether, on rank 0, the parts' exits on all test images are not known."""
-        return self._totals.exit_bpd is None
+        """Whether, on rank 0, the parts' exits on all test images are not known, of a run that has local epochs."""
+        return self._totals.exit_bpd is None and self.config.num_local_epochs > 0
 
     @_on_rank_0
     def local_ended(self, result: Evaluated, seconds: float) -> None:

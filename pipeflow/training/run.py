@@ -124,7 +124,7 @@ class Run:
 
         First evaluates the parts if their last local epoch, which was to end the run, did not. Raises Interrupted.
         """
-        if self.control.broadcast(self.recorder.lacks_exits and self.config.num_local_epochs > 0, "what is to evaluate"):
+        if self.control.broadcast(self.recorder.lacks_exits, "whether parts are to be evaluated"):
             self._evaluate_exits(len(self.recorder.history) - 1)
         start = time.perf_counter()
         self.stages.gather()
