@@ -161,7 +161,7 @@ def check_world_size(config: "Config", world_size: int, num_parts: int | None) -
             f"start a multiple of {replicas} workers, or set parts.replicas to 1."
         )
     is_ddp = config.finetune.parallel == "ddp"
-    if is_ddp and config.num_epochs > config.num_local_epochs:
+    if is_ddp and config.ends_whole:
         _check_share(config, "finetune.parallel: ddp", world_size)
     if num_parts is None:
         return

@@ -60,9 +60,14 @@ class Config:
         return 0 if self.schedule.mode == "end_to_end" else self.schedule.local_epochs
 
     @property
+    def ends_whole(self) -> bool:
+        """Whether the last epochs train the flow end to end."""
+        return self.num_epochs > self.num_local_epochs
+
+    @property
     def is_pipelined(self) -> bool:
         """Whether end-to-end epochs run as a pipeline, if there are several workers."""
-        return self.finetune.parallel == "pipeline" and self.num_epochs > self.num_local_epochs
+        return self.finetune.parallel == "pipeline" and self.ends_whole
 
     @property
     def needs_parts(self) -> bool:

@@ -41,11 +41,11 @@ def sweep(
     """
     todo = read_sweep(path, overrides, out)
     summaries = _summaries(todo.runs)
-    missing = [run for run in todo.runs if run.name not in summaries]
+    errors = {run.name: error for run in todo.runs if run.name not in summaries and (error := _others_run(run))}
+    missing = [run for run in todo.runs if run.name not in {**summaries, **errors}]
     room = room_for(todo.workers, max(1, len(missing)), jobs, _gpus(todo))
-    said = f"{count_text(len(todo.runs), 'run')} in {todo.out}: {len(todo.runs) - len(missing)} there"
+    said = f"{count_text(len(todo.runs), 'run')} in {todo.out}: {len(summaries)} there"
     print(f"{said}, {len(room)} at a time" if missing else said, flush=True)
-    errors = {run.name: error for run in missing if (error := _others_run(run)) is not None}
     for name, error in errors.items():
         say(f"{name}: {error}")
 
@@ -64,7 +64,7 @@ def sweep(
 
     with stoppable():
         try:
-            Pool(room).run([_job(run, todo) for run in missing if run.name not in errors], ended)
+            Pool(room).run([_job(run, todo) for run in missing], ended)
         except KeyboardInterrupt:
             say("stopped: runs that had begun are saved, and the same command resumes them")
             raise

@@ -22,7 +22,7 @@ from pipeflow.training.recorder import Recorder
 from pipeflow.training.results import leave_results
 from pipeflow.training.sampling import draw_beside_data
 from pipeflow.training.saver import Saver
-from pipeflow.training.schedule import Phase, Schedule, Stop, trained_before
+from pipeflow.training.schedule import Phase, Schedule, Stop, resumed_at
 from pipeflow.training.stages import Stages
 from pipeflow.training.totals import Evaluated
 from pipeflow.units import count_text
@@ -58,7 +58,7 @@ class Run:
                 load_initial(world, config.model.init, self.flow)
             self.parts = make_parts(world, config, self.flow, manifest)
             num_steps = images.info.num_train // config.optim.batch_size
-            self.schedule = Schedule(config, len(self.parts), num_steps, trained_before(manifest, self.parts))
+            self.schedule = Schedule(config, len(self.parts), num_steps, *resumed_at(manifest, self.parts))
             check_timeline(config, num_steps)
             checkpoints, fingerprint = self.folder.checkpoints, images.info.fingerprint
             self.recorder = Recorder(

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,11 +111,14 @@ class Stop:
 class Schedule:
     """All phases of a run, from its configuration, its number of parts and of batches in an epoch."""
 
-    def __init__(self, config: Config, num_parts: int, steps_per_epoch: int, trained: Sequence[Sequence[int]] = ()):
-        """trained: the parts that each local epoch trained before a resume, maybe under another schedule."""
+    def __init__(
+        self, config: Config, num_parts: int, steps_per_epoch: int, epoch: int = 0, trained: Collection[int] = ()
+    ):
+        """epoch: the first to come. trained: the parts that have had updates before it, maybe under another schedule."""
         self.config = config
         self.num_parts = num_parts
         self.steps_per_epoch = steps_per_epoch
+        self._epoch = epoch
         self._trained = trained
 
     def phases(self) -> list[Phase]:
@@ -130,10 +133,9 @@ class Schedule:
     @functools.cached_property
     def initialized_later(self) -> dict[int, int]:
         """The parts that train for the first time behind parts that have trained, and the epoch in which they do."""
-        first: dict[int, int] = {}
-        for epoch in range(self.config.num_local_epochs):
-            known = epoch < len(self._trained)
-            for part in self._trained[epoch] if known else self._phase(epoch).trained:
+        first = dict.fromkeys(self._trained, -1)
+        for epoch in range(self._epoch, self.config.num_local_epochs):
+            for part in self._phase(epoch).trained:
                 first.setdefault(part, epoch)
             if len(first) == self.num_parts:
                 break
@@ -209,11 +211,12 @@ class Schedule:
         return turn_steps, first_turn * turn_steps + epoch * self.steps_per_epoch
 
 
-def trained_before(manifest: Manifest | None, parts: Sequence[Part]) -> list[tuple[int, ...]]:
-    """The parts that each local epoch of a run trained before its resume; none where they were cut otherwise."""
-    if manifest is None or manifest.cuts != tuple(part.names[0] for part in parts[1:]):
-        return []
-    return [each.trained for each in manifest.history if each.is_local]
+def resumed_at(manifest: Manifest | None, parts: Sequence[Part]) -> tuple[int, list[int]]:
+    """The first epoch to come, and the parts of which a layer has had updates before it. manifest: None of a new run."""
+    if manifest is None:
+        return 0, []
+    updates = {owner: count for owner, (count, _) in manifest.counts.items()}
+    return manifest.epoch, [part.index for part in parts if any(updates.get(name) for name in part.names)]
 
 
 def training_macs(phase: Phase, parts: Sequence[Part], batch_size: int) -> int:

@@ -188,8 +188,7 @@ class Stages:
             self._start_pipeline(state)
             return
         world, config = self.world, self.config
-        has_epochs = config.num_epochs > config.num_local_epochs
-        is_shared = config.finetune.parallel != "single" and world.size > 1 and has_epochs
+        is_shared = config.finetune.parallel != "single" and world.size > 1 and config.ends_whole
         self.name = "whole"
         self.replicas = world.replicas_of_all() if is_shared else Replicas((world.rank,), world.rank)
         trainers = []
